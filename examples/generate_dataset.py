@@ -1,0 +1,111 @@
+"""Generate an image data set from a trained pipeline.
+
+    python examples/generate_dataset.py my-dp-model --images_per_class 1000 --output_dir my-synthetic-data
+
+The result loads by `datasets.load_dataset("my-synthetic-data")`, and carries the `privacy.json` of the pipeline. It is
+post-processing of what the pipeline released, so it costs no privacy, however many images are drawn. An interrupted run
+goes on where it stopped when it is started again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import diffusers
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
+from diffusers_dp_curriculum.synthesis import generate_dataset
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Generate an image data set from a trained pipeline.")
+    parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
+    parser.add_argument("--images_per_class", type=int, required=True, help="images in all, if there are no classes")
+    parser.add_argument("--output_dir", type=Path, required=True, help="new, empty, or an interrupted run's")
+    parser.add_argument("--file_format", choices=["parquet", "imagefolder"], default="parquet")
+    parser.add_argument("--batch_size", type=int, default=250, help="images sampled at once and written as one shard")
+    parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the sample; no privacy depends on it")
+    parser.add_argument("--scheduler", help="sample with another diffusers scheduler, such as DDIMScheduler")
+    return parser.parse_args()
+
+
+def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
+    """Load a class-conditional or a stock pipeline, without ever running code from where it is stored."""
+    try:
+        class_name = diffusers.DiffusionPipeline.load_config(name)["_class_name"]
+    except OSError as error:
+        raise InputError(
+            f"{name} is neither the directory of a saved pipeline nor one on the Hub, so check it."
+        ) from error
+    if class_name == ["pipeline", "ClassConditionalPipeline"]:
+        return ClassConditionalPipeline.from_pretrained(name)
+    if isinstance(class_name, list):
+        raise InputError(
+            f"{name} needs code of its own ({'.'.join(class_name)}), so call `generate_dataset` in Python."
+        )
+    return diffusers.DiffusionPipeline.from_pretrained(name)
+
+
+def use_scheduler(pipeline: diffusers.DiffusionPipeline, name: str):
+    """Swap in a scheduler that the model can be sampled with."""
+    compatible = {scheduler.__name__: scheduler for scheduler in pipeline.scheduler.compatibles}
+    if name not in compatible:
+        raise InputError(f"`--scheduler` must be one of {', '.join(sorted(compatible))} here, but it is {name}.")
+    pipeline.scheduler = compatible[name].from_config(pipeline.scheduler.config)
+
+
+def find_privacy_json(name: str) -> Path | None:
+    """The privacy.json of a pipeline, if it has one."""
+    if Path(name).is_dir():
+        path = Path(name, "privacy.json")
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, "privacy.json"))
+    except EntryNotFoundError:
+        return None
+
+
+def main():
+    """Load, generate, report."""
+    args = parse_args()
+    pipeline = load_pipeline(args.pipeline)
+    if args.scheduler:
+        use_scheduler(pipeline, args.scheduler)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(desc="Denoising", leave=False)
+
+    privacy_json = find_privacy_json(args.pipeline)
+    dataset = generate_dataset(
+        pipeline,
+        args.images_per_class,
+        output_dir=args.output_dir,
+        file_format=args.file_format,
+        batch_size=args.batch_size,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        privacy_json=privacy_json,
+    )
+
+    classes = f" of {dataset.features['label'].num_classes} classes" if "label" in dataset.features else ""
+    print(f"{len(dataset)} images{classes} in {args.output_dir} ({args.file_format}).")
+    print(f'Load them by datasets.load_dataset("{args.output_dir}").')
+    if privacy_json is None:
+        print("The pipeline has no privacy.json: nothing is known about the privacy of these images.")
+    else:
+        print(f"What is guaranteed about them is in {args.output_dir / 'privacy.json'}.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,151 @@
+"""Train a diffusion model on sensitive images from easy to hard, under one (epsilon, delta).
+
+    accelerate launch examples/train_dp_curriculum.py                                  # handwritten digits, minutes
+    accelerate launch examples/train_dp_curriculum.py --train_data_dir DIR --resolution 28 --target_epsilon 10
+
+Without arguments the preset "digits" is used.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+import torch
+from accelerate.utils import set_seed
+from diffusers import DDPMScheduler, UNet2DModel
+from transformers import HfArgumentParser
+
+from diffusers_dp_curriculum import (
+    DPCurriculumConfig,
+    DPCurriculumTrainer,
+    ImageDataset,
+    InputError,
+    load_image_dataset,
+)
+
+
+PRESETS = files("diffusers_dp_curriculum") / "presets"
+NORM_GROUPS = 8
+
+
+@dataclass
+class ScriptArguments:
+    """Where the images come from and what the network looks like."""
+
+    preset: str | None = field(default=None, metadata={"help": "Named recipe; every flag given besides overrides it."})
+    dataset_name: str | None = field(default=None, metadata={"help": 'Hub id of the data set, or "digits".'})
+    train_data_dir: str | None = field(
+        default=None,
+        metadata={"help": "Image folder, directory saved by `datasets`, parquet files, or MNIST-like IDX files."},
+    )
+    resolution: int | None = field(
+        default=None, metadata={"help": "Resize and crop to this size; the images' own by default."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images, if there are several."})
+    label_column: str | None = field(default=None, metadata={"help": "Column with the labels, if there are several."})
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "The classes, where the data set does not declare them."}
+    )
+    unconditional: bool = field(default=False, metadata={"help": "Ignore labels."})
+    model_config_name_or_path: str | None = field(
+        default=None, metadata={"help": "Config of the UNet2DModel, instead of --block_out_channels and the like."}
+    )
+    block_out_channels: list[int] = field(
+        default_factory=lambda: [32, 64], metadata={"help": "Channels of each level, finest first; multiples of 8."}
+    )
+    layers_per_block: int = field(default=1, metadata={"help": "Residual blocks a level."})
+    attention_levels: int = field(default=1, metadata={"help": "The coarsest levels that have attention."})
+    prediction_type: str = field(
+        default="v_prediction", metadata={"help": "What the network predicts: epsilon, v_prediction or sample."}
+    )
+    ddpm_num_steps: int = field(default=1000, metadata={"help": "Timesteps of the noise schedule."})
+    ddpm_beta_schedule: str = field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule of DDPMScheduler."})
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, DPCurriculumConfig]:
+    """Parse the command line; a preset changes the defaults."""
+    parser = HfArgumentParser((ScriptArguments, DPCurriculumConfig), description=__doc__.splitlines()[0])
+    chosen, _ = parser.parse_known_args(arguments)
+    preset = chosen.preset or (None if chosen.dataset_name or chosen.train_data_dir else "digits")
+    if preset is not None:
+        path = PRESETS / f"{preset}.json"
+        if not path.is_file():
+            names = sorted(entry.name.removesuffix(".json") for entry in PRESETS.iterdir())
+            raise InputError(f'There is no preset "{preset}": choose one of {", ".join(names)}.')
+        defaults = json.loads(path.read_text(encoding="utf-8"))
+        if chosen.train_data_dir is not None:
+            defaults.pop("dataset_name")  # the recipe, on the user's own images
+        parser.set_defaults(**defaults)
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def make_unet(script: ScriptArguments, dataset: ImageDataset) -> UNet2DModel:
+    """A `UNet2DModel` for the data set: attention at the coarsest levels, the last class embedding for no class."""
+    own = {
+        "sample_size": dataset.resolution,
+        "in_channels": dataset.num_channels,
+        "out_channels": dataset.num_channels,
+        "num_class_embeds": None if dataset.num_classes is None else dataset.num_classes + 1,
+    }
+    if script.model_config_name_or_path is not None:
+        return UNet2DModel.from_config(UNet2DModel.load_config(script.model_config_name_or_path), **own)
+    if any(channels % NORM_GROUPS for channels in script.block_out_channels):
+        raise InputError(f"block_out_channels are {script.block_out_channels}: give multiples of {NORM_GROUPS}.")
+    levels = len(script.block_out_channels)
+    attention = [level >= levels - script.attention_levels for level in range(levels)]
+    return UNet2DModel(
+        **own,
+        block_out_channels=tuple(script.block_out_channels),
+        layers_per_block=script.layers_per_block,
+        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),
+        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
+        norm_num_groups=NORM_GROUPS,
+    )
+
+
+def use_all_cores() -> None:
+    """Undo what `accelerate launch` does to a run without a GPU: unless told of a CPU, it leaves one thread.
+
+    See `num_cpu_threads_per_process` in
+    https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/commands/launch.py.
+    """
+    if not torch.cuda.is_available() and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(os.cpu_count())
+
+
+def main() -> None:
+    """Load, plan, train, save, and say where everything is."""
+    use_all_cores()
+    script, config = parse_arguments(sys.argv[1:])
+    dataset = load_image_dataset(
+        dataset_name=script.dataset_name,
+        train_data_dir=script.train_data_dir,
+        resolution=script.resolution,
+        image_column=script.image_column,
+        label_column=script.label_column,
+        class_names=script.class_names,
+        unconditional=script.unconditional,
+    )
+    set_seed(config.seed)
+    trainer = DPCurriculumTrainer(
+        unet=make_unet(script, dataset),
+        noise_scheduler=DDPMScheduler(
+            num_train_timesteps=script.ddpm_num_steps,
+            beta_schedule=script.ddpm_beta_schedule,
+            prediction_type=script.prediction_type,
+        ),
+        args=config,
+        train_dataset=dataset,
+    )
+    trainer.train()
+    trainer.save_pipeline()
+    print(trainer.summary())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,25 @@
+"""Diffusion models under differential privacy, from easy to hard."""
+
+from .accounting import Mechanism, PrivacyLedger, compute_epsilon
+from .central_images import CentralImageDataset
+from .config import DPCurriculumConfig
+from .data import ImageDataset, load_image_dataset
+from .errors import InputError
+from .pipeline import ClassConditionalPipeline
+from .synthesis import generate_dataset
+from .trainer import DPCurriculumTrainer
+
+
+__all__ = [
+    "CentralImageDataset",
+    "ClassConditionalPipeline",
+    "DPCurriculumConfig",
+    "DPCurriculumTrainer",
+    "ImageDataset",
+    "InputError",
+    "Mechanism",
+    "PrivacyLedger",
+    "compute_epsilon",
+    "generate_dataset",
+    "load_image_dataset",
+]

@@ -1,0 +1,114 @@
+"""Everything a run can be told, each field documented where it is declared."""
+
+import math
+from dataclasses import dataclass, field
+
+from .errors import InputError
+
+
+# Those of diffusers' `get_scheduler` that need nothing but a number of steps.
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+
+
+def _option(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DPCurriculumConfig:
+    """Hyper-parameters of a [`DPCurriculumTrainer`] run; also the flags of `examples/train_dp_curriculum.py`.
+
+    Flags that diffusers' `train_unconditional.py` has keep their names and meaning. "Paper" is "From Easy to Hard"
+    (DP-FETA, S&P 2025, arXiv:2504.01395). Values out of range raise `InputError` when the object is made.
+    """
+
+    output_dir: str = _option("dp-curriculum-model", "Directory for the pipeline, privacy.json and the model card.")
+    seed: int = _option(0, "Seed of initial weights, warm-up and samples, never of what the mechanisms draw.")
+    mixed_precision: str = _option("no", '"no" or "bf16": type of the passes. DP arithmetic stays in float32.')
+
+    # The budget, for everything together.
+    target_epsilon: float = _option(10.0, "Epsilon of the whole run, > 0, for adding or removing one record.")
+    target_delta: float = _option(1e-5, "Delta of the whole run, in (0, 1/N).")
+    accountant: str = _option("prv", '"prv" (tighter) or "rdp"; both are those of Opacus.')
+
+    # Stage 1: central images, and the warm-up on them.
+    central_statistic: str = _option("mean", '"mean" or "mode" images; "none" is DP-SGD alone (the DPDM baseline).')
+    central_images_per_class: int = _option(5, "Number of queries; each gives one image of each class (paper: 5).")
+    central_noise_multiplier: float = _option(5.0, "Noise standard deviation over sensitivity, per query (paper: 5).")
+    central_sample_rate: float = _option(0.1, "Probability in (0, 1] of each record, per query (paper: 6,000/60,000).")
+    central_pool_factor: int = _option(1, "Area-pool images by this factor before a query (paper: 2).")
+    central_mode_bins: int = _option(8, "Bins of the histogram over [0, 1] that mode images are read from, >= 2.")
+    central_train_steps: int = _option(500, "Warm-up steps on the central images; they cost no privacy.")
+    central_batch_size: int = _option(64, "Images per warm-up step (paper: 50 to 64).")
+    central_learning_rate: float = _option(1e-3, "Learning rate of Adam in the warm-up.")
+
+    # Stage 2: DP-SGD.
+    train_batch_size: int = _option(256, "Expected logical batch over all processes: sample rate x N, at most N.")
+    max_train_steps: int = _option(200, "DP-SGD steps.")
+    noise_multiplicity: int = _option(8, "K: noise draws per record and step, averaged before clipping (paper: 32).")
+    max_grad_norm: float = _option(1.0, "C: L2 norm to which the gradient of each record is clipped, > 0.")
+    max_physical_batch_size: int = _option(64, "Records whose gradients are in memory at a time; changes no result.")
+    learning_rate: float = _option(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).")
+    lr_scheduler: str = _option(
+        "constant", "Learning-rate schedule of DP-SGD, any name diffusers' get_scheduler knows."
+    )
+    lr_warmup_steps: int = _option(0, "DP-SGD steps over which the learning rate rises, where the schedule has it.")
+    adam_beta1: float = _option(0.9, "First-moment decay of Adam.")
+    adam_beta2: float = _option(0.999, "Second-moment decay of Adam.")
+    adam_weight_decay: float = _option(0.0, "Decoupled weight decay of Adam.")
+    adam_epsilon: float = _option(1e-8, "Epsilon of Adam (no privacy meaning).")
+    use_ema: bool = _option(True, "Keep, sample and publish the exponential moving average of the weights.")
+    ema_max_decay: float = _option(0.999, "Largest decay of the average (paper: 0.999).")
+    ema_inv_gamma: float = _option(1.0, "Inverse gamma of the average's warm-up, see diffusers' EMAModel.")
+    ema_power: float = _option(0.75, "Power of the average's warm-up, see diffusers' EMAModel.")
+
+    # The loss of both stages.
+    timestep_sampling: str = _option("log_normal", '"log_normal" over noise levels (EDM), or "uniform" over timesteps.')
+    noise_level_mean: float = _option(-0.6, 'Mean of log sigma for "log_normal".')
+    noise_level_std: float = _option(1.2, 'Standard deviation of log sigma for "log_normal".')
+    label_dropout: float = _option(
+        0.1, "Probability of dropping a draw's label, for classifier-free guidance (paper: 0.1)."
+    )
+    random_flip: bool = _option(False, "Mirror half of the noise draws; costs no privacy.")
+
+    # The samples shown at the end.
+    num_inference_steps: int = _option(50, "Denoising steps per sampled image.")
+    guidance_scale: float = _option(1.0, "Classifier-free guidance of the samples; 1 is none.")
+
+    def __post_init__(self):
+        _above(0, self, "target_epsilon", "central_noise_multiplier", "max_grad_norm")
+        _above(0, self, "learning_rate", "central_learning_rate", "adam_epsilon")
+        _at_least(1, self, "train_batch_size", "max_train_steps", "noise_multiplicity", "max_physical_batch_size")
+        _at_least(
+            1, self, "central_images_per_class", "central_pool_factor", "central_batch_size", "num_inference_steps"
+        )
+        _at_least(0, self, "central_train_steps", "lr_warmup_steps", "guidance_scale", "adam_weight_decay")
+        _at_least(2, self, "central_mode_bins")
+        _one_of(self, "accountant", "prv", "rdp")
+        _one_of(self, "central_statistic", "mean", "mode", "none")
+        _one_of(self, "mixed_precision", "no", "bf16")
+        _one_of(self, "lr_scheduler", *LR_SCHEDULERS)
+        if not 0 < self.target_delta < 1:
+            raise InputError(f"target_delta is {self.target_delta}: give a number above 0 and below 1/N.")
+        if not 0 < self.central_sample_rate <= 1:
+            raise InputError(f"central_sample_rate is {self.central_sample_rate}: give a number in (0, 1].")
+
+
+def _above(bound, config, *names):
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > bound):
+            raise InputError(f"{name} is {value}: give a number above {bound}.")
+
+
+def _at_least(bound, config, *names):
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= bound):
+            raise InputError(f"{name} is {value}: give at least {bound}.")
+
+
+def _one_of(config, name, *choices):
+    value = getattr(config, name)
+    if value not in choices:
+        raise InputError(f'{name} is "{value}": choose {", ".join(choices[:-1])} or {choices[-1]}.')

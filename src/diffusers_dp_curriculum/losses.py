@@ -1,0 +1,135 @@
+"""Denoising losses: what one noise draw of one record is, and what the network is asked to predict from it."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+
+from .errors import InputError
+
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass
+class NoiseDraws:
+    """K draws of noise for each of B records: the input of the network and what it should answer.
+
+    All tensors start with the dimensions `(B, K)`: `noisy` and `target` go on with `(channels, height, width)`,
+    `timesteps` and `labels` end there. `labels` is None for an unconditional network.
+    """
+
+    noisy: torch.Tensor
+    timesteps: torch.Tensor
+    labels: torch.Tensor | None
+    target: torch.Tensor
+
+    def flatten(self) -> "NoiseDraws":
+        """The same draws with one leading dimension of B x K."""
+        labels = None if self.labels is None else self.labels.flatten()
+        return NoiseDraws(self.noisy.flatten(0, 1), self.timesteps.flatten(), labels, self.target.flatten(0, 1))
+
+
+class DenoisingLoss:
+    """The DDPM training loss (Ho et al. 2020, arXiv:2006.11239, eq. 14) for `epsilon`, `v_prediction` and `sample`.
+
+    The weighting is a distribution over timesteps rather than a factor on the loss. Under DP every draw costs one pass
+    and every gradient is clipped, so a factor near zero wastes the pass and a large one is clipped away; drawing the
+    timesteps that matter more often does neither. `"log_normal"` draws the noise level sigma = sqrt((1 - a) / a), with
+    a the cumulative alpha, from the log-normal distribution of EDM (Karras et al. 2022, arXiv:2206.00364, table 1),
+    which spends the draws on the middle of the schedule; `"uniform"` is DDPM's own.
+
+    Args:
+        noise_scheduler (`DDPMScheduler`): Its noise schedule and prediction type are used.
+        timestep_sampling (`str`, *optional*, defaults to `"log_normal"`): `"log_normal"` or `"uniform"`.
+        noise_level_mean (`float`, *optional*, defaults to -0.6): Mean of log sigma.
+        noise_level_std (`float`, *optional*, defaults to 1.2): Standard deviation of log sigma, > 0.
+        label_dropout (`float`, *optional*, defaults to 0.1):
+            Probability in [0, 1) of replacing a draw's label by the null class, for classifier-free guidance.
+        null_label (`int`, *optional*): The null class; None for an unconditional network.
+        random_flip (`bool`, *optional*, defaults to False): Mirror half of the draws left to right.
+
+    Raises:
+        InputError: If a value is out of range or the scheduler's prediction type is not supported.
+    """
+
+    def __init__(
+        self,
+        noise_scheduler: DDPMScheduler,
+        timestep_sampling: str = "log_normal",
+        noise_level_mean: float = -0.6,
+        noise_level_std: float = 1.2,
+        label_dropout: float = 0.1,
+        null_label: int | None = None,
+        random_flip: bool = False,
+    ):
+        if noise_scheduler.config.prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f'The prediction type "{noise_scheduler.config.prediction_type}" is not supported: choose one of '
+                f"{', '.join(PREDICTION_TYPES)}."
+            )
+        if timestep_sampling not in ("log_normal", "uniform"):
+            raise InputError(f'timestep_sampling is "{timestep_sampling}": choose "log_normal" or "uniform".')
+        if noise_level_std <= 0:
+            raise InputError(f"noise_level_std is {noise_level_std}: give a number above 0.")
+        if not 0 <= label_dropout < 1:
+            raise InputError(f"label_dropout is {label_dropout}: give a probability in [0, 1).")
+        self.noise_scheduler = noise_scheduler
+        self.label_dropout = label_dropout
+        self.null_label = null_label
+        self.random_flip = random_flip
+        alphas = noise_scheduler.alphas_cumprod.double()
+        if timestep_sampling == "uniform":
+            self.timestep_probabilities = torch.full_like(alphas, 1 / len(alphas))
+        else:
+            log_sigma = ((1 - alphas) / alphas).log() / 2
+            density = torch.exp(-(((log_sigma - noise_level_mean) / noise_level_std) ** 2) / 2)
+            mass = density * torch.gradient(log_sigma)[0]  # of a step of the schedule, which is uneven in log sigma
+            self.timestep_probabilities = mass / mass.sum()
+
+    def draw(self, images: torch.Tensor, labels: torch.Tensor, noise_multiplicity: int) -> NoiseDraws:
+        """Draw `noise_multiplicity` times a timestep, noise, a label drop and a flip for every record.
+
+        Args:
+            images (`torch.Tensor`): `(B, channels, height, width)` in [-1, 1].
+            labels (`torch.Tensor`): `(B,)` int64.
+            noise_multiplicity (`int`): K, draws per record.
+        """
+        shape, device = (len(images), noise_multiplicity), images.device
+        count = len(images) * noise_multiplicity
+        clean = images.repeat_interleave(noise_multiplicity, dim=0)
+        if self.random_flip:
+            mirrored = torch.rand(count, 1, 1, 1, device=device) < 0.5
+            clean = torch.where(mirrored, clean.flip(-1), clean)
+        probabilities = self.timestep_probabilities.to(device)
+        # `multinomial` refuses zero draws, which an empty Poisson batch asks for.
+        timesteps = torch.multinomial(probabilities, max(count, 1), replacement=True)[:count]
+        noise = torch.randn_like(clean)
+        noisy = self.noise_scheduler.add_noise(clean, noise, timesteps)
+        target = self._target(clean, noise, timesteps)
+        if self.null_label is None:
+            drawn_labels = None
+        else:
+            dropped = torch.rand(shape, device=device) < self.label_dropout
+            drawn_labels = torch.where(dropped, self.null_label, labels[:, None])
+        return NoiseDraws(noisy.unflatten(0, shape), timesteps.view(shape), drawn_labels, target.unflatten(0, shape))
+
+    def _target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        match self.noise_scheduler.config.prediction_type:
+            case "epsilon":
+                return noise
+            case "sample":
+                return clean
+            case "v_prediction":
+                return self.noise_scheduler.get_velocity(clean, noise, timesteps)
+
+
+def denoising_error(model, draws: NoiseDraws) -> torch.Tensor:
+    """Mean squared error of the network's prediction over all draws, a float32 scalar.
+
+    Args:
+        model (`Callable`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
+        draws (`NoiseDraws`): Draws with one leading dimension.
+    """
+    prediction = model(draws.noisy, draws.timesteps, draws.labels).sample
+    return (prediction.float() - draws.target).square().mean()

@@ -1,0 +1,203 @@
+"""The pipeline that samples class-conditional images, and that travels with the weights.
+
+A copy of this file lies beside `model_index.json` in every directory that `save_pretrained` writes, so that a stranger
+samples with diffusers alone. Therefore it imports nothing but diffusers and torch.
+"""
+
+import inspect
+import json
+import os
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class ClassConditionalPipeline(DiffusionPipeline):
+    r"""Pipeline for class-conditional image generation with classifier-free guidance.
+
+    A saved pipeline loads without any package but diffusers, by
+    `DiffusionPipeline.from_pretrained(directory, trust_remote_code=True)`. `ClassConditionalPipeline.from_pretrained`
+    needs no such trust: it runs the class it is called on, never the code in the directory.
+
+    Parameters:
+        unet ([`UNet2DModel`]):
+            The denoiser, with `num_classes + 1` class embeddings: one for each class and, last, the null class, which
+            stands for "no label" and makes the unconditional half of guidance.
+        scheduler ([`SchedulerMixin`]):
+            Any diffusers scheduler that fits how `unet` was trained.
+        id2label (`dict[int, str]`, *optional*):
+            The name of every class, `{0: "T-shirt", 1: "Trouser", ...}`. Without it, the names are `"0"`, `"1"` and
+            so on.
+
+    Raises:
+        `ValueError`: If `unet` has no class embeddings besides the null class, or `id2label` does not give every class
+            a name of its own.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    # Kept from the moment of import: diffusers runs remote code from one cached copy, which the next directory that
+    # is loaded overwrites.
+    _source = Path(__file__).read_text(encoding="utf-8")
+
+    # `id2label` is annotated as a plain `dict` because JSON turns its keys into strings, and diffusers warns of a key
+    # whose type is not the annotated one.
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+        if (unet.config.num_class_embeds or 0) < 2:
+            raise ValueError(
+                "`unet` is not class-conditional: create it with `num_class_embeds=num_classes + 1`, the last of them "
+                "for the null class."
+            )
+        class_ids = range(unet.config.num_class_embeds - 1)
+        if id2label is not None:
+            id2label = {int(class_id): name for class_id, name in id2label.items()}
+            if sorted(id2label) != list(class_ids) or len(set(id2label.values())) != len(class_ids):
+                raise ValueError(
+                    f"`id2label` must give each of the classes 0 to {class_ids[-1]} a name of its own, but it is "
+                    f"{id2label}."
+                )
+        self.register_to_config(id2label=id2label)
+
+        self.class_names = [id2label[class_id] if id2label else str(class_id) for class_id in class_ids]
+
+    def get_label_ids(self, class_labels: list[int | str]) -> list[int]:
+        r"""The class ids of labels given as ids or as names.
+
+        Args:
+            class_labels (`list[int | str]`):
+                Class ids from 0 to `num_classes - 1`, or names from `class_names`.
+
+        Returns:
+            `list[int]`: One id a label.
+
+        Raises:
+            `ValueError`: If the list is empty or has a label that is not one of the classes.
+        """
+        ids = {name: class_id for class_id, name in enumerate(self.class_names)}
+        ids |= {class_id: class_id for class_id in range(len(self.class_names))}
+        unknown = [label for label in class_labels if label not in ids]
+        if isinstance(class_labels, str) or len(class_labels) == 0 or unknown:
+            raise ValueError(
+                f"`class_labels` must be a list of ids from 0 to {len(self.class_names) - 1} or of names from "
+                f"{self.class_names}, but it is {class_labels!r}."
+            )
+        return [ids[label] for label in class_labels]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: list[int | str],
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        r"""Generate one image for each label.
+
+        Args:
+            class_labels (`list[int | str]`):
+                The class of each image, as an id from 0 to `num_classes - 1` or a name from `class_names`.
+            guidance_scale (`float`, *optional*, defaults to 1.0):
+                Weight `w >= 0` of classifier-free guidance, `uncond + w * (cond - uncond)`. At 1 the model is sampled
+                as it is, at half the cost; above 1 images are more typical of their class and less varied.
+            num_inference_steps (`int`, *optional*, defaults to 50):
+                The number of denoising steps.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                Makes generation deterministic; a list has one generator an image.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"` for a list of `PIL.Image` (mode `L` for one channel), `"np"` for a `numpy` array of shape
+                `(batch, height, width, channels)` or `"pt"` for a tensor of shape `(batch, channels, height, width)`,
+                both with values in [0, 1].
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return an [`~pipelines.ImagePipelineOutput`] instead of a plain tuple.
+
+        Returns:
+            [`~pipelines.ImagePipelineOutput`] or `tuple`: The images, alone or as the first element of a tuple.
+
+        Raises:
+            `ValueError`: If a label is not one of the classes or another argument is out of its range.
+
+        Example:
+        ```py
+        >>> pipe = DiffusionPipeline.from_pretrained("my-dp-model", trust_remote_code=True)
+        >>> images = pipe(class_labels=[3, 3, 7], guidance_scale=2.0, num_inference_steps=50).images
+        ```
+        """
+        label_ids = self.get_label_ids(class_labels)
+        if not guidance_scale >= 0:
+            raise ValueError(f"`guidance_scale` must be 0 or more, but it is {guidance_scale}.")
+        if num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be 1 or more, but it is {num_inference_steps}.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f'`output_type` must be "pil", "np" or "pt", but it is {output_type!r}.')
+
+        device = self._execution_device
+        guided = guidance_scale != 1
+        labels = torch.tensor(label_ids, device=device)
+        if guided:
+            null_class = len(self.class_names)
+            labels = torch.cat([labels, torch.full_like(labels, null_class)])
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        step_kwargs = {}
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            step_kwargs["generator"] = generator
+
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        image_shape = (len(label_ids), self.unet.config.in_channels, height, width)
+        image = randn_tensor(image_shape, generator=generator, device=device, dtype=self.unet.dtype)
+        image = image * self.scheduler.init_noise_sigma
+
+        for t in self.progress_bar(self.scheduler.timesteps):
+            model_input = torch.cat([image, image]) if guided else image
+            model_input = self.scheduler.scale_model_input(model_input, t)
+            model_output = self.unet(model_input, t, class_labels=labels).sample
+            if guided:
+                cond, uncond = model_output.chunk(2)
+                model_output = uncond + guidance_scale * (cond - uncond)
+            image = self.scheduler.step(model_output, t, image, **step_kwargs).prev_sample
+
+        image = (image / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            image = image.cpu().permute(0, 2, 3, 1).float().numpy()
+        if output_type == "pil":
+            image = self.numpy_to_pil(image)
+
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (image,)
+        return ImagePipelineOutput(images=image)
+
+    def save_config(self, save_directory: str | os.PathLike, **kwargs):
+        r"""Write `model_index.json`, and beside it this file; called by `save_pretrained`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                Created if it does not exist.
+            kwargs (`dict[str, Any]`, *optional*):
+                Passed on to [`~ConfigMixin.save_config`].
+        """
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        Path(save_directory, "pipeline.py").write_text(self._source, encoding="utf-8")
+        super().save_config(save_directory, **kwargs)
+
+    def to_json_string(self) -> str:
+        r"""The text of `model_index.json`, which names the file that holds the class: `["pipeline", class name]`."""
+        config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)  # where this pipeline was loaded from is nobody else's business
+        config["_class_name"] = ["pipeline", type(self).__name__]
+        return json.dumps(config, indent=2) + "\n"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
+        # A class name without a file makes diffusers load into the class that was asked for, so that
+        # `ClassConditionalPipeline.from_pretrained` neither runs the code it finds nor asks to be trusted with it.
+        return {**super()._dict_from_json_file(json_file), "_class_name": cls.__name__}

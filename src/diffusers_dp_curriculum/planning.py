@@ -1,0 +1,99 @@
+"""What a run will do and cost, worked out from public values before any sensitive record is read."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
+from .central_images import central_image_mechanism
+from .config import DPCurriculumConfig
+from .dp_sgd import dp_sgd_mechanism
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The mechanisms of a run, with the DP-SGD noise multiplier that makes them meet the target together.
+
+    Args:
+        target_epsilon (`float`): The budget of the whole run.
+        delta (`float`): Delta of the whole run.
+        accountant (`str`): `"prv"` or `"rdp"`.
+        central (`Mechanism`, *optional*): The central-image queries; None without the first stage.
+        dp_sgd (`Mechanism`): The DP-SGD steps.
+        epsilon_after (`dict[int, float]`): Epsilon spent after so many DP-SGD steps, 0 and the last included.
+    """
+
+    target_epsilon: float
+    delta: float
+    accountant: str
+    central: Mechanism | None
+    dp_sgd: Mechanism
+    epsilon_after: dict[int, float]
+
+    def epsilon_spent(self, steps: int) -> float:
+        """An upper bound on epsilon after `steps` DP-SGD steps: that of the next step worked out."""
+        return next(epsilon for after, epsilon in sorted(self.epsilon_after.items()) if after >= steps)
+
+    def __str__(self) -> str:
+        central = "none (DP-SGD alone)"
+        if self.central is not None:
+            central = (
+                f"{self.central.steps} queries ({self.central.name}), noise multiplier "
+                f"{self.central.noise_multiplier:g}, sample rate {self.central.sample_rate:g}, "
+                f"epsilon {self.epsilon_after[0]:.3f} alone"
+            )
+        return (
+            f"  target          epsilon {self.target_epsilon:g} at delta {self.delta:g}, for one record more or less\n"
+            f"  central images  {central}\n"
+            f"  DP-SGD          {self.dp_sgd.steps} steps, noise multiplier {self.dp_sgd.noise_multiplier:.4f}, sample "
+            f"rate {self.dp_sgd.sample_rate:.4g}, clipping norm {self.dp_sgd.sensitivity:g}\n"
+            f"  whole run       epsilon {self.epsilon_after[self.dp_sgd.steps]:.3f} by the {self.accountant} accountant"
+        )
+
+
+def make_plan(config: DPCurriculumConfig, image_shape: tuple[int, int, int], dataset_size: int) -> Plan:
+    """Plan a run and calibrate its DP-SGD noise.
+
+    Args:
+        config (`DPCurriculumConfig`): The hyper-parameters.
+        image_shape (`tuple[int, int, int]`): Channels, height and width of the records.
+        dataset_size (`int`): N, the number of records (public).
+
+    Raises:
+        InputError: If the budget and the hyper-parameters do not go together.
+    """
+    if config.target_delta >= 1 / dataset_size:
+        raise InputError(
+            f"target_delta {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, where publishing a whole "
+            "record would count as private: give a smaller one."
+        )
+    if config.train_batch_size > dataset_size:
+        raise InputError(
+            f"train_batch_size {config.train_batch_size} is larger than the data set ({dataset_size} records): give at "
+            "most the number of records."
+        )
+    central = None
+    if config.central_statistic != "none":
+        central = central_image_mechanism(
+            image_shape,
+            config.central_images_per_class,
+            config.central_statistic,
+            config.central_noise_multiplier,
+            config.central_sample_rate,
+            config.central_pool_factor,
+            config.central_mode_bins,
+        )
+    prior = [] if central is None else [central]
+    # The noise multiplier is what remains to be found; any stands in for it.
+    dp_sgd = dp_sgd_mechanism(1.0, config.train_batch_size, dataset_size, config.max_train_steps, config.max_grad_norm)
+    sigma = calibrate_noise_multiplier(config.target_epsilon, config.target_delta, dp_sgd, prior, config.accountant)
+    dp_sgd = replace(dp_sgd, noise_multiplier=sigma)
+    milestones = {int(step) for step in np.linspace(0, config.max_train_steps, 11)}
+    epsilon_after = {
+        steps: compute_epsilon(
+            prior + ([replace(dp_sgd, steps=steps)] if steps else []), config.target_delta, config.accountant
+        )
+        for steps in sorted(milestones)
+    }
+    return Plan(config.target_epsilon, config.target_delta, config.accountant, central, dp_sgd, epsilon_after)

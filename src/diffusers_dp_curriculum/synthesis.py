@@ -1,0 +1,261 @@
+"""From a pipeline to a synthetic data set: post-processing of the weights, at no cost in privacy."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .errors import InputError
+
+
+def generate_dataset(
+    pipeline: DiffusionPipeline,
+    images_per_class: int,
+    *,
+    output_dir: str | os.PathLike | None = None,
+    file_format: str = "parquet",
+    batch_size: int = 250,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+    privacy_json: str | os.PathLike | None = None,
+) -> datasets.Dataset:
+    """Sample a balanced image data set with labels.
+
+    The classes take turns, row by row, so that every prefix and every shard of the data set is balanced. With
+    `output_dir`, each batch becomes a shard that depends on nothing but the settings and its index, and whose files
+    appear whole or not at all: the same call after an interruption goes on where the first one stopped, and ends with
+    the same bytes. `datasets.load_dataset(output_dir)` loads what was written.
+
+    Args:
+        pipeline ([`DiffusionPipeline`]):
+            A [`ClassConditionalPipeline`], or an unconditional pipeline such as [`DDPMPipeline`], on the device that
+            is to do the work.
+        images_per_class (`int`):
+            The number of images of each class; for an unconditional pipeline, the number of images.
+        output_dir (`str` or `os.PathLike`, *optional*):
+            Where to write the data set: a directory that is new, empty, or holds a part of this very data set. Without
+            it, the data set stays in memory.
+        file_format (`str`, *optional*, defaults to `"parquet"`):
+            `"parquet"` for `data/train-00000-of-0000N.parquet`, or `"imagefolder"` for
+            `train/<class name>/<row>.png` with the labels in `train/metadata.parquet`. In folder names, whatever is
+            not a letter, a digit, a space, `-` or `_` becomes `_`.
+        batch_size (`int`, *optional*, defaults to 250):
+            The number of images sampled at once, and in a shard.
+        num_inference_steps (`int`, *optional*, defaults to 50):
+            The number of denoising steps, at most those that the scheduler was trained with.
+        guidance_scale (`float`, *optional*, defaults to 1.0):
+            Weight `w >= 0` of classifier-free guidance; at 1 the model is sampled as it is.
+        seed (`int`, *optional*, defaults to 0):
+            Chooses the sample. No privacy depends on it.
+        privacy_json (`str` or `os.PathLike`, *optional*):
+            The `privacy.json` of the pipeline, copied into `output_dir` when all images are there.
+
+    Returns:
+        `datasets.Dataset`: The column `image` (`datasets.Image`) and, for a class-conditional pipeline, `label`
+        (`datasets.ClassLabel`).
+
+    Raises:
+        [`InputError`]: If an argument is out of its range, or `output_dir` holds anything but a part of this data set.
+    """
+    class_names = getattr(pipeline, "class_names", None)  # an unconditional pipeline has none
+    num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
+    if images_per_class < 1 or batch_size < 1:
+        raise InputError(
+            f"`images_per_class` and `batch_size` must be 1 or more, but they are {images_per_class} and {batch_size}."
+        )
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise InputError(
+            f"`num_inference_steps` must be between 1 and the {num_train_timesteps} steps that the scheduler was "
+            f"trained with, but it is {num_inference_steps}."
+        )
+    if not guidance_scale >= 0:
+        raise InputError(f"`guidance_scale` must be 0 or more, but it is {guidance_scale}.")
+    if class_names is None and guidance_scale != 1:
+        raise InputError("An unconditional pipeline has no classes to guide to, so leave `guidance_scale` at 1.")
+    if seed < 0:
+        raise InputError(f"`seed` must be 0 or more, but it is {seed}.")
+    if file_format not in ("parquet", "imagefolder"):
+        raise InputError(f'`file_format` must be "parquet" or "imagefolder", but it is {file_format!r}.')
+    if privacy_json is not None and output_dir is None:
+        raise InputError("`privacy_json` is copied beside a data set on disk, so give an `output_dir` as well.")
+    if privacy_json is not None and not Path(privacy_json).is_file():
+        raise InputError(f"`privacy_json` names {privacy_json}, which is not a file, so give the path of one.")
+
+    features = datasets.Features({"image": datasets.Image()})
+    labels = None
+    num_images = images_per_class
+    if class_names is not None:
+        features["label"] = datasets.ClassLabel(names=class_names)
+        labels = list(range(len(class_names))) * images_per_class
+        num_images = len(labels)
+    shards = [range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size)]
+
+    directory = None
+    if output_dir is not None:
+        settings = {
+            "images_per_class": images_per_class,
+            "class_names": class_names,
+            "file_format": file_format,
+            "batch_size": batch_size,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+            "scheduler": _scheduler_settings(pipeline),
+            "weights_sha256": _weights_sha256(pipeline),
+        }
+        layout = _Parquet(len(shards)) if file_format == "parquet" else _ImageFolder(class_names, labels, num_images)
+        directory = _Directory(Path(output_dir).resolve(), layout, settings)
+
+    tables = []
+    with tqdm(total=num_images, desc="Generating", unit="image") as progress:
+        for index, rows in enumerate(shards):
+            if directory is None or not directory.has_shard(index, rows):
+                shard_seed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
+                generator = torch.Generator(pipeline.device).manual_seed(int(shard_seed[0]))
+                columns = {}
+                if labels is None:
+                    condition = {"batch_size": len(rows)}
+                else:
+                    columns["label"] = labels[rows.start : rows.stop]
+                    condition = {"class_labels": columns["label"], "guidance_scale": guidance_scale}
+                images = pipeline(**condition, num_inference_steps=num_inference_steps, generator=generator).images
+                columns["image"] = [{"bytes": _png(image), "path": None} for image in images]
+                table = pa.table(columns, schema=features.arrow_schema)
+                if directory is None:
+                    tables.append(table)
+                else:
+                    directory.write_shard(index, rows, table)
+            progress.update(len(rows))
+
+    if directory is None:
+        return datasets.Dataset(pa.concat_tables(tables))
+    directory.finish(privacy_json)
+    # By its absolute path, lest a relative one be the name of a loader, such as "parquet".
+    return datasets.load_dataset(str(directory.path), split="train")
+
+
+class _Directory:
+    """A data set on disk, written shard by shard, that can be left and taken up again."""
+
+    def __init__(self, path: Path, layout: "_Parquet | _ImageFolder", settings: dict[str, Any]):
+        self.path = path
+        self.layout = layout
+        self.settings = settings
+
+        settings_file = path / "generation.json"
+        if settings_file.is_file():
+            found = json.loads(settings_file.read_text(encoding="utf-8"))
+            different = [name for name, value in settings.items() if found.get(name) != value]
+            if different:
+                raise InputError(
+                    f"{path} holds a data set that was generated with other settings ({', '.join(different)}), so "
+                    "choose another directory, or repeat the settings in its generation.json."
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} is neither new nor an empty directory, so choose another place for the data set.")
+
+    def has_shard(self, index: int, rows: range) -> bool:
+        return all((self.path / name).is_file() for name in self.layout.file_names(index, rows))
+
+    def write_shard(self, index: int, rows: range, table: pa.Table):
+        # Only images bind the directory to their settings, not a first batch that failed for want of memory.
+        self._write("generation.json", json.dumps(self.settings, indent=2).encode())
+        for name, content in zip(self.layout.file_names(index, rows), self.layout.contents(table), strict=True):
+            self._write(name, content)
+
+    def finish(self, privacy_json: str | os.PathLike | None):
+        for name, content in self.layout.closing_files().items():
+            self._write(name, content)
+        if privacy_json is not None:
+            self._write("privacy.json", Path(privacy_json).read_bytes())
+
+    def _write(self, name: str, content: bytes):
+        """Write a file that is there whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
+
+
+class _Parquet:
+    """`data/train-00000-of-0000N.parquet`, each file with its features in the schema."""
+
+    def __init__(self, num_shards: int):
+        self.num_shards = num_shards
+
+    def file_names(self, index: int, rows: range) -> list[str]:
+        return [f"data/train-{index:05d}-of-{self.num_shards:05d}.parquet"]
+
+    def contents(self, table: pa.Table) -> list[bytes]:
+        return [_parquet(table)]
+
+    def closing_files(self) -> dict[str, bytes]:
+        return {}
+
+
+class _ImageFolder:
+    """`train/<class name>/<row>.png`, with file names and labels in `train/metadata.parquet`.
+
+    Labels taken from folder names would be numbered in alphabetical order, lose characters that cannot be in a file
+    name, and vanish where there is only one class; the metadata keep them, and the order of the rows.
+    """
+
+    # Read by `load_dataset`, which would otherwise take the folder of a class named "test" for a split.
+    LOADING = b"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train/**\n"
+
+    def __init__(self, class_names: list[str] | None, labels: list[int] | None, num_images: int):
+        self.features = datasets.Features({"file_name": datasets.Value("string")})
+        self.columns = {"file_name": [f"{row:05d}.png" for row in range(num_images)]}
+        if labels is not None:
+            self.features["label"] = datasets.ClassLabel(names=class_names)
+            self.columns["label"] = labels
+            folders = [re.sub(r"[^\w -]", "_", name) for name in class_names]
+            self.columns["file_name"] = [f"{folders[label]}/{row:05d}.png" for row, label in enumerate(labels)]
+
+    def file_names(self, index: int, rows: range) -> list[str]:
+        return [f"train/{name}" for name in self.columns["file_name"][rows.start : rows.stop]]
+
+    def contents(self, table: pa.Table) -> list[bytes]:
+        return [image["bytes"] for image in table["image"].to_pylist()]
+
+    def closing_files(self) -> dict[str, bytes]:
+        metadata = pa.table(self.columns, schema=self.features.arrow_schema)
+        return {"train/metadata.parquet": _parquet(metadata), ".huggingface.yaml": self.LOADING}
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _scheduler_settings(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    config = json.loads(pipeline.scheduler.to_json_string())
+    return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
+
+
+def _weights_sha256(pipeline: DiffusionPipeline) -> str:
+    digest = hashlib.sha256()
+    for tensor in pipeline.unet.state_dict().values():
+        digest.update(tensor.detach().flatten().cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()

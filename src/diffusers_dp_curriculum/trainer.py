@@ -1,0 +1,297 @@
+"""The two stages in order. What is computed in them lives in the mechanisms' own files."""
+
+import json
+import time
+from pathlib import Path
+
+import kornia.augmentation
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from .accounting import PrivacyLedger
+from .central_images import CentralImageDataset
+from .config import DPCurriculumConfig
+from .data import to_image_dataset
+from .dp_sgd import DPSGD, check_records_stay_apart, per_record_gradients
+from .errors import InputError
+from .losses import DenoisingLoss, NoiseDraws, denoising_error
+from .model_card import make_model_card
+from .pictures import image_grid
+from .pipeline import ClassConditionalPipeline
+from .planning import Plan, make_plan
+
+
+class DPCurriculumTrainer:
+    """Train a `UNet2DModel` on sensitive images from easy to hard, under one (epsilon, delta).
+
+    "From Easy to Hard" (DP-FETA, S&P 2025, arXiv:2504.01395): DP central images are queried, the network warms up on
+    them, and DP-SGD spends the rest of the budget on the records themselves. Making a trainer checks everything and
+    plans the budget; it reads no record through a mechanism and writes nothing.
+
+    Args:
+        unet (`UNet2DModel`):
+            The network. With classes it has `num_class_embeds = number of classes + 1`, the last being the null class.
+        noise_scheduler (`DDPMScheduler`): Noise schedule and prediction type; published with the pipeline.
+        args (`DPCurriculumConfig`): The hyper-parameters.
+        train_dataset (`datasets.Dataset` or `ImageDataset`): The sensitive records.
+
+    Raises:
+        InputError: If anything of it cannot be used, before any privacy is spent and any file is written.
+
+    Example:
+
+    ```py
+    >>> trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=DDPMScheduler(), args=config, train_dataset=dataset)
+    >>> trainer.train()
+    >>> trainer.save_pipeline()
+    ```
+    """
+
+    def __init__(self, unet: UNet2DModel, noise_scheduler: DDPMScheduler, args: DPCurriculumConfig, train_dataset):
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+        _check_output_dir(self.output_dir)
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        if self.accelerator.num_processes > 1:
+            raise InputError(
+                f"Training runs in one process, not {self.accelerator.num_processes}: launch it with `accelerate "
+                "launch --num_processes 1`."
+            )
+        set_seed(args.seed)
+        self.records = to_image_dataset(train_dataset, resolution=unet.config.sample_size)
+        _check_unet(unet, self.records)
+        self.unet = unet.to(self.accelerator.device)
+        self.noise_scheduler = noise_scheduler
+        self.loss = DenoisingLoss(
+            noise_scheduler,
+            timestep_sampling=args.timestep_sampling,
+            noise_level_mean=args.noise_level_mean,
+            noise_level_std=args.noise_level_std,
+            label_dropout=args.label_dropout,
+            null_label=self.records.num_classes,
+            random_flip=args.random_flip,
+        )
+        image_shape = tuple(self.records.images.shape[1:])
+        check_records_stay_apart(self.unet, image_shape, conditional=self.records.num_classes is not None)
+        self.plan: Plan = make_plan(args, image_shape, len(self.records))
+        self.ledger: PrivacyLedger | None = None
+        self.central_images: CentralImageDataset | None = None
+
+    def train(self) -> None:
+        """Print the plan, release the central images, warm up on them, and train by DP-SGD."""
+        minutes = self._expected_seconds() / 60
+        self.accelerator.print(
+            f"Plan for {len(self.records):,} records\n{self.plan}\n  expected time   {minutes:.1f} min"
+        )
+        _check_output_dir(self.output_dir)
+        (self.output_dir / "private").mkdir(parents=True)
+        journal = self.output_dir / "private" / "journal.jsonl"
+        self.ledger = PrivacyLedger(self.args.target_delta, self.args.accountant, journal)
+        if self.plan.central is not None:
+            self.central_images = self._release_central_images()
+            self._warm_up()
+        self._train_by_dp_sgd()
+
+    def save_pipeline(self) -> Path:
+        """Write what may be published to `output_dir`: pipeline, privacy.json, model card and pictures.
+
+        Returns:
+            `Path`: The directory, which `DiffusionPipeline.from_pretrained` loads.
+
+        Raises:
+            InputError: If the model has not been trained.
+        """
+        if self.ledger is None or self.ledger.mechanisms[-1].steps < self.args.max_train_steps:
+            raise InputError("There is no trained model to save yet: call train() first.")
+        pipeline = self._pipeline()
+        pipeline.save_pretrained(self.output_dir)
+        privacy = self.ledger.statement(len(self.records))
+        (self.output_dir / "privacy.json").write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
+        self._sample_grid(pipeline).save(self.output_dir / "samples.png")
+        if self.central_images is not None:
+            self.central_images.to_grid().save(self.output_dir / "central_images.png")
+            self.central_images.save_to_disk(self.output_dir / "private" / "central_images")
+        card = make_model_card(privacy, self.args, self.records.class_names, self.central_images is not None)
+        card.save(self.output_dir / "README.md")
+        return self.output_dir
+
+    def summary(self) -> str:
+        """What was made and where it is, for a person to read when [`save_pipeline`] is done."""
+        trust = ", trust_remote_code=True" if self.records.num_classes is not None else ""
+        lines = [
+            f"Published files are in {self.output_dir} (share all of it but private/):",
+            f"  privacy         epsilon {self.ledger.epsilon():.3f} at delta {self.ledger.delta:g}, see privacy.json",
+            "  pictures        samples.png" + (", central_images.png" if self.central_images is not None else ""),
+            "  model card      README.md",
+            f'  to sample       DiffusionPipeline.from_pretrained("{self.output_dir}"{trust})',
+        ]
+        return "\n".join(lines)
+
+    def _release_central_images(self) -> CentralImageDataset:
+        args = self.args
+        return CentralImageDataset.from_dataset(
+            self.records,
+            images_per_class=args.central_images_per_class,
+            statistic=args.central_statistic,
+            noise_multiplier=args.central_noise_multiplier,
+            sample_rate=args.central_sample_rate,
+            ledger=self.ledger,
+            pool_factor=args.central_pool_factor,
+            mode_bins=args.central_mode_bins,
+        )
+
+    def _warm_up(self) -> None:
+        """Ordinary training on the central images and random affine variations of them; post-processing."""
+        args, device = self.args, self.accelerator.device
+        vary = kornia.augmentation.RandomAffine(
+            degrees=10.0, translate=(0.1, 0.1), scale=(0.9, 1.1), padding_mode="border", p=0.8
+        )
+        optimizer = torch.optim.Adam(self.unet.parameters(), lr=args.central_learning_rate)
+        ema = self._ema()
+        self.unet.train()
+        progress = tqdm(range(args.central_train_steps), desc="Stage 1, central images")
+        progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(0):.2f}")
+        for _ in progress:
+            chosen = torch.randint(len(self.central_images), (args.central_batch_size,))
+            images = vary(self.central_images.images[chosen].to(device)) * 2 - 1
+            draws = self.loss.draw(images, self.central_images.labels[chosen].to(device), noise_multiplicity=1)
+            with self.accelerator.autocast():
+                error = denoising_error(self.unet, draws.flatten())
+            error.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.step(self.unet.parameters())
+        if args.use_ema:
+            ema.copy_to(self.unet.parameters())
+
+    def _train_by_dp_sgd(self) -> None:
+        args = self.args
+        optimizer = torch.optim.AdamW(
+            [p for p in self.unet.parameters() if p.requires_grad],
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            weight_decay=args.adam_weight_decay,
+            eps=args.adam_epsilon,
+        )
+        lr_scheduler = get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=args.max_train_steps,
+        )
+        ema = self._ema()
+        self.unet.train()
+        dp_sgd = DPSGD(
+            self.unet,
+            optimizer,
+            self.loss,
+            self.records,
+            self.plan.dp_sgd,
+            self.ledger,
+            noise_multiplicity=args.noise_multiplicity,
+            max_physical_batch_size=args.max_physical_batch_size,
+            autocast=self.accelerator.autocast,
+        )
+        progress = tqdm(range(1, args.max_train_steps + 1), desc="Stage 2, DP-SGD")
+        for step in progress:
+            dp_sgd.step()
+            lr_scheduler.step()
+            ema.step(self.unet.parameters())
+            progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(step):.2f}")
+        if args.use_ema:
+            ema.copy_to(self.unet.parameters())
+
+    def _ema(self) -> EMAModel:
+        args = self.args
+        return EMAModel(
+            self.unet.parameters(),
+            decay=args.ema_max_decay,
+            use_ema_warmup=True,
+            inv_gamma=args.ema_inv_gamma,
+            power=args.ema_power,
+            foreach=True,
+        )
+
+    def _pipeline(self) -> DDPMPipeline | ClassConditionalPipeline:
+        self.unet.eval()
+        if self.records.class_names is None:
+            return DDPMPipeline(unet=self.unet, scheduler=self.noise_scheduler)
+        id2label = dict(enumerate(self.records.class_names))
+        return ClassConditionalPipeline(unet=self.unet, scheduler=self.noise_scheduler, id2label=id2label)
+
+    def _sample_grid(self, pipeline):
+        args, columns = self.args, 10
+        options = {
+            "num_inference_steps": args.num_inference_steps,
+            "generator": torch.Generator(self.accelerator.device).manual_seed(args.seed),
+            "output_type": "pt",
+        }
+        if self.records.num_classes is None:
+            return image_grid(pipeline(batch_size=columns**2, **options).images, columns)
+        labels = torch.arange(self.records.num_classes).repeat_interleave(columns).tolist()
+        images = pipeline(class_labels=labels, guidance_scale=args.guidance_scale, **options).images
+        return image_grid(images, columns)
+
+    def _expected_seconds(self) -> float:
+        """Time one physical batch of DP-SGD and one warm-up step on random data, and extrapolate."""
+        args, device = self.args, self.accelerator.device
+        shape = self.records.images.shape[1:]
+
+        def seconds(batch_size: int, noise_multiplicity: int, work) -> float:
+            images = torch.rand(batch_size, *shape, device=device) * 2 - 1
+            labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+            durations = []
+            for _ in range(2):  # the first one also pays for the allocations
+                start = time.perf_counter()
+                work(self.loss.draw(images, labels, noise_multiplicity))
+                durations.append(time.perf_counter() - start)
+            return durations[-1]
+
+        def warm_up(draws: NoiseDraws):
+            denoising_error(self.unet, draws.flatten()).backward()
+            self.unet.zero_grad(set_to_none=True)
+
+        physical = min(args.max_physical_batch_size, args.train_batch_size)
+        private = seconds(
+            physical,
+            args.noise_multiplicity,
+            lambda draws: per_record_gradients(self.unet, draws, self.accelerator.autocast),
+        )
+        total = args.max_train_steps * args.train_batch_size / physical * private
+        if self.plan.central is not None:
+            total += args.central_train_steps * seconds(args.central_batch_size, 1, warm_up)
+        return total
+
+
+def _check_output_dir(output_dir: Path) -> None:
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise InputError(
+            f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose another "
+            "--output_dir, or move it away."
+        )
+
+
+def _check_unet(unet: UNet2DModel, records) -> None:
+    config = unet.config
+    halvings = len(config.block_out_channels) - 1
+    if config.sample_size % 2**halvings:
+        raise InputError(
+            f"A resolution of {config.sample_size} cannot be halved {halvings} times, as the UNet's "
+            f"{halvings + 1} levels need: choose a multiple of {2**halvings}, or a network with fewer levels."
+        )
+    if config.in_channels != records.num_channels:
+        raise InputError(
+            f"The images have {records.num_channels} channels and the UNet takes {config.in_channels}: make a UNet "
+            f"with in_channels={records.num_channels}."
+        )
+    wanted = None if records.num_classes is None else records.num_classes + 1
+    if config.num_class_embeds != wanted:
+        raise InputError(
+            f"The UNet has num_class_embeds={config.num_class_embeds} where the data set needs {wanted} (its classes "
+            "and the null class; None without classes): make the UNet with that."
+        )

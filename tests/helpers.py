@@ -1,0 +1,34 @@
+"""Small networks and data sets for the tests."""
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from diffusers_dp_curriculum.data import ImageDataset
+
+
+def tiny_unet(num_classes=3, size=8, channels=1, **options):
+    settings = {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "num_class_embeds": None if num_classes is None else num_classes + 1,
+    }
+    return UNet2DModel(**{**settings, **options})
+
+
+def tiny_scheduler(prediction_type="v_prediction"):
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type)
+
+
+def tiny_records(count=60, num_classes=3, size=8, channels=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    if num_classes is None:
+        return ImageDataset(images, torch.zeros(count, dtype=torch.int64), None)
+    labels = torch.arange(count) % num_classes
+    return ImageDataset(images, labels, [f"class {label}" for label in range(num_classes)])

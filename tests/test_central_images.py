@@ -1,0 +1,194 @@
+"""Mechanism 1: what one record can change, what noise there is, and what is released."""
+
+import time
+
+import pytest
+import torch
+
+from diffusers_dp_curriculum import central_images
+from diffusers_dp_curriculum.accounting import Mechanism, PrivacyLedger
+from diffusers_dp_curriculum.central_images import CentralImageDataset, central_image_mechanism
+from diffusers_dp_curriculum.data import ImageDataset, load_image_dataset
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.randomness import entropy_generator
+
+
+def random_records(count=40, channels=1, size=8, classes=3):
+    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
+    return ImageDataset(images, torch.randint(0, classes, (count,)), [str(c) for c in range(classes)])
+
+
+def summed(records, statistic, pool_factor=1):
+    """What a query adds noise to, at sample rate 1."""
+    if statistic == "mean":
+        return central_images._mean_sums(records, 1.0, pool_factor, torch.Generator())
+    return central_images._mode_votes(records, 1.0, pool_factor, 8, torch.Generator())
+
+
+def without_first(records):
+    return ImageDataset(records.images[1:], records.labels[1:], records.class_names)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("pool_factor", [1, 2])
+@pytest.mark.parametrize("fill", ["random", 0, 255])
+def test_one_record_moves_the_sum_by_at_most_the_sensitivity(statistic, channels, pool_factor, fill):
+    records = random_records(channels=channels)
+    if fill != "random":
+        records.images[0] = fill
+    sensitivity = central_image_mechanism((channels, 8, 8), 1, statistic, 1.0, 1.0, pool_factor).sensitivity
+    moved = (summed(records, statistic, pool_factor) - summed(without_first(records), statistic, pool_factor)).norm()
+    assert moved <= sensitivity * (1 + 1e-4)
+    if fill != "random":  # black and white images attain the bound: it is not loose either
+        assert moved >= sensitivity * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_a_record_moves_its_own_class_alone(statistic):
+    records = random_records()
+    moved = (summed(records, statistic) - summed(without_first(records), statistic)).flatten(1).norm(dim=1)
+    assert (moved > 0).nonzero()[:, 0].tolist() == [int(records.labels[0])]
+
+
+def test_noise_has_the_standard_deviation_that_the_ledger_says():
+    mechanism = central_image_mechanism((1, 64, 64), 1, "mean", 3.0, 0.1)
+    noise = central_images._with_noise(torch.zeros(10, 4097), mechanism, entropy_generator())
+    assert noise.std() == pytest.approx(3.0 * (64 * 64 / 4 + 64 / 4) ** 0.5, rel=0.02)
+    assert noise[:, -1].abs().min() > 0  # the counts are noisy too
+
+
+def test_every_query_adds_noise_to_every_class():
+    """Records of one value have a known mean: what is left is noise, of the size that the count allows."""
+    records = random_records(count=3000)
+    records.images[:] = 128
+    records.labels[:] = torch.arange(3000) % 3
+    central = CentralImageDataset.from_dataset(
+        records, 20, noise_multiplier=5.0, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
+    )
+    noise = central.images - 128 / 255
+    expected = 5.0 * central.mechanism.sensitivity / 1000
+    assert noise.view(20, 3, 64).std(dim=(0, 2)) == pytest.approx([expected] * 3, rel=0.15)
+
+
+def test_queries_are_independent_of_the_seed_and_of_each_other():
+    releases = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        releases.append(CentralImageDataset.from_dataset(random_records(), 2, ledger=PrivacyLedger(1e-5)))
+    assert not torch.equal(releases[0].images, releases[1].images)
+    assert not torch.equal(releases[0].images[:3], releases[0].images[3:])
+
+
+def test_an_empty_class_is_treated_like_any_other():
+    records = random_records()
+    records.labels[:] = 0
+    central = CentralImageDataset.from_dataset(
+        records, 1, noise_multiplier=0.01, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
+    )
+    assert len(central) == 3
+    assert torch.isfinite(central.images).all()
+
+
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_with_next_to_no_noise_the_release_is_the_statistic(statistic):
+    records = random_records(count=300, channels=3)
+    records.images[:200, :, :4] = 40
+    central = CentralImageDataset.from_dataset(
+        records, 1, statistic, noise_multiplier=1e-4, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
+    )
+    for label in range(3):
+        chosen = records.images[records.labels == label].float() / 255
+        if statistic == "mean":
+            assert torch.allclose(central.images[label], chosen.mean(0), atol=1e-3)
+        else:
+            assert torch.allclose(central.images[label][:, :4], torch.tensor(1.5 / 8))  # 40/255 is in the second bin
+
+
+def test_pooled_queries_come_back_at_full_size():
+    records = random_records(size=8)
+    records.images[:] = 51
+    central = CentralImageDataset.from_dataset(
+        records, 2, noise_multiplier=1e-4, sample_rate=1.0, ledger=PrivacyLedger(1e-5), pool_factor=4
+    )
+    assert central.images.shape == (6, 1, 8, 8)
+    assert torch.allclose(central.images, torch.tensor(0.2), atol=2e-3)
+
+
+def test_poisson_sampling_includes_each_record_independently():
+    records = random_records(count=2000)
+    sizes = torch.tensor(
+        [
+            float(sum(len(images) for images, _ in central_images._poisson_sample(records, 0.3, entropy_generator())))
+            for _ in range(300)
+        ]
+    )
+    assert sizes.mean() == pytest.approx(600, abs=6 * (2000 * 0.21 / 300) ** 0.5)
+    assert sizes.var() == pytest.approx(2000 * 0.3 * 0.7, rel=0.5)  # a fixed batch size would have none
+
+
+def test_the_ledger_entry_comes_before_the_release(monkeypatch):
+    class Refuses(PrivacyLedger):
+        def record(self, mechanism):
+            raise RuntimeError("no entry")
+
+    monkeypatch.setattr(central_images, "entropy_generator", lambda: pytest.fail("read before the entry was durable"))
+    with pytest.raises(RuntimeError, match="no entry"):
+        CentralImageDataset.from_dataset(random_records(), ledger=Refuses(1e-5))
+
+
+def test_entry_says_what_was_done():
+    ledger = PrivacyLedger(1e-5)
+    central = CentralImageDataset.from_dataset(random_records(), 4, "mode", 7.0, 0.2, ledger=ledger)
+    assert ledger.mechanisms == [central.mechanism] == [Mechanism("central_images_mode", 7.0, 0.2, 4, 8.0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"statistic": "median"}, 'central statistic is "median"'),
+        ({"noise_multiplier": 0.0}, "noise multiplier"),
+        ({"sample_rate": 0.0}, "sample rate"),
+        ({"images_per_class": 0}, "steps"),
+        ({"pool_factor": 3}, "cannot be pooled by 3"),
+        ({"mode_bins": 1}, "mode over 1 bins"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_recorded(options, message):
+    ledger = PrivacyLedger(1e-5)
+    with pytest.raises(InputError, match=message):
+        CentralImageDataset.from_dataset(random_records(), **options, ledger=ledger)
+    assert ledger.mechanisms == []
+
+
+def test_disk_keeps_images_labels_and_the_entry(tmp_path):
+    central = CentralImageDataset.from_dataset(random_records(), 2, ledger=PrivacyLedger(1e-5))
+    central.save_to_disk(tmp_path / "central")
+    loaded = CentralImageDataset.load_from_disk(tmp_path / "central")
+    assert torch.equal(loaded.images, central.images)
+    assert torch.equal(loaded.labels, central.labels)
+    assert (loaded.mechanism, loaded.class_names) == (central.mechanism, central.class_names)
+    with pytest.raises(InputError, match="holds no central images"):
+        CentralImageDataset.load_from_disk(tmp_path)
+
+
+def test_is_a_dataset_of_image_and_label():
+    central = CentralImageDataset.from_dataset(load_image_dataset(dataset_name="digits"), 2, ledger=PrivacyLedger(1e-5))
+    image, label = central[13]
+    assert (len(central), image.shape, image.dtype, label) == (20, (1, 8, 8), torch.float32, 3)
+    assert 0 <= image.min() <= image.max() <= 1
+    batch, labels = next(iter(torch.utils.data.DataLoader(central, batch_size=20)))
+    assert batch.shape == (20, 1, 8, 8)
+    assert labels.tolist() == [*range(10), *range(10)]
+    assert central.to_grid().size == (2 * 64, 10 * 64)
+
+
+def test_one_query_over_sixty_thousand_images_takes_under_a_second():
+    records = random_records(count=60_000, size=28, classes=10)
+    ledger = PrivacyLedger(1e-5)
+    durations = []
+    for _ in range(3):
+        start = time.perf_counter()
+        CentralImageDataset.from_dataset(records, 1, sample_rate=1.0, ledger=ledger)
+        durations.append(time.perf_counter() - start)
+    assert min(durations) < 1

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.losses import DenoisingLoss, denoising_error
+from helpers import tiny_scheduler
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_targets_recover_the_image(prediction_type):
+    """Whatever the prediction type, the scheduler turns a perfect prediction back into the clean image."""
+    scheduler = tiny_scheduler(prediction_type)
+    images = torch.rand(6, 1, 8, 8) * 2 - 1
+    draws = DenoisingLoss(scheduler, "uniform", null_label=3).draw(images, torch.arange(6) % 3, 4)
+    assert draws.noisy.shape == draws.target.shape == (6, 4, 1, 8, 8)
+    assert draws.timesteps.shape == draws.labels.shape == (6, 4)
+    scheduler.set_timesteps(1000)
+    for record in range(6):
+        for k in range(4):
+            timestep = draws.timesteps[record, k]
+            if timestep > 950:
+                continue  # almost all noise: dividing by the signal left is not accurate
+            output = scheduler.step(draws.target[record, k], timestep, draws.noisy[record, k])
+            assert torch.allclose(output.pred_original_sample, images[record], atol=2e-3)
+
+
+def test_log_normal_draws_are_log_normal_in_the_noise_level():
+    scheduler = tiny_scheduler()
+    loss = DenoisingLoss(scheduler, "log_normal", noise_level_mean=-0.6, noise_level_std=1.2)
+    timesteps = loss.draw(torch.zeros(200, 1, 8, 8), torch.zeros(200, dtype=torch.int64), 100).timesteps.flatten()
+    alphas = scheduler.alphas_cumprod[timesteps].double()
+    log_sigma = ((1 - alphas) / alphas).log() / 2
+    assert log_sigma.mean() == pytest.approx(-0.6, abs=0.06)
+    assert log_sigma.std() == pytest.approx(1.2, abs=0.06)
+
+
+def test_uniform_draws_are_uniform_and_the_two_differ():
+    zeros = torch.zeros(200, 1, 8, 8), torch.zeros(200, dtype=torch.int64)
+    timesteps = DenoisingLoss(tiny_scheduler(), "uniform").draw(*zeros, 100).timesteps.double()
+    assert timesteps.mean() == pytest.approx(499.5, abs=15)
+    assert timesteps.std() == pytest.approx(288.7, abs=10)
+
+
+def test_labels_are_dropped_at_the_given_rate_and_per_draw():
+    loss = DenoisingLoss(tiny_scheduler(), label_dropout=0.25, null_label=7)
+    labels = loss.draw(torch.zeros(100, 1, 8, 8), torch.full((100,), 2), 50).labels
+    assert set(labels.unique().tolist()) == {2, 7}
+    assert (labels == 7).double().mean() == pytest.approx(0.25, abs=0.04)
+    assert ((labels == 7).any(dim=1) & (labels == 2).any(dim=1)).double().mean() > 0.9  # not per record
+
+
+def test_flips_mirror_half_of_the_draws():
+    images = torch.zeros(1, 1, 8, 8)
+    images[..., 0] = 1
+    draws = DenoisingLoss(tiny_scheduler("sample"), random_flip=True).draw(
+        images, torch.zeros(1, dtype=torch.int64), 400
+    )
+    mirrored = draws.target[0, :, 0, 0, 7] == 1
+    assert mirrored.double().mean() == pytest.approx(0.5, abs=0.15)
+    assert torch.equal(draws.target[0, mirrored], images.flip(-1).expand(int(mirrored.sum()), -1, -1, -1))
+
+
+def test_unconditional_draws_have_no_labels_and_empty_batches_work():
+    loss = DenoisingLoss(tiny_scheduler(), null_label=None)
+    draws = loss.draw(torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), 4)
+    assert draws.labels is None
+    assert draws.noisy.shape == (0, 4, 1, 8, 8)
+
+
+def test_error_is_the_mean_square():
+    loss = DenoisingLoss(tiny_scheduler("sample"), null_label=1)
+    draws = loss.draw(torch.rand(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64), 2).flatten()
+
+    class Off:
+        def __init__(self, *inputs):
+            self.sample = draws.target + 0.5
+
+    assert denoising_error(Off, draws) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timestep_sampling": "cosine"}, "timestep_sampling"),
+        ({"noise_level_std": 0.0}, "noise_level_std"),
+        ({"label_dropout": 1.0}, "label_dropout"),
+    ],
+)
+def test_refuses_bad_input(options, message):
+    with pytest.raises(InputError, match=message):
+        DenoisingLoss(tiny_scheduler(), **options)
+
+
+def test_refuses_prediction_types_it_has_no_target_for():
+    scheduler = tiny_scheduler()
+    scheduler.register_to_config(prediction_type="flow")
+    with pytest.raises(InputError, match='prediction type "flow"'):
+        DenoisingLoss(scheduler)

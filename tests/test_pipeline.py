@@ -1,0 +1,304 @@
+"""The class-conditional pipeline: what it samples, and that it loads where this package is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
+from diffusers.utils import dynamic_modules_utils
+
+from diffusers_dp_curriculum import pipeline as pipeline_module
+from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
+
+
+NAMES = {0: "ankle boot", 1: "bag", 2: "T-shirt/top"}
+
+
+def make_unet(channels=1, num_class_embeds=4):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        layers_per_block=1,
+        num_class_embeds=num_class_embeds,
+    )
+    # The default class embeddings are too small for a class to show in the images.
+    if num_class_embeds:
+        torch.nn.init.normal_(unet.class_embedding.weight, std=10.0)
+    return unet
+
+
+def make_pipeline(scheduler=None, channels=1, id2label=NAMES):
+    pipe = ClassConditionalPipeline(
+        make_unet(channels), scheduler or DDPMScheduler(num_train_timesteps=100), id2label=id2label
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sample(pipe, labels=(0, 1, 2), seed=0, steps=3, output_type="pt", **kwargs):
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(list(labels), num_inference_steps=steps, generator=generator, output_type=output_type, **kwargs).images
+
+
+@pytest.fixture(autouse=True)
+def module_cache(tmp_path, monkeypatch):
+    """Remote code is copied below `tmp_path`, not into the user's cache."""
+    cache = str(tmp_path / "modules")
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", cache)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_output_types(channels, mode):
+    pipe = make_pipeline(channels=channels)
+    tensor = sample(pipe)
+    array = sample(pipe, output_type="np")
+    images = sample(pipe, output_type="pil")
+
+    assert tensor.shape == (3, channels, 8, 8)
+    assert array.shape == (3, 8, 8, channels)
+    assert [(image.mode, image.size) for image in images] == [(mode, (8, 8))] * 3
+    assert tensor.min() >= 0
+    assert tensor.max() <= 1
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(np.stack(images).reshape(array.shape), (array * 255).round().astype("uint8"))
+
+
+def test_a_plain_tuple_on_request():
+    (images,) = make_pipeline()([0, 1], num_inference_steps=1, output_type="pt", return_dict=False)
+    assert images.shape == (2, 1, 8, 8)
+
+
+def test_images_are_not_square_if_the_unet_says_so():
+    unet = UNet2DModel(**{**make_unet().config, "sample_size": (8, 16)})
+    pipe = ClassConditionalPipeline(unet, DDPMScheduler())
+    assert sample(pipe, [0], steps=1).shape == (1, 1, 8, 16)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 2.5])
+@torch.no_grad()
+def test_guidance_is_the_formula(guidance_scale):
+    pipe = make_pipeline()
+    images = sample(pipe, guidance_scale=guidance_scale, steps=4)
+
+    generator = torch.Generator().manual_seed(0)
+    scheduler = DDPMScheduler(num_train_timesteps=100)
+    scheduler.set_timesteps(4)
+    x = torch.randn(3, 1, 8, 8, generator=generator)
+    for t in scheduler.timesteps:
+        cond = pipe.unet(x, t, class_labels=torch.tensor([0, 1, 2])).sample
+        uncond = pipe.unet(x, t, class_labels=torch.tensor([3, 3, 3])).sample
+        output = uncond + guidance_scale * (cond - uncond)
+        x = scheduler.step(output, t, x, generator=generator).prev_sample
+    torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_costs_one_doubled_batch_and_nothing_without_it():
+    pipe = make_pipeline()
+    batches = []
+    pipe.unet.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
+    sample(pipe, steps=2, guidance_scale=1.0)
+    sample(pipe, steps=2, guidance_scale=3.0)
+    assert batches == [3, 3, 6, 6]
+
+
+def test_names_are_labels():
+    pipe = make_pipeline()
+    assert pipe.class_names == ["ankle boot", "bag", "T-shirt/top"]
+    assert pipe.get_label_ids(["T-shirt/top", 0, "bag"]) == [2, 0, 1]
+    torch.testing.assert_close(sample(pipe, ["T-shirt/top", "bag"]), sample(pipe, [2, 1]), rtol=0, atol=0)
+
+
+def test_names_are_numbers_without_id2label():
+    pipe = make_pipeline(id2label=None)
+    assert pipe.class_names == ["0", "1", "2"]
+    assert pipe.get_label_ids(["2", 1]) == [2, 1]
+
+
+def test_the_generator_decides_the_images_and_the_label_matters():
+    pipe = make_pipeline()
+    torch.testing.assert_close(sample(pipe, seed=1), sample(pipe, seed=1), rtol=0, atol=0)
+    assert not torch.equal(sample(pipe, seed=1), sample(pipe, seed=2))
+    assert not torch.equal(sample(pipe, [0]), sample(pipe, [1]))
+
+
+def test_one_generator_an_image():
+    pipe = make_pipeline()
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 5, 6)]
+    images = pipe([1, 1, 1], num_inference_steps=2, generator=generators, output_type="pt").images
+    torch.testing.assert_close(images[0], images[1], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(images[0], images[2])
+
+
+@pytest.mark.parametrize(
+    "scheduler_class",
+    [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler, EDMEulerScheduler],
+)
+@torch.no_grad()
+def test_any_scheduler(scheduler_class):
+    compatible = scheduler_class in DDPMScheduler().compatibles
+    scheduler = scheduler_class.from_config(DDPMScheduler(num_train_timesteps=100).config if compatible else {})
+    pipe = make_pipeline(scheduler)
+    images = sample(pipe, steps=5)
+
+    scheduler = scheduler_class.from_config(scheduler.config)
+    scheduler.set_timesteps(5)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        output = pipe.unet(scheduler.scale_model_input(x, t), t, class_labels=torch.tensor([0, 1, 2])).sample
+        x = scheduler.step(output, t, x).prev_sample
+    torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kwargs", "message"),
+    [
+        ([], {}, "class_labels"),
+        ([3], {}, "0 to 2"),  # the null class is not a class
+        ([-1], {}, "0 to 2"),
+        ([0, "shoe"], {}, "'T-shirt/top'"),
+        ("bag", {}, "list"),
+        ([0], {"guidance_scale": -0.5}, "guidance_scale"),
+        ([0], {"guidance_scale": float("nan")}, "guidance_scale"),
+        ([0], {"num_inference_steps": 0}, "num_inference_steps"),
+        ([0], {"output_type": "latent"}, "output_type"),
+    ],
+)
+def test_refusals(labels, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline()(labels, **kwargs)
+
+
+def test_an_unconditional_unet_is_refused():
+    with pytest.raises(ValueError, match="num_class_embeds"):
+        ClassConditionalPipeline(make_unet(num_class_embeds=None), DDPMScheduler())
+
+
+@pytest.mark.parametrize("id2label", [{0: "a", 1: "b"}, {0: "a", 1: "b", 2: "b"}, {1: "a", 2: "b", 3: "c"}])
+def test_id2label_must_name_every_class(id2label):
+    with pytest.raises(ValueError, match="id2label"):
+        make_pipeline(id2label=id2label)
+
+
+def test_what_is_saved(tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "model")
+
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "model_index.json",
+        "pipeline.py",
+        "scheduler",
+        "unet",
+    ]
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline", "ClassConditionalPipeline"]
+    assert index["id2label"] == {str(class_id): name for class_id, name in NAMES.items()}
+    assert (tmp_path / "model" / "pipeline.py").read_text() == Path(pipeline_module.__file__).read_text()
+
+
+def test_loading_with_this_package_needs_no_trust(tmp_path, capfd):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "pipeline.py").write_text("raise RuntimeError('code of the directory was run')")
+
+    loaded = ClassConditionalPipeline.from_pretrained(tmp_path / "model")
+    assert type(loaded) is ClassConditionalPipeline
+    assert loaded.config.id2label == NAMES
+    assert "Expected types" not in capfd.readouterr().err  # diffusers' warning of keys that JSON made strings
+    torch.testing.assert_close(sample(loaded), sample(pipe), rtol=0, atol=0)
+
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(tmp_path / "model")
+
+
+def test_remote_code_saves_and_loads_again(tmp_path):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path / "first")
+    remote = DiffusionPipeline.from_pretrained(tmp_path / "first", trust_remote_code=True)
+    assert type(remote) is not ClassConditionalPipeline
+
+    # Loading another directory overwrites diffusers' only copy of the first one's code.
+    make_pipeline().save_pretrained(tmp_path / "other")
+    with (tmp_path / "other" / "pipeline.py").open("a") as file:
+        file.write("# a later version\n")
+    DiffusionPipeline.from_pretrained(tmp_path / "other", trust_remote_code=True)
+
+    remote.save_pretrained(tmp_path / "second")
+    for name in ("pipeline.py", "model_index.json", "unet/diffusion_pytorch_model.safetensors"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+
+    again = DiffusionPipeline.from_pretrained(tmp_path / "second", trust_remote_code=True)
+    again.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(sample(again), sample(pipe), rtol=0, atol=0)
+    again.save_pretrained(tmp_path / "second")  # over itself
+    assert type(ClassConditionalPipeline.from_pretrained(tmp_path / "second")) is ClassConditionalPipeline
+
+
+def test_another_scheduler_is_saved(tmp_path):
+    pipe = make_pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path / "model")
+    assert type(ClassConditionalPipeline.from_pretrained(tmp_path / "model").scheduler) is DDIMScheduler
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "diffusers_dp_curriculum":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import diffusers_dp_curriculum
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("the package can still be imported")
+
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+generator = torch.Generator().manual_seed(0)
+images = pipe([0, "bag", 2], guidance_scale=2.0, num_inference_steps=3, generator=generator, output_type="pt").images
+torch.save(images, sys.argv[2])
+pipe.save_pretrained(sys.argv[3])
+"""
+
+
+def test_a_stranger_without_this_package_can_sample(tmp_path):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, tmp_path / "model", tmp_path / "images.pt", tmp_path / "saved"],
+        check=True,
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
+        cwd=tmp_path,
+    )
+    images = torch.load(tmp_path / "images.pt")
+    torch.testing.assert_close(images, sample(pipe, guidance_scale=2.0), rtol=1e-4, atol=1e-4)
+    assert ClassConditionalPipeline.from_pretrained(tmp_path / "saved").class_names == list(NAMES.values())

@@ -1,0 +1,37 @@
+import torch
+
+from diffusers_dp_curriculum.randomness import entropy_generator, reseed_from_entropy
+
+
+def test_cpu_generators_keep_only_32_bits_of_a_seed():
+    """The reason why the whole state is filled; when this fails, a plain 64-bit seed would do."""
+    draws = [torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5 + 2**32)]
+    assert torch.equal(*draws)
+
+
+def test_no_two_generators_agree_and_no_seed_matters():
+    draws = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        draws.append(torch.randn(8, generator=entropy_generator()))
+    assert not any(torch.equal(draws[i], draws[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_draws_are_standard_normal_and_uniform():
+    generator = entropy_generator()
+    normal = torch.randn(1_000_000, generator=generator, dtype=torch.float64)
+    assert abs(normal.mean()) < 0.006  # six standard errors
+    assert abs(normal.var() - 1) < 0.009
+    assert abs((normal**4).mean() - 3) < 0.06
+    uniform = torch.rand(1_000_000, generator=generator)
+    assert abs((uniform < 0.17).double().mean() - 0.17) < 0.0023
+    assert abs(torch.corrcoef(torch.stack([uniform[1:], uniform[:-1]]))[0, 1]) < 0.006
+
+
+def test_global_generator_forgets_the_seed():
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        reseed_from_entropy()
+        draws.append(torch.rand(8))
+    assert not torch.equal(*draws)

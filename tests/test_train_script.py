@@ -1,0 +1,129 @@
+"""The command line, as a user meets it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusers_dp_curriculum import DPCurriculumConfig, InputError, load_image_dataset
+
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_dp_curriculum.py"
+TINY = {
+    "block_out_channels": "8",
+    "central_train_steps": "2",
+    "train_batch_size": "4",
+    "max_train_steps": "2",
+    "noise_multiplicity": "2",
+    "num_inference_steps": "2",
+    "central_noise_multiplier": "20",
+}
+
+
+def script_module():
+    spec = importlib.util.spec_from_file_location("train_dp_curriculum", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(arguments, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPT), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    )
+
+
+def write_image_folder(path, count=12, size=(9, 11)):
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        directory = path / ["cat", "dog"][number % 2]
+        directory.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(directory / f"{number}.png")
+
+
+def test_image_folder_to_pipeline_and_data_set(tmp_path):
+    """A user's own colour photographs, through the real launcher, to a synthetic data set."""
+    write_image_folder(tmp_path / "photos")
+    output_dir = tmp_path / "model"
+    arguments = [
+        "--train_data_dir",
+        str(tmp_path / "photos"),
+        "--resolution",
+        "8",
+        "--output_dir",
+        str(output_dir),
+        *TINY,
+    ]
+    finished = run(arguments, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "Plan for 12 records" in finished.stdout
+    assert f"Published files are in {output_dir}" in finished.stdout
+    assert "epsilon=" in finished.stderr  # the progress bars
+    assert json.loads((output_dir / "privacy.json").read_text())["epsilon"] <= 10
+    assert "0 = cat, 1 = dog." in (output_dir / "README.md").read_text()
+
+    again = run(arguments, tmp_path)
+    assert again.returncode != 0
+    assert "already holds another run" in again.stderr
+
+    generate = [sys.executable, SCRIPT.with_name("generate_dataset.py"), output_dir]
+    options = ["--images_per_class", "3", "--num_inference_steps", "2", "--output_dir", tmp_path / "synthetic"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    subprocess.run([*generate, *options], check=True, capture_output=True, env=environment)
+    dataset = datasets.load_dataset(str(tmp_path / "synthetic"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert dataset.features["label"].names == ["cat", "dog"]
+    assert len(dataset) == 6
+    assert (tmp_path / "synthetic" / "privacy.json").read_bytes() == (output_dir / "privacy.json").read_bytes()
+
+
+def test_refusal_is_one_sentence_without_a_traceback_of_ours(tmp_path):
+    finished = run(["--preset", "letters", "--output_dir", str(tmp_path / "model")], tmp_path)
+    assert finished.returncode != 0
+    assert 'error: There is no preset "letters": choose one of digits.' in finished.stderr.splitlines()
+    assert 'train_dp_curriculum.py", line' not in finished.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_without_arguments_the_preset_is_digits():
+    script, config = script_module().parse_arguments([])
+    assert script.dataset_name == "digits"
+    assert config.output_dir == "dp-curriculum-digits"
+    assert config.target_epsilon <= 10
+
+
+def test_flags_override_the_preset_and_own_images_get_the_recipe():
+    parse = script_module().parse_arguments
+    recipe = parse([])[1]
+    script, config = parse(["--preset", "digits", "--train_data_dir", "photos", "--max_train_steps", "7"])
+    assert (script.dataset_name, script.train_data_dir, config.max_train_steps) == (None, "photos", 7)
+    assert config.central_sample_rate == recipe.central_sample_rate
+    script, config = parse(["--train_data_dir", "photos"])
+    assert config == DPCurriculumConfig()
+
+
+def test_every_preset_is_made_of_known_flags():
+    module = script_module()
+    known = {field.name for kind in (module.ScriptArguments, DPCurriculumConfig) for field in fields(kind)}
+    for preset in module.PRESETS.iterdir():
+        assert set(json.loads(preset.read_text())) <= known
+
+
+def test_network_fits_the_data_set():
+    module = script_module()
+    script, _ = module.parse_arguments([])
+    unet = module.make_unet(script, load_image_dataset(dataset_name="digits"))
+    assert (unet.config.sample_size, unet.config.in_channels, unet.config.num_class_embeds) == (8, 1, 11)
+    script.block_out_channels = [16, 30]
+    with pytest.raises(InputError, match="give multiples of 8"):
+        module.make_unet(script, load_image_dataset(dataset_name="digits"))

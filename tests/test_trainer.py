@@ -1,0 +1,267 @@
+"""The whole path on a small scale: what is refused, what is written, and what the ledger says of it."""
+
+import json
+import re
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DDPMPipeline
+from dp_accounting import dp_event, pld
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from diffusers_dp_curriculum import (
+    CentralImageDataset,
+    ClassConditionalPipeline,
+    DPCurriculumConfig,
+    DPCurriculumTrainer,
+)
+from diffusers_dp_curriculum.errors import InputError
+from helpers import tiny_records, tiny_scheduler, tiny_unet
+
+
+def make_config(output_dir, **options):
+    settings = {
+        "output_dir": str(output_dir),
+        "central_sample_rate": 0.5,
+        "central_train_steps": 3,
+        "central_batch_size": 4,
+        "train_batch_size": 10,
+        "max_train_steps": 4,
+        "noise_multiplicity": 2,
+        "num_inference_steps": 2,
+    }
+    return DPCurriculumConfig(**{**settings, **options})
+
+
+def make_trainer(output_dir, unet=None, records=None, **options):
+    return DPCurriculumTrainer(
+        unet=unet or tiny_unet(),
+        noise_scheduler=tiny_scheduler(),
+        args=make_config(output_dir, **options),
+        train_dataset=records or tiny_records(),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    trainer = make_trainer(tmp_path_factory.mktemp("run") / "model")
+    trainer.train()
+    trainer.save_pipeline()
+    return trainer
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its precision for the whole process otherwise."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def files(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def test_output_directory_is_laid_out_as_documented(finished):
+    published = [name for name in files(finished.output_dir) if not name.startswith("private/")]
+    assert published == [
+        "README.md",
+        "central_images.png",
+        "model_index.json",
+        "pipeline.py",
+        "privacy.json",
+        "samples.png",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_privacy_statement_counts_everything_and_meets_the_target(finished):
+    privacy = json.loads((finished.output_dir / "privacy.json").read_text())
+    assert [(entry["name"], entry["steps"]) for entry in privacy["mechanisms"]] == [
+        ("central_images_mean", 5),
+        ("dp_sgd", 4),
+    ]
+    assert privacy["mechanisms"][1]["sample_rate"] == pytest.approx(10 / 60)
+    assert (privacy["dataset_size"], privacy["delta"], privacy["private"]) == (60, 1e-5, True)
+    accountant = pld.PLDAccountant()
+    for entry in privacy["mechanisms"]:
+        gaussian = dp_event.GaussianDpEvent(entry["noise_multiplier"])
+        accountant.compose(dp_event.PoissonSampledDpEvent(entry["sample_rate"], gaussian), entry["steps"])
+    assert privacy["epsilon"] == pytest.approx(accountant.get_epsilon(1e-5), rel=0.01)
+    assert 9.9 <= privacy["epsilon"] <= 10
+
+
+def test_journal_has_the_same_entries_as_the_statement(finished):
+    lines = [json.loads(line) for line in (finished.output_dir / "private" / "journal.jsonl").read_text().splitlines()]
+    assert [entry["name"] for entry in lines] == ["central_images_mean"] + ["dp_sgd"] * 4
+    assert all(entry["steps"] == 1 for entry in lines[1:])
+
+
+def test_pictures_have_a_row_for_each_class(finished):
+    for name, columns in (("samples.png", 10), ("central_images.png", 5)):
+        picture = Image.open(finished.output_dir / name)
+        assert picture.size == (columns * 64, 3 * 64)
+        assert picture.convert("L").getextrema()[0] < picture.convert("L").getextrema()[1]
+
+
+def test_model_card_states_the_budget_first(finished):
+    card = ModelCard.load(finished.output_dir / "README.md")
+    privacy = json.loads((finished.output_dir / "privacy.json").read_text())
+    first = card.text.strip().split("\n\n")[1]
+    assert f"({privacy['epsilon']:.4g}, 1e-05)-differentially private" in first
+    assert "adding or removing one" in first
+    assert {"differential-privacy", "dp-sgd", "opacus"} <= set(card.data.tags)
+    assert card.data.library_name == "diffusers"
+    sigma = privacy["mechanisms"][1]["noise_multiplier"]
+    assert f"| dp_sgd | {sigma:.6g} | 0.166667 | 4 | 1 |" in card.text
+    assert str(finished.output_dir) not in card.content
+
+
+def test_trained_weights_are_what_is_saved(finished):
+    pipeline = ClassConditionalPipeline.from_pretrained(finished.output_dir)
+    for name, parameter in finished.unet.named_parameters():
+        assert torch.equal(pipeline.unet.get_parameter(name), parameter)
+    assert pipeline.class_names == ["class 0", "class 1", "class 2"]
+    central = CentralImageDataset.load_from_disk(finished.output_dir / "private" / "central_images")
+    assert central.mechanism == finished.ledger.mechanisms[0]
+
+
+def test_summary_says_where_everything_is(finished):
+    summary = finished.summary()
+    assert str(finished.output_dir) in summary
+    assert re.search(r"epsilon 9\.\d+ at delta 1e-05", summary)
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_alone(finished):
+    before = {name: (finished.output_dir / name).read_bytes() for name in files(finished.output_dir)}
+    with pytest.raises(InputError, match="already holds another run"):
+        make_trainer(finished.output_dir)
+    assert {name: (finished.output_dir / name).read_bytes() for name in files(finished.output_dir)} == before
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+def test_other_prediction_types_modes_and_accountant_run(tmp_path, prediction_type):
+    trainer = DPCurriculumTrainer(
+        unet=tiny_unet(channels=3),
+        noise_scheduler=tiny_scheduler(prediction_type),
+        args=make_config(
+            tmp_path / "model",
+            central_statistic="mode",
+            accountant="rdp",
+            lr_scheduler="cosine",
+            timestep_sampling="uniform",
+            random_flip=True,
+            mixed_precision="bf16",
+            target_epsilon=3.0,
+        ),
+        train_dataset=tiny_records(channels=3),
+    )
+    trainer.train()
+    trainer.save_pipeline()
+    privacy = json.loads((tmp_path / "model" / "privacy.json").read_text())
+    assert privacy["accountant"] == "rdp"
+    assert 2.97 <= privacy["epsilon"] <= 3
+    assert privacy["mechanisms"][0]["name"] == "central_images_mode"
+
+
+def test_without_labels_the_result_is_a_stock_pipeline(tmp_path):
+    trainer = make_trainer(tmp_path / "model", tiny_unet(num_classes=None), tiny_records(num_classes=None))
+    trainer.train()
+    trainer.save_pipeline()
+    assert not (tmp_path / "model" / "pipeline.py").exists()
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "model")
+    images = pipeline(batch_size=2, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
+    assert "with its label" not in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_dp_sgd_alone(tmp_path):
+    trainer = make_trainer(tmp_path / "model", central_statistic="none")
+    trainer.train()
+    trainer.save_pipeline()
+    assert [mechanism.name for mechanism in trainer.ledger.mechanisms] == ["dp_sgd"]
+    assert not (tmp_path / "model" / "central_images.png").exists()
+    assert "central images" not in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_two_runs_with_one_seed_share_neither_central_images_nor_weights(tmp_path):
+    runs = []
+    for name in ("one", "two"):
+        torch.manual_seed(3)
+        trainer = make_trainer(tmp_path / name, seed=3, max_train_steps=1)
+        trainer.train()
+        runs.append((trainer.central_images.images, trainer.unet.conv_out.weight.detach()))
+    assert not torch.equal(runs[0][0], runs[1][0])
+    assert not torch.equal(runs[0][1], runs[1][1])
+
+
+def test_plan_is_printed_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    trainer = make_trainer(tmp_path / "model")
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CentralImageDataset, "from_dataset", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    printed = capsys.readouterr().out
+    for words in (
+        "epsilon 10 at delta 1e-05",
+        "alone",
+        "noise multiplier",
+        "sample rate 0.1667",
+        "4 steps",
+        "expected time",
+    ):
+        assert words in printed
+    assert (tmp_path / "model" / "private" / "journal.jsonl").read_text() == ""
+
+
+def test_an_unfinished_run_is_not_saved(tmp_path):
+    with pytest.raises(InputError, match="no trained model to save yet"):
+        make_trainer(tmp_path / "model").save_pipeline()
+    assert not (tmp_path / "model").exists()
+
+
+def batch_norm_unet():
+    unet = tiny_unet()
+    unet.conv_norm_out = torch.nn.BatchNorm2d(8)
+    return unet
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: {"target_epsilon": 0.0}, "target_epsilon is 0.0"),
+        (lambda: {"target_epsilon": float("nan")}, "target_epsilon is nan"),
+        (lambda: {"target_delta": 0.0}, "target_delta is 0.0"),
+        (lambda: {"target_delta": 1.5}, "target_delta is 1.5"),
+        (lambda: {"target_delta": 1 / 60}, "target_delta 0.0166667 is not below 1/N"),
+        (lambda: {"central_noise_multiplier": 0.3}, "central images alone cost epsilon"),
+        (lambda: {"central_sample_rate": 1.5}, "central_sample_rate is 1.5"),
+        (lambda: {"central_statistic": "median"}, 'central_statistic is "median"'),
+        (lambda: {"central_pool_factor": 3}, "cannot be pooled by 3"),
+        (lambda: {"train_batch_size": 61}, r"train_batch_size 61 is larger than the data set \(60 records\)"),
+        (lambda: {"train_batch_size": 0}, "train_batch_size is 0"),
+        (lambda: {"accountant": "gdp"}, 'accountant is "gdp"'),
+        (lambda: {"lr_scheduler": "steep"}, 'lr_scheduler is "steep"'),
+        (lambda: {"label_dropout": 1.0}, "label_dropout is 1.0"),
+        (lambda: {"unet": batch_norm_unet()}, r"conv_norm_out \(BatchNorm2d\) mixes records"),
+        (
+            lambda: {"unet": tiny_unet(size=9), "records": tiny_records(size=9)},
+            "resolution of 9 cannot be halved",
+        ),
+        (lambda: {"unet": tiny_unet(size=16)}, "8 pixels a side"),
+        (lambda: {"unet": tiny_unet(channels=3)}, "1 channels and the UNet takes 3"),
+        (lambda: {"unet": tiny_unet(num_classes=5)}, "num_class_embeds=6 where the data set needs 4"),
+        (lambda: {"unet": tiny_unet(num_classes=None)}, "num_class_embeds=None where the data set needs 4"),
+        (lambda: {"records": tiny_records(num_classes=None)}, "num_class_embeds=4 where the data set needs None"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, make, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        make_trainer(tmp_path / "model", **make())
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "model").exists()
