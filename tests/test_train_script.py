@@ -56,15 +56,8 @@ def test_image_folder_to_pipeline_and_data_set(tmp_path):
     """A user's own colour photographs, through the real launcher, to a synthetic data set."""
     write_image_folder(tmp_path / "photos")
     output_dir = tmp_path / "model"
-    arguments = [
-        "--train_data_dir",
-        str(tmp_path / "photos"),
-        "--resolution",
-        "8",
-        "--output_dir",
-        str(output_dir),
-        *TINY,
-    ]
+    options = {"train_data_dir": tmp_path / "photos", "resolution": 8, "output_dir": output_dir, **TINY}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     finished = run(arguments, tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "Plan for 12 records" in finished.stdout

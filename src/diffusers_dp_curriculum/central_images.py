@@ -111,7 +111,7 @@ class CentralImageDataset(Dataset):
                 votes = _mode_votes(records, sample_rate, pool_factor, mode_bins, generator)
                 pooled.append(_modes(_with_noise(votes, mechanism, generator)))
         channels, height, width = records.images.shape[1:]
-        images = torch.cat(pooled).view(-1, channels, height // pool_factor, width // pool_factor)
+        images = torch.cat(pooled).float().view(-1, channels, height // pool_factor, width // pool_factor)
         images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
         labels = torch.arange(records.num_classes or 1).repeat(images_per_class)
         return cls(images, labels, mechanism, records.class_names)
@@ -207,14 +207,14 @@ def _mean_sums(records, sample_rate: float, pool_factor: int, generator) -> torc
         counts += one_hot.sum(0)[:, None]
     # Pooling, scaling and centring are linear: done to the sum, they are done to every record in it.
     pooled = F.avg_pool2d(sums.view(classes, *image_shape), pool_factor).flatten(1) / 255 - counts / 2
-    return torch.cat([pooled, _count_weight(pooled.shape[1]) * counts], dim=1).float()
+    return torch.cat([pooled, _count_weight(pooled.shape[1]) * counts], dim=1)
 
 
 def _mode_votes(records, sample_rate: float, pool_factor: int, mode_bins: int, generator) -> torch.Tensor:
     """Per class and bin the number of votes for each value, `(classes, mode_bins, values)`."""
     channels, height, width = records.images.shape[1:]
     values = channels * (height // pool_factor) * (width // pool_factor)
-    votes = torch.zeros(records.num_classes or 1, mode_bins, values)
+    votes = torch.zeros(records.num_classes or 1, mode_bins, values, dtype=torch.float64)
     for images, one_hot in _poisson_sample(records, sample_rate, generator):
         pooled = F.avg_pool2d(images, pool_factor).flatten(1) / 255
         bins = (pooled * mode_bins).long().clamp(max=mode_bins - 1)
@@ -224,7 +224,7 @@ def _mode_votes(records, sample_rate: float, pool_factor: int, mode_bins: int, g
 
 
 def _with_noise(sums: torch.Tensor, mechanism: Mechanism, generator) -> torch.Tensor:
-    noise = torch.randn(sums.shape, generator=generator)
+    noise = torch.randn(sums.shape, generator=generator, dtype=sums.dtype)
     return sums + mechanism.noise_multiplier * mechanism.sensitivity * noise
 
 
