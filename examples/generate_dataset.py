@@ -14,7 +14,7 @@ from pathlib import Path
 import diffusers
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
@@ -68,6 +68,10 @@ def find_privacy_json(name: str) -> Path | None:
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(name, "privacy.json"))
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"The Hub is out of reach, so the privacy.json of {name} is not to be had: try again."
+        ) from error
     except EntryNotFoundError:
         return None
 
@@ -107,5 +111,4 @@ if __name__ == "__main__":
     try:
         main()
     except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(f"error: {error}")

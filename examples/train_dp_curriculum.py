@@ -28,6 +28,7 @@ from diffusers_dp_curriculum import (
 
 PRESETS = files("diffusers_dp_curriculum") / "presets"
 NORM_GROUPS = 8
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 
 
 @dataclass
@@ -90,10 +91,21 @@ def make_unet(script: ScriptArguments, dataset: ImageDataset) -> UNet2DModel:
         "num_class_embeds": None if dataset.num_classes is None else dataset.num_classes + 1,
     }
     if script.model_config_name_or_path is not None:
-        return UNet2DModel.from_config(UNet2DModel.load_config(script.model_config_name_or_path), **own)
-    if any(channels % NORM_GROUPS for channels in script.block_out_channels):
+        try:
+            return UNet2DModel.from_config(UNet2DModel.load_config(script.model_config_name_or_path), **own)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{script.model_config_name_or_path} has no config of a UNet2DModel: give a directory or Hub id of one."
+            ) from error
+    if any(channels < 1 or channels % NORM_GROUPS for channels in script.block_out_channels):
         raise InputError(f"block_out_channels are {script.block_out_channels}: give multiples of {NORM_GROUPS}.")
     levels = len(script.block_out_channels)
+    if script.layers_per_block < 1:
+        raise InputError(f"layers_per_block is {script.layers_per_block}: give at least 1.")
+    if not 0 <= script.attention_levels <= levels:
+        raise InputError(
+            f"attention_levels is {script.attention_levels}: give a number from 0 to {levels}, the levels."
+        )
     attention = [level >= levels - script.attention_levels for level in range(levels)]
     return UNet2DModel(
         **own,
@@ -102,6 +114,21 @@ def make_unet(script: ScriptArguments, dataset: ImageDataset) -> UNet2DModel:
         down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),
         up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
         norm_num_groups=NORM_GROUPS,
+    )
+
+
+def make_scheduler(script: ScriptArguments) -> DDPMScheduler:
+    """The noise schedule that the network is trained with, and published with."""
+    if script.ddpm_num_steps < 2:
+        raise InputError(f"ddpm_num_steps is {script.ddpm_num_steps}: give at least 2.")
+    if script.ddpm_beta_schedule not in BETA_SCHEDULES:
+        raise InputError(
+            f'There is no ddpm_beta_schedule "{script.ddpm_beta_schedule}": choose one of {", ".join(BETA_SCHEDULES)}.'
+        )
+    return DDPMScheduler(
+        num_train_timesteps=script.ddpm_num_steps,
+        beta_schedule=script.ddpm_beta_schedule,
+        prediction_type=script.prediction_type,
     )
 
 
@@ -131,11 +158,7 @@ def main() -> None:
     set_seed(config.seed)
     trainer = DPCurriculumTrainer(
         unet=make_unet(script, dataset),
-        noise_scheduler=DDPMScheduler(
-            num_train_timesteps=script.ddpm_num_steps,
-            beta_schedule=script.ddpm_beta_schedule,
-            prediction_type=script.prediction_type,
-        ),
+        noise_scheduler=make_scheduler(script),
         args=config,
         train_dataset=dataset,
     )

@@ -1,6 +1,7 @@
 """The ledger's numbers against an independent implementation, and the order in which things become durable."""
 
 import json
+import os
 
 import pytest
 from dp_accounting import dp_event, pld, rdp
@@ -93,9 +94,13 @@ def test_ledger_merges_equal_neighbours_and_keeps_the_order():
     assert ledger.epsilon() == compute_epsilon(ledger.mechanisms, 1e-5)
 
 
-def test_journal_has_the_entry_as_soon_as_it_is_recorded(tmp_path):
+def test_journal_has_the_entry_as_soon_as_it_is_recorded(tmp_path, monkeypatch):
     ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
+    on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda _: on_disk.append((tmp_path / "journal.jsonl").read_text()))
     ledger.record(CENTRAL)
+    assert len(on_disk) == 1
+    assert json.loads(on_disk[0])["name"] == "central_images_mean"
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()  # the ledger still has the file open
     assert [Mechanism(**json.loads(line)) for line in lines] == [CENTRAL]
 

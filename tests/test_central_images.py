@@ -80,14 +80,57 @@ def test_queries_are_independent_of_the_seed_and_of_each_other():
     assert not torch.equal(releases[0].images[:3], releases[0].images[3:])
 
 
+def test_counts_are_noisy_too():
+    """The error of a count moves all pixels of an image together, further than the pixels' own noise averages to."""
+    records = random_records(count=3000)
+    records.images[:] = 230
+    records.labels[:] = torch.arange(3000) % 3
+    central = CentralImageDataset.from_dataset(
+        records, 60, noise_multiplier=5.0, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
+    )
+    noise_std = 5.0 * central.mechanism.sensitivity / 1000
+    beta = 64**0.25 / 2
+    expected = noise_std * (1 / 64 + (230 / 255 - 0.5) ** 2 / beta**2) ** 0.5
+    assert central.images.mean(dim=(1, 2, 3)).std() == pytest.approx(expected, rel=0.3)  # 180 images; without: 0.4
+
+
+def test_modes_are_noisy():
+    records = random_records()
+    records.images[:] = 128
+    central = CentralImageDataset.from_dataset(
+        records, 1, "mode", noise_multiplier=50.0, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
+    )
+    assert len(central.images.unique()) == 8  # every bin wins somewhere
+
+
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_each_query_samples_afresh_at_the_rate_of_the_ledger(statistic, monkeypatch):
+    sampled = []
+    original = central_images._poisson_sample
+
+    def remember(records, sample_rate, generator):
+        pieces = list(original(records, sample_rate, generator))
+        sampled.append((sample_rate, torch.cat([images for images, _ in pieces])))
+        return iter(pieces)
+
+    monkeypatch.setattr(central_images, "_poisson_sample", remember)
+    central = CentralImageDataset.from_dataset(
+        random_records(), 3, statistic, sample_rate=0.4, ledger=PrivacyLedger(1e-5)
+    )
+    assert [rate for rate, _ in sampled] == [central.mechanism.sample_rate] * 3 == [0.4] * 3
+    assert not all(torch.equal(sampled[0][1], images) for _, images in sampled[1:])
+
+
 def test_an_empty_class_is_treated_like_any_other():
+    """It gets noise of its own, too: whether there was a record must not show."""
     records = random_records()
     records.labels[:] = 0
-    central = CentralImageDataset.from_dataset(
-        records, 1, noise_multiplier=0.01, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
-    )
-    assert len(central) == 3
+    central = CentralImageDataset.from_dataset(records, 4, sample_rate=1.0, ledger=PrivacyLedger(1e-5))
+    assert len(central) == 12
     assert torch.isfinite(central.images).all()
+    empty = central.images[central.labels == 2]
+    assert (empty.flatten(1).std(dim=1) > 0.1).all()
+    assert not torch.equal(empty[0], empty[1])
 
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])

@@ -1,6 +1,7 @@
 """Mechanism 2: the gradient of a record, what it may contribute, and the noise of a step."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,7 +180,9 @@ def test_sum_is_divided_by_the_expected_batch_size_not_the_true_one():
         mechanism = make_dp_sgd(noise_multiplier=1e-6, batch_size=20)
         mechanism.batches = iter([batch])
         mechanism.loss.draw = fixed_draws
-        moved.append(take_step(mechanism))
+        before = parameters(mechanism.model)
+        mechanism.step()
+        moved.append(before - parameters(mechanism.model))
     assert (moved[1] - 4 * moved[0]).norm() / moved[1].norm() < 1e-3
 
 
@@ -204,6 +207,33 @@ def test_no_record_contributes_more_than_the_clipping_norm(pixels):
         assert (gradients[0] == 0).all()
 
 
+def test_a_huge_record_is_clipped_to_the_norm():
+    mechanism = make_dp_sgd(noise_multiplier=1e-9, max_grad_norm=0.05)
+    mechanism.batches = iter([[0]])
+    mechanism.loss.draw = lambda *inputs: replace(fixed_draws(*inputs), target=torch.full((1, 2, 1, 8, 8), 1e15))
+    assert take_step(mechanism).norm() == pytest.approx(0.05, rel=1e-2)
+
+
+def test_a_step_that_raised_leaves_nothing_behind(monkeypatch):
+    """Its sums must not be released a second time with the next step's."""
+    mechanism = make_dp_sgd(noise_multiplier=1e-6, batch_size=60)
+    mechanism.loss.draw = fixed_draws
+    original, calls = mechanism._set_grad_samples, []
+
+    def fails_once(piece):
+        calls.append(original(piece))
+        if len(calls) == 4:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(mechanism, "_set_grad_samples", fails_once)
+    with pytest.raises(ZeroDivisionError):
+        mechanism.step()
+    released = take_step(mechanism)
+    clean = make_dp_sgd(noise_multiplier=1e-6, batch_size=60)
+    clean.loss.draw = fixed_draws
+    assert (released - take_step(clean)).norm() / released.norm() < 1e-3
+
+
 def test_the_ledger_entry_comes_before_the_step(monkeypatch):
     mechanism = make_dp_sgd()
     monkeypatch.setattr(dp_sgd, "per_record_gradients", lambda *_: pytest.fail("read before the entry was durable"))
@@ -217,6 +247,24 @@ def test_each_step_is_recorded():
     for _ in range(2):
         mechanism.step()
     assert mechanism.ledger.mechanisms == [dp_sgd_mechanism(3.0, 20, 60, 2, 0.05)]
+
+
+def test_noise_alone_does_not_depend_on_the_seed():
+    noises = [take_step(make_dp_sgd(batch_size=1e-6)) for _ in range(2)]
+    assert abs(torch.corrcoef(torch.stack(noises))[0, 1]) < 0.06
+
+
+def test_each_step_takes_a_fresh_batch(monkeypatch):
+    mechanism = make_dp_sgd(physical=1000)
+    taken = []
+    monkeypatch.setattr(
+        mechanism,
+        "_set_grad_samples",
+        lambda piece, original=mechanism._set_grad_samples: (taken.append(piece.tolist()), original(piece)),
+    )
+    for _ in range(3):
+        mechanism.step()
+    assert taken[0] != taken[1] != taken[2]
 
 
 def test_nothing_random_depends_on_the_seed():

@@ -49,6 +49,12 @@ def test_labels_are_dropped_at_the_given_rate_and_per_draw():
     assert ((labels == 7).any(dim=1) & (labels == 2).any(dim=1)).double().mean() > 0.9  # not per record
 
 
+def test_every_draw_has_noise_of_its_own():
+    draws = DenoisingLoss(tiny_scheduler("epsilon")).draw(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64), 3)
+    noises = draws.target.view(6, 64)
+    assert torch.corrcoef(noises).fill_diagonal_(0).abs().max() < 0.6
+
+
 def test_flips_mirror_half_of_the_draws():
     images = torch.zeros(1, 1, 8, 8)
     images[..., 0] = 1

@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 
 from diffusers_dp_curriculum.randomness import entropy_generator, reseed_from_entropy
@@ -7,6 +8,15 @@ def test_cpu_generators_keep_only_32_bits_of_a_seed():
     """The reason why the whole state is filled; when this fails, a plain 64-bit seed would do."""
     draws = [torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5 + 2**32)]
     assert torch.equal(*draws)
+
+
+def test_the_whole_state_is_entropy():
+    """Not 32 bits of it, from which the rest follows."""
+    generator = entropy_generator()
+    from_its_seed = torch.Generator().manual_seed(generator.initial_seed())
+    words = [state.get_state().numpy()[24:].view(np.uint64)[:624] for state in (generator, from_its_seed)]
+    assert (words[0] != words[1]).sum() > 600
+    assert len(set(words[0].tolist())) > 600
 
 
 def test_no_two_generators_agree_and_no_seed_matters():

@@ -279,13 +279,13 @@ def test_the_script(pipe, tmp_path):
     assert len(datasets.load_dataset(str(tmp_path / "out"), split="train")) == 15
 
     refused = run_script(*arguments, "--seed", 8, tmp_path=tmp_path)
-    assert refused.returncode == 2
+    assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert refused.stderr.splitlines()[-1].endswith("repeat the settings in its generation.json.")
 
 
 def test_the_script_without_a_pipeline(tmp_path):
     refused = run_script("nowhere", "--images_per_class", 1, "--output_dir", "out", tmp_path=tmp_path)
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith("nowhere is neither")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: nowhere is neither")
     assert "Traceback" not in refused.stderr

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, UNet2DModel
 from dp_accounting import dp_event, pld
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -16,6 +16,7 @@ from diffusers_dp_curriculum import (
     ClassConditionalPipeline,
     DPCurriculumConfig,
     DPCurriculumTrainer,
+    central_images,
 )
 from diffusers_dp_curriculum.errors import InputError
 from helpers import tiny_records, tiny_scheduler, tiny_unet
@@ -219,10 +220,78 @@ def test_plan_is_printed_before_anything_is_read(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "model" / "private" / "journal.jsonl").read_text() == ""
 
 
+def test_the_warm_up_sees_central_images_alone(tmp_path, monkeypatch):
+    """Every image that the loss is drawn for before the first DP-SGD step is a central one, white here."""
+    trainer = make_trainer(tmp_path / "model")
+    release, draw = CentralImageDataset.from_dataset, trainer.loss.draw
+
+    def white(*arguments, **options):
+        central = release(*arguments, **options)
+        central.images[:] = 1
+        return central
+
+    def watch(images, labels, noise_multiplicity):
+        if trainer.ledger and len(trainer.ledger.mechanisms) == 1:
+            watched.append(bool((images > 0.99).all()))
+        return draw(images, labels, noise_multiplicity)
+
+    watched = []
+    monkeypatch.setattr(CentralImageDataset, "from_dataset", white)
+    monkeypatch.setattr(trainer.loss, "draw", watch)
+    trainer.train()
+    assert watched == [True] * 3
+
+
+def test_one_trainer_and_one_network_learn_from_the_records_once(finished, tmp_path):
+    """Twice the spending under one epsilon is what a second run would be."""
+    with pytest.raises(InputError, match="has run already"):
+        finished.train()
+    with pytest.raises(InputError, match="learned from sensitive records in another run"):
+        make_trainer(tmp_path / "model", unet=finished.unet)
+
+
+def test_records_are_queried_as_often_as_the_ledger_says(tmp_path, monkeypatch):
+    queries = []
+    sample = central_images._poisson_sample
+    monkeypatch.setattr(central_images, "_poisson_sample", lambda *inputs: queries.append(1) or sample(*inputs))
+    trainer = make_trainer(tmp_path / "model")
+    trainer.train()
+    assert len(queries) == trainer.ledger.mechanisms[0].steps == 5
+
+
+def test_no_published_file_says_where_anything_was(tmp_path):
+    """A network loaded from a directory remembers it; nobody else should."""
+    tiny_unet().save_pretrained(tmp_path / "secret place")
+    trainer = make_trainer(tmp_path / "model", unet=UNet2DModel.from_pretrained(tmp_path / "secret place"))
+    trainer.train()
+    trainer.save_pipeline()
+    for name in files(tmp_path / "model"):
+        if not name.startswith("private/"):
+            content = (tmp_path / "model" / name).read_bytes()
+            assert b"secret place" not in content
+            assert str(tmp_path).encode() not in content
+
+
+def test_an_interrupted_run_is_not_saved(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "model")
+    monkeypatch.setattr(trainer, "_warm_up", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    with pytest.raises(InputError, match="let it finish"):
+        trainer.save_pipeline()
+
+
 def test_an_unfinished_run_is_not_saved(tmp_path):
     with pytest.raises(InputError, match="no trained model to save yet"):
         make_trainer(tmp_path / "model").save_pipeline()
     assert not (tmp_path / "model").exists()
+
+
+def changed_records(**changes):
+    records = tiny_records()
+    for name, change in changes.items():
+        setattr(records, name, change(getattr(records, name)))
+    return records
 
 
 def batch_norm_unet():
@@ -235,6 +304,20 @@ def batch_norm_unet():
     ("make", "message"),
     [
         (lambda: {"target_epsilon": 0.0}, "target_epsilon is 0.0"),
+        (lambda: {"seed": -1}, "seed is -1"),
+        (lambda: {"central_images_per_class": 2.5}, "central_images_per_class is 2.5: give a whole number"),
+        (lambda: {"adam_beta1": 1.5}, "adam_beta1 is 1.5"),
+        (lambda: {"ema_inv_gamma": 0.0}, "ema_inv_gamma is 0.0"),
+        (lambda: {"guidance_scale": 2.0, "label_dropout": 0.0}, "guidance_scale needs the null class"),
+        (lambda: {"num_inference_steps": 1001}, "num_inference_steps 1001 is above the 1000 timesteps"),
+        (lambda: {"noise_level_mean": 1e6}, "No timestep has the noise levels asked for"),
+        (lambda: {"unet": tiny_unet(out_channels=2)}, "takes 1 and gives 2"),
+        (lambda: {"unet": tiny_unet().requires_grad_(False)}, "No parameter of the UNet is trainable"),
+        (lambda: {"unet": tiny_unet().bfloat16()}, "not in float32"),
+        (lambda: {"records": changed_records(images=lambda images: images * 1000.0)}, "images are torch.float32"),
+        (lambda: {"records": changed_records(labels=lambda labels: labels + 1)}, "none of the declared classes"),
+        (lambda: {"records": changed_records(images=lambda images: images[:0])}, "data set is empty"),
+        (lambda: {"records": changed_records(class_names=lambda names: ["a", "b", "b"])}, "not all different"),
         (lambda: {"target_epsilon": float("nan")}, "target_epsilon is nan"),
         (lambda: {"target_delta": 0.0}, "target_delta is 0.0"),
         (lambda: {"target_delta": 1.5}, "target_delta is 1.5"),
@@ -254,7 +337,7 @@ def batch_norm_unet():
             "resolution of 9 cannot be halved",
         ),
         (lambda: {"unet": tiny_unet(size=16)}, "8 pixels a side"),
-        (lambda: {"unet": tiny_unet(channels=3)}, "1 channels and the UNet takes 3"),
+        (lambda: {"unet": tiny_unet(channels=3)}, "1 channels, and the UNet takes 3"),
         (lambda: {"unet": tiny_unet(num_classes=5)}, "num_class_embeds=6 where the data set needs 4"),
         (lambda: {"unet": tiny_unet(num_classes=None)}, "num_class_embeds=None where the data set needs 4"),
         (lambda: {"records": tiny_records(num_classes=None)}, "num_class_embeds=4 where the data set needs None"),

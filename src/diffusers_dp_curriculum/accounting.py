@@ -195,6 +195,7 @@ class PrivacyLedger:
             raise InputError(f"delta is {delta}: give a number between 0 and 1, below 1/N.")
         if accountant not in ("prv", "rdp"):
             raise InputError(f'The accountant is "{accountant}": choose "prv" or "rdp".')
+        self.versions = {name: version(name) for name in ("diffusers-dp-curriculum", "diffusers", "opacus", "torch")}
         self.delta = delta
         self.accountant = accountant
         self._mechanisms: list[Mechanism] = []
@@ -204,6 +205,7 @@ class PrivacyLedger:
                 self._journal = open(journal, "x", encoding="utf-8")  # noqa: SIM115 - open for as long as the ledger
             except FileExistsError:
                 raise InputError(f"{journal} is the journal of another run: choose another directory.") from None
+            _sync_directory(Path(journal).parent)
 
     @property
     def mechanisms(self) -> list[Mechanism]:
@@ -240,5 +242,14 @@ class PrivacyLedger:
             "private": True,
             "mechanisms": [asdict(mechanism) for mechanism in self._mechanisms],
             "public_assumptions": list(PUBLIC_ASSUMPTIONS),
-            "versions": {name: version(name) for name in ("diffusers-dp-curriculum", "diffusers", "opacus", "torch")},
+            "versions": self.versions,
         }
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable, as `os.fsync` of a file makes its content."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,13 +1,13 @@
 """Everything a run can be told, each field documented where it is declared."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from .errors import InputError
 
 
 # Those of diffusers' `get_scheduler` that need nothing but a number of steps.
-LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
 
 
 def _option(default, help: str):
@@ -47,7 +47,7 @@ class DPCurriculumConfig:
     max_train_steps: int = _option(200, "DP-SGD steps.")
     noise_multiplicity: int = _option(8, "K: noise draws per record and step, averaged before clipping (paper: 32).")
     max_grad_norm: float = _option(1.0, "C: L2 norm to which the gradient of each record is clipped, > 0.")
-    max_physical_batch_size: int = _option(64, "Records whose gradients are in memory at a time; changes no result.")
+    max_physical_batch_size: int = _option(16, "Records whose gradients are in memory at a time; changes no result.")
     learning_rate: float = _option(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).")
     lr_scheduler: str = _option(
         "constant", "Learning-rate schedule of DP-SGD, any name diffusers' get_scheduler knows."
@@ -76,6 +76,10 @@ class DPCurriculumConfig:
     guidance_scale: float = _option(1.0, "Classifier-free guidance of the samples; 1 is none.")
 
     def __post_init__(self):
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.type is int and not isinstance(value, int):
+                raise InputError(f"{option.name} is {value}: give a whole number.")
         _above(0, self, "target_epsilon", "central_noise_multiplier", "max_grad_norm")
         _above(0, self, "learning_rate", "central_learning_rate", "adam_epsilon")
         _at_least(1, self, "train_batch_size", "max_train_steps", "noise_multiplicity", "max_physical_batch_size")
@@ -84,6 +88,7 @@ class DPCurriculumConfig:
         )
         _at_least(0, self, "central_train_steps", "lr_warmup_steps", "guidance_scale", "adam_weight_decay")
         _at_least(2, self, "central_mode_bins")
+        _above(0, self, "ema_inv_gamma", "ema_power", "noise_level_std")
         _one_of(self, "accountant", "prv", "rdp")
         _one_of(self, "central_statistic", "mean", "mode", "none")
         _one_of(self, "mixed_precision", "no", "bf16")
@@ -92,6 +97,13 @@ class DPCurriculumConfig:
             raise InputError(f"target_delta is {self.target_delta}: give a number above 0 and below 1/N.")
         if not 0 < self.central_sample_rate <= 1:
             raise InputError(f"central_sample_rate is {self.central_sample_rate}: give a number in (0, 1].")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}: give a whole number from 0 to 2**32 - 1.")
+        for name in ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give a number in [0, 1).")
+        if self.guidance_scale != 1 and self.label_dropout == 0:
+            raise InputError("guidance_scale needs the null class, which label_dropout 0 never trains: raise it.")
 
 
 def _above(bound, config, *names):

@@ -132,6 +132,7 @@ def load_image_dataset(
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise InputError("Pass either --dataset_name or --train_data_dir, and not both.")
+    _check_class_names(class_names)
     if resolution is not None and resolution < 1:
         raise InputError(f"--resolution is {resolution}, so pass a number of pixels above 0.")
     array_options = {"resolution": resolution, "class_names": class_names, "unconditional": unconditional}
@@ -190,7 +191,9 @@ def to_image_dataset(
                 f"The images were loaded with {dataset.resolution} pixels a side, so load them with "
                 f"resolution={resolution} or ask for {dataset.resolution}."
             )
-        return _without_labels(dataset.images) if unconditional else dataset
+        dataset = _without_labels(dataset.images) if unconditional else dataset
+        _check_image_dataset(dataset)
+        return dataset
     if not isinstance(dataset, datasets.Dataset):
         raise InputError(
             f"{type(dataset).__name__} is not one split of a data set, so pass a datasets.Dataset such as "
@@ -207,6 +210,32 @@ def to_image_dataset(
     # Labels before images: they are refused within seconds, images may take an hour.
     labels, class_names = _read_labels(dataset, label_column, class_names)
     return ImageDataset(_to_tensor(_read_images(dataset, image_column), len(dataset), resolution), labels, class_names)
+
+
+def _check_image_dataset(dataset: ImageDataset):
+    """What the mechanisms' sensitivity rests on, of an `ImageDataset` that anyone may have made."""
+    images, labels = dataset.images, dataset.labels
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise InputError(
+            f"The images are {images.dtype} of shape {tuple(images.shape)}, so make them uint8 of shape "
+            "(N, 1 or 3, side, side)."
+        )
+    if len(images) == 0:
+        raise InputError("The data set is empty, so pass one that has records.")
+    if images.shape[2] != images.shape[3]:
+        raise InputError(f"The images are {images.shape[3]}x{images.shape[2]} pixels, so make them square.")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"The labels are {labels.dtype} of shape {tuple(labels.shape)}, so make them int64, one for each image."
+        )
+    if labels.min() < 0 or labels.max() >= (dataset.num_classes or 1):
+        raise InputError("A label is none of the declared classes, so correct it or declare its class in class_names.")
+    _check_class_names(dataset.class_names)
+
+
+def _check_class_names(class_names: list[str] | None):
+    if class_names is not None and len(set(class_names)) != len(class_names):
+        raise InputError(f"The classes {', '.join(class_names)} are not all different, so give each a name of its own.")
 
 
 def _without_labels(images: torch.Tensor) -> ImageDataset:

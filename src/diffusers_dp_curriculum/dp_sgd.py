@@ -6,6 +6,7 @@ arXiv:2210.09929), so that K does not change the sensitivity. Opacus clips, sums
 the expected batch size.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -36,7 +37,9 @@ def dp_sgd_mechanism(
         steps (`int`): Number of optimizer steps.
         max_grad_norm (`float`): C, the L2 norm that a record's gradient is clipped to.
     """
-    return Mechanism("dp_sgd", noise_multiplier, expected_batch_size / dataset_size, steps, max_grad_norm)
+    # Opacus' sampler compares a random number of 24 bits with q; this is the rate that it realises.
+    sample_rate = math.ceil(expected_batch_size / dataset_size * 2**24) / 2**24
+    return Mechanism("dp_sgd", noise_multiplier, sample_rate, steps, max_grad_norm)
 
 
 class DPSGD:
@@ -94,11 +97,12 @@ class DPSGD:
                 generator=entropy_generator(),
             )
         )
-        reseed_from_entropy(self.device)
+        reseed_from_entropy()
 
     def step(self) -> None:
         """Sample a batch, sum the clipped gradients of its records, add noise, and let the optimizer step."""
         self.ledger.record(replace(self.mechanism, steps=1))
+        self._forget_an_interrupted_step()
         batch = torch.tensor(next(self.batches), dtype=torch.int64)
         # An empty batch is one empty piece: it takes the same noisy step as any other.
         pieces = batch.split(self.max_physical_batch_size)
@@ -107,6 +111,12 @@ class DPSGD:
             self.optimizer.signal_skip_step(do_skip=number < len(pieces) - 1)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def _forget_an_interrupted_step(self) -> None:
+        """A step that raised must leave no sums behind: the next one would release its records twice."""
+        self.optimizer._step_skip_queue.clear()
+        self.optimizer._is_last_step_skipped = False
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _set_grad_samples(self, piece: torch.Tensor) -> None:
         if len(piece) == 0:

@@ -86,6 +86,11 @@ class DenoisingLoss:
             density = torch.exp(-(((log_sigma - noise_level_mean) / noise_level_std) ** 2) / 2)
             mass = density * torch.gradient(log_sigma)[0]  # of a step of the schedule, which is uneven in log sigma
             self.timestep_probabilities = mass / mass.sum()
+        if not self.timestep_probabilities.isfinite().all():
+            raise InputError(
+                "No timestep has the noise levels asked for: bring noise_level_mean nearer to 0, or use "
+                "timestep_sampling uniform (as schedules that end at zero signal need)."
+            )
 
     def draw(self, images: torch.Tensor, labels: torch.Tensor, noise_multiplicity: int) -> NoiseDraws:
         """Draw `noise_multiplicity` times a timestep, noise, a label drop and a flip for every record.

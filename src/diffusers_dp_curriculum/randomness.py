@@ -24,8 +24,7 @@ def entropy_generator(device: torch.device | str = "cpu") -> torch.Generator:
     return generator
 
 
-def reseed_from_entropy(device: torch.device | str = "cpu") -> None:
-    """Make PyTorch's global generators (noise draws, dropout) unpredictable from here on."""
+def reseed_from_entropy() -> None:
+    """Make PyTorch's global generators (noise draws, dropout), of every device, unpredictable from here on."""
+    torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
     torch.set_rng_state(entropy_generator().get_state())
-    if torch.device(device).type == "cuda":
-        torch.cuda.manual_seed_all(int.from_bytes(os.urandom(8), "little") >> 1)

@@ -1,7 +1,9 @@
 """The two stages in order. What is computed in them lives in the mechanisms' own files."""
 
 import json
+import os
 import time
+import weakref
 from pathlib import Path
 
 import kornia.augmentation
@@ -24,6 +26,13 @@ from .model_card import make_model_card
 from .pictures import image_grid
 from .pipeline import ClassConditionalPipeline
 from .planning import Plan, make_plan
+
+
+GRID_COLUMNS = 10
+MAX_GRID_ROWS = 20
+
+# The networks that hold something of sensitive records already.
+_TRAINED: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
 
 
 class DPCurriculumTrainer:
@@ -53,6 +62,11 @@ class DPCurriculumTrainer:
     """
 
     def __init__(self, unet: UNet2DModel, noise_scheduler: DDPMScheduler, args: DPCurriculumConfig, train_dataset):
+        if unet in _TRAINED:
+            raise InputError(
+                "This UNet has learned from sensitive records in another run, whose cost this one would not count: "
+                "make a new one."
+            )
         self.args = args
         self.output_dir = Path(args.output_dir)
         _check_output_dir(self.output_dir)
@@ -78,12 +92,16 @@ class DPCurriculumTrainer:
         )
         image_shape = tuple(self.records.images.shape[1:])
         check_records_stay_apart(self.unet, image_shape, conditional=self.records.num_classes is not None)
+        self._check_sampling()
         self.plan: Plan = make_plan(args, image_shape, len(self.records))
         self.ledger: PrivacyLedger | None = None
         self.central_images: CentralImageDataset | None = None
+        self.finished = False
 
     def train(self) -> None:
         """Print the plan, release the central images, warm up on them, and train by DP-SGD."""
+        if self.ledger is not None:
+            raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
         minutes = self._expected_seconds() / 60
         self.accelerator.print(
             f"Plan for {len(self.records):,} records\n{self.plan}\n  expected time   {minutes:.1f} min"
@@ -92,10 +110,12 @@ class DPCurriculumTrainer:
         (self.output_dir / "private").mkdir(parents=True)
         journal = self.output_dir / "private" / "journal.jsonl"
         self.ledger = PrivacyLedger(self.args.target_delta, self.args.accountant, journal)
+        _TRAINED.add(self.unet)
         if self.plan.central is not None:
             self.central_images = self._release_central_images()
             self._warm_up()
         self._train_by_dp_sgd()
+        self.finished = True
 
     def save_pipeline(self) -> Path:
         """Write what may be published to `output_dir`: pipeline, privacy.json, model card and pictures.
@@ -106,18 +126,19 @@ class DPCurriculumTrainer:
         Raises:
             InputError: If the model has not been trained.
         """
-        if self.ledger is None or self.ledger.mechanisms[-1].steps < self.args.max_train_steps:
-            raise InputError("There is no trained model to save yet: call train() first.")
-        pipeline = self._pipeline()
-        pipeline.save_pretrained(self.output_dir)
+        if not self.finished:
+            raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
         privacy = self.ledger.statement(len(self.records))
         (self.output_dir / "privacy.json").write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
-        self._sample_grid(pipeline).save(self.output_dir / "samples.png")
+        self.unet.register_to_config(_name_or_path="")  # where it was loaded from is nobody else's business
+        pipeline = self._pipeline()
+        pipeline.save_pretrained(self.output_dir)
         if self.central_images is not None:
             self.central_images.to_grid().save(self.output_dir / "central_images.png")
             self.central_images.save_to_disk(self.output_dir / "private" / "central_images")
         card = make_model_card(privacy, self.args, self.records.class_names, self.central_images is not None)
         card.save(self.output_dir / "README.md")
+        self._sample_grid(pipeline).save(self.output_dir / "samples.png")
         return self.output_dir
 
     def summary(self) -> str:
@@ -224,18 +245,38 @@ class DPCurriculumTrainer:
         id2label = dict(enumerate(self.records.class_names))
         return ClassConditionalPipeline(unet=self.unet, scheduler=self.noise_scheduler, id2label=id2label)
 
-    def _sample_grid(self, pipeline):
-        args, columns = self.args, 10
-        options = {
-            "num_inference_steps": args.num_inference_steps,
-            "generator": torch.Generator(self.accelerator.device).manual_seed(args.seed),
-            "output_type": "pt",
-        }
+    def _sample(self, pipeline, label: int, count: int, num_inference_steps: int, generator) -> torch.Tensor:
+        """`count` images of a class, or of an unconditional model: `(count, channels, height, width)` in [0, 1]."""
+        options = {"num_inference_steps": num_inference_steps, "generator": generator}
         if self.records.num_classes is None:
-            return image_grid(pipeline(batch_size=columns**2, **options).images, columns)
-        labels = torch.arange(self.records.num_classes).repeat_interleave(columns).tolist()
-        images = pipeline(class_labels=labels, guidance_scale=args.guidance_scale, **options).images
-        return image_grid(images, columns)
+            images = pipeline(batch_size=count, output_type="np", **options).images
+            return torch.from_numpy(images).permute(0, 3, 1, 2)
+        guidance_scale = self.args.guidance_scale
+        return pipeline(class_labels=[label] * count, guidance_scale=guidance_scale, output_type="pt", **options).images
+
+    def _sample_grid(self, pipeline):
+        generator = torch.Generator(self.accelerator.device).manual_seed(self.args.seed)
+        rows = min(self.records.num_classes or GRID_COLUMNS, MAX_GRID_ROWS)
+        pipeline.set_progress_bar_config(disable=True)
+        samples = [
+            self._sample(pipeline, label, GRID_COLUMNS, self.args.num_inference_steps, generator).cpu()
+            for label in tqdm(range(rows), desc="Sampling")
+        ]
+        return image_grid(torch.cat(samples), GRID_COLUMNS)
+
+    def _check_sampling(self) -> None:
+        """Draw one image in one step: what cannot be sampled must not be trained."""
+        steps, most = self.args.num_inference_steps, self.noise_scheduler.config.num_train_timesteps
+        if steps > most:
+            raise InputError(f"num_inference_steps {steps} is above the {most} timesteps of the schedule: give fewer.")
+        try:
+            pipeline = self._pipeline()
+            pipeline.set_progress_bar_config(disable=True)
+            self._sample(pipeline, 0, 1, 1, None)
+        except Exception as error:
+            raise InputError(
+                f"The pipeline of this UNet and noise scheduler cannot be sampled ({error}): correct one of them."
+            ) from error
 
     def _expected_seconds(self) -> float:
         """Time one physical batch of DP-SGD and one warm-up step on random data, and extrapolate."""
@@ -276,20 +317,25 @@ def _check_output_dir(output_dir: Path) -> None:
             f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose another "
             "--output_dir, or move it away."
         )
+    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
 
 
 def _check_unet(unet: UNet2DModel, records) -> None:
     config = unet.config
     halvings = len(config.block_out_channels) - 1
+    if not isinstance(config.sample_size, int):
+        raise InputError(f"The UNet has sample_size={config.sample_size}: make it with that of the images.")
     if config.sample_size % 2**halvings:
         raise InputError(
             f"A resolution of {config.sample_size} cannot be halved {halvings} times, as the UNet's "
             f"{halvings + 1} levels need: choose a multiple of {2**halvings}, or a network with fewer levels."
         )
-    if config.in_channels != records.num_channels:
+    if {config.in_channels, config.out_channels} != {records.num_channels}:
         raise InputError(
-            f"The images have {records.num_channels} channels and the UNet takes {config.in_channels}: make a UNet "
-            f"with in_channels={records.num_channels}."
+            f"The images have {records.num_channels} channels, and the UNet takes {config.in_channels} and gives "
+            f"{config.out_channels}: make a UNet with in_channels=out_channels={records.num_channels}."
         )
     wanted = None if records.num_classes is None else records.num_classes + 1
     if config.num_class_embeds != wanted:
@@ -297,3 +343,7 @@ def _check_unet(unet: UNet2DModel, records) -> None:
             f"The UNet has num_class_embeds={config.num_class_embeds} where the data set needs {wanted} (its classes "
             "and the null class; None without classes): make the UNet with that."
         )
+    if not any(p.requires_grad for p in unet.parameters()):
+        raise InputError("No parameter of the UNet is trainable: set requires_grad of those that should be.")
+    if any(p.dtype != torch.float32 for p in unet.parameters()):
+        raise InputError("The UNet is not in float32, which DP arithmetic needs: convert it with unet.float().")
