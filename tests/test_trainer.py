@@ -38,10 +38,10 @@ def make_config(output_dir, **options):
 
 def make_trainer(output_dir, unet=None, records=None, **options):
     return DPCurriculumTrainer(
-        unet=unet or tiny_unet(),
+        unet=tiny_unet() if unet is None else unet,
         noise_scheduler=tiny_scheduler(),
         args=make_config(output_dir, **options),
-        train_dataset=records or tiny_records(),
+        train_dataset=tiny_records() if records is None else records,
     )
 
 
