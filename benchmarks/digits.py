@@ -29,7 +29,7 @@ IMAGES_PER_CLASS = 150
 # What each arm changes of the recipe. DP-SGD alone trains for as long in all: it has the time of the warm-up besides.
 ARMS = {
     "curriculum": [],
-    "dp_sgd_alone": ["--central_statistic", "none", "--max_train_steps", "135"],
+    "dp_sgd_alone": ["--central_statistic", "none", "--max_train_steps", "115"],
     "mode_images": ["--central_statistic", "mode"],
     "uniform_timesteps": ["--timestep_sampling", "uniform"],
     "predict_noise": ["--prediction_type", "epsilon"],

@@ -7,12 +7,10 @@ Without arguments the preset "digits" is used.
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
 
-import torch
 from accelerate.utils import set_seed
 from diffusers import DDPMScheduler, UNet2DModel
 from transformers import HfArgumentParser
@@ -132,19 +130,8 @@ def make_scheduler(script: ScriptArguments) -> DDPMScheduler:
     )
 
 
-def use_all_cores() -> None:
-    """Undo what `accelerate launch` does to a run without a GPU: unless told of a CPU, it leaves one thread.
-
-    See `num_cpu_threads_per_process` in
-    https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/commands/launch.py.
-    """
-    if not torch.cuda.is_available() and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(os.cpu_count())
-
-
 def main() -> None:
     """Load, plan, train, save, and say where everything is."""
-    use_all_cores()
     script, config = parse_arguments(sys.argv[1:])
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,
