@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 
 from accelerate.utils import set_seed
 from diffusers import DDPMScheduler, UNet2DModel
@@ -22,6 +23,7 @@ from diffusers_dp_curriculum import (
     InputError,
     load_image_dataset,
 )
+from diffusers_dp_curriculum.trainer import check_output_dir
 
 
 PRESETS = files("diffusers_dp_curriculum") / "presets"
@@ -65,9 +67,15 @@ class ScriptArguments:
 
 def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, DPCurriculumConfig]:
     """Parse the command line; a preset changes the defaults."""
-    parser = HfArgumentParser((ScriptArguments, DPCurriculumConfig), description=__doc__.splitlines()[0])
-    chosen, _ = parser.parse_known_args(arguments)
-    preset = chosen.preset or (None if chosen.dataset_name or chosen.train_data_dir else "digits")
+    parser = HfArgumentParser(
+        (ScriptArguments, DPCurriculumConfig), description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise InputError(f"There is no flag {unknown[0]}: see --help for those that there are.")
+    preset = chosen.preset
+    if preset is None and chosen.dataset_name is None and chosen.train_data_dir is None:
+        preset = "digits"
     if preset is not None:
         path = PRESETS / f"{preset}.json"
         if not path.is_file():
@@ -75,7 +83,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, DPCurriculum
             raise InputError(f'There is no preset "{preset}": choose one of {", ".join(names)}.')
         defaults = json.loads(path.read_text(encoding="utf-8"))
         if chosen.train_data_dir is not None:
-            defaults.pop("dataset_name")  # the recipe, on the user's own images
+            # The recipe, on the user's own images.
+            del defaults["dataset_name"], defaults["output_dir"]
         parser.set_defaults(**defaults)
     return parser.parse_args_into_dataclasses(arguments)
 
@@ -133,6 +142,8 @@ def make_scheduler(script: ScriptArguments) -> DDPMScheduler:
 def main() -> None:
     """Load, plan, train, save, and say where everything is."""
     script, config = parse_arguments(sys.argv[1:])
+    check_output_dir(Path(config.output_dir))  # here already: loading may take long
+    noise_scheduler = make_scheduler(script)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,
         train_data_dir=script.train_data_dir,
@@ -145,7 +156,7 @@ def main() -> None:
     set_seed(config.seed)
     trainer = DPCurriculumTrainer(
         unet=make_unet(script, dataset),
-        noise_scheduler=make_scheduler(script),
+        noise_scheduler=noise_scheduler,
         args=config,
         train_dataset=dataset,
     )

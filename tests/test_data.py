@@ -491,16 +491,16 @@ def test_no_copy_of_the_records_stays_behind(tmp_path, monkeypatch):
 def test_a_directory_of_anything_else_is_refused(tmp_path):
     with refused("is not a directory"):
         load_image_dataset(train_data_dir=str(tmp_path / "missing"))
-    with refused("cannot be read as saved data set, IDX, parquet or image files"):
+    with refused("holds no images"):
         load_image_dataset(train_data_dir=str(tmp_path))
     (tmp_path / "notes.txt").write_text("no images")
-    with refused("cannot be read as saved data set, IDX, parquet or image files"):
+    with refused("holds no images"):
         load_image_dataset(train_data_dir=str(tmp_path))
     (tmp_path / "train.parquet").write_bytes(b"not parquet")
-    with refused("cannot be read as saved data set, IDX, parquet or image files"):
+    with refused("cannot be read as"):
         load_image_dataset(train_data_dir=str(tmp_path))
     (tmp_path / "state.json").write_text("{}")
-    with refused("cannot be read as saved data set, IDX, parquet or image files"):
+    with refused("cannot be read as"):
         load_image_dataset(train_data_dir=str(tmp_path))
 
 
@@ -558,3 +558,17 @@ def test_offline_mode_looks_in_the_cache_alone(monkeypatch, tmp_path):
 def test_the_type_can_be_built_by_hand():
     dataset = ImageDataset(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), CLASSES)
     assert (dataset.num_channels, dataset.resolution, dataset.num_classes) == (3, 4, 2)
+
+
+def test_columns_cannot_be_chosen_where_there_are_none():
+    with refused("no columns to choose from"):
+        load_image_dataset(dataset_name="digits", label_column="digit")
+
+
+def test_a_column_that_may_hold_labels_is_not_dropped_silently():
+    images = [PIL.Image.new("L", (8, 8), value) for value in (0, 255)]
+    dataset = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}).cast_column("image", datasets.Image())
+    with refused("does not declare its classes"):
+        to_image_dataset(dataset)
+    assert to_image_dataset(dataset, unconditional=True).class_names is None
+    assert to_image_dataset(dataset, label_column="label", class_names=["no", "yes"]).labels.tolist() == [0, 1]

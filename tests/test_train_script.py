@@ -100,9 +100,46 @@ def test_flags_override_the_preset_and_own_images_get_the_recipe():
     recipe = parse([])[1]
     script, config = parse(["--preset", "digits", "--train_data_dir", "photos", "--max_train_steps", "7"])
     assert (script.dataset_name, script.train_data_dir, config.max_train_steps) == (None, "photos", 7)
+    assert config.output_dir == "dp-curriculum-model"
     assert config.central_sample_rate == recipe.central_sample_rate
     script, config = parse(["--train_data_dir", "photos"])
     assert config == DPCurriculumConfig()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_ratee", "3"], "There is no flag --learning_ratee"),
+        (["--target_eps", "3"], "There is no flag --target_eps"),
+        (["--preset", "letters"], 'There is no preset "letters"'),
+        (["--target_epsilon", "-1"], "target_epsilon is -1.0"),
+        (["--output_dir", ""], "output_dir is empty"),
+    ],
+)
+def test_bad_flags_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        script_module().parse_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ddpm_num_steps": 1}, "ddpm_num_steps is 1"),
+        ({"ddpm_beta_schedule": "steep"}, 'no ddpm_beta_schedule "steep"'),
+        ({"layers_per_block": 0}, "layers_per_block is 0"),
+        ({"attention_levels": 9}, "attention_levels is 9"),
+        ({"block_out_channels": [16, 30]}, "give multiples of 8"),
+        ({"block_out_channels": [0, 8]}, "give multiples of 8"),
+        ({"model_config_name_or_path": "nowhere/at-all"}, "has no config of a UNet2DModel"),
+    ],
+)
+def test_networks_and_schedules_that_cannot_be_are_refused(changes, message):
+    module = script_module()
+    script, _ = module.parse_arguments([])
+    for name, value in changes.items():
+        setattr(script, name, value)
+    with pytest.raises(InputError, match=message):
+        module.make_scheduler(script), module.make_unet(script, load_image_dataset(dataset_name="digits"))
 
 
 def test_every_preset_is_made_of_known_flags():
@@ -117,6 +154,3 @@ def test_network_fits_the_data_set():
     script, _ = module.parse_arguments([])
     unet = module.make_unet(script, load_image_dataset(dataset_name="digits"))
     assert (unet.config.sample_size, unet.config.in_channels, unet.config.num_class_embeds) == (8, 1, 11)
-    script.block_out_channels = [16, 30]
-    with pytest.raises(InputError, match="give multiples of 8"):
-        module.make_unet(script, load_image_dataset(dataset_name="digits"))

@@ -79,8 +79,9 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
         `float`: An upper bound on epsilon; 0 if nothing was executed.
 
     Raises:
-        InputError: If the accountant cannot bound this composition.
+        InputError: If there is no such accountant, or it cannot bound this composition.
     """
+    _check_accountant(accountant)
     history = [(m.noise_multiplier, m.sample_rate, m.steps) for m in mechanisms]
     if not history:
         return 0.0
@@ -94,6 +95,11 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
     if not math.isfinite(epsilon):
         raise InputError(f"The {accountant} accountant finds no finite epsilon: raise the noise multipliers.")
     return max(epsilon, 0.0)
+
+
+def _check_accountant(accountant: str) -> None:
+    if accountant not in ("prv", "rdp"):
+        raise InputError(f'The accountant is "{accountant}": choose "prv" or "rdp".')
 
 
 def _prv_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
@@ -193,8 +199,7 @@ class PrivacyLedger:
     def __init__(self, delta: float, accountant: str = "prv", journal: str | Path | None = None):
         if not 0 < delta < 1:
             raise InputError(f"delta is {delta}: give a number between 0 and 1, below 1/N.")
-        if accountant not in ("prv", "rdp"):
-            raise InputError(f'The accountant is "{accountant}": choose "prv" or "rdp".')
+        _check_accountant(accountant)
         self.versions = {name: version(name) for name in ("diffusers-dp-curriculum", "diffusers", "opacus", "torch")}
         self.delta = delta
         self.accountant = accountant

@@ -93,6 +93,9 @@ class DPCurriculumConfig:
         _one_of(self, "central_statistic", "mean", "mode", "none")
         _one_of(self, "mixed_precision", "no", "bf16")
         _one_of(self, "lr_scheduler", *LR_SCHEDULERS)
+        _one_of(self, "timestep_sampling", "log_normal", "uniform")
+        if not self.output_dir:
+            raise InputError("output_dir is empty: give the directory that the run is to write to.")
         if not 0 < self.target_delta < 1:
             raise InputError(f"target_delta is {self.target_delta}: give a number above 0 and below 1/N.")
         if not 0 < self.central_sample_rate <= 1:
@@ -110,7 +113,7 @@ def _above(bound, config, *names):
     for name in names:
         value = getattr(config, name)
         if not (math.isfinite(value) and value > bound):
-            raise InputError(f"{name} is {value}: give a number above {bound}.")
+            raise InputError(f"{name} is {value}: give a finite number above {bound}.")
 
 
 def _at_least(bound, config, *names):

@@ -39,6 +39,8 @@ GREY_MODES = {"1", "L", "LA"}
 COLOUR_MODES = {"RGB", "P", "RGBA", "CMYK"}
 KINDS = {"L": "grey", "RGB": "in colour"}
 
+LABEL_LIKE = {"label", "labels", "class", "classes", "target"}
+
 SPLIT_DIRECTORIES = {"train", "test", "validation", "valid", "val"}
 
 NUM_DIGITS_TRAIN = 1500
@@ -139,14 +141,16 @@ def load_image_dataset(
     column_options = {"image_column": image_column, "label_column": label_column, **array_options}
 
     if dataset_name == "digits":
+        _refuse_columns("The digits have", image_column, label_column)
         return _from_arrays(*_read_digits(split), **array_options)
     if dataset_name is not None:
         return to_image_dataset(_load_from_hub(dataset_name, split), **column_options)
 
     directory = Path(train_data_dir)
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory, so pass one that exists as --train_data_dir.")
+        raise InputError(f"{directory} is not a directory, so pass the one that holds the images as --train_data_dir.")
     if has_idx_files(directory):
+        _refuse_columns("IDX files have", image_column, label_column)
         return _from_arrays(*read_idx_dataset(directory, split), **array_options)
     # `datasets` works on a copy of the records, which must not stay behind in the user's cache.
     with tempfile.TemporaryDirectory() as cache_dir:
@@ -238,6 +242,11 @@ def _check_class_names(class_names: list[str] | None):
         raise InputError(f"The classes {', '.join(class_names)} are not all different, so give each a name of its own.")
 
 
+def _refuse_columns(source: str, image_column: str | None, label_column: str | None):
+    if image_column is not None or label_column is not None:
+        raise InputError(f"{source} no columns to choose from, so leave out --image_column and --label_column.")
+
+
 def _without_labels(images: torch.Tensor) -> ImageDataset:
     return ImageDataset(images, torch.zeros(len(images), dtype=torch.int64))
 
@@ -316,6 +325,8 @@ def _load_image_files(directory: Path, split: str, cache_dir: str) -> datasets.D
     if split not in directories and (has_splits or split != "train"):
         raise _no_such_split(directory, split)
     root = directory / split if has_splits else directory
+    if not any(path.suffix.lower() in PIL.Image.registered_extensions() for path in root.rglob("*")):
+        raise InputError(f"{root} holds no images, so pass the directory that does as --train_data_dir.")
     files = {split: f"{glob.escape(str(root.resolve()))}/**"}
     return datasets.load_dataset("imagefolder", data_files=files, split=split, cache_dir=cache_dir)
 
@@ -370,6 +381,12 @@ def _find_label_column(
         raise InputError(
             "Class names are given but no column is declared to hold labels, so pass --label_column with one of "
             f"{', '.join(features)}."
+        )
+    undeclared = [name for name in features if name.lower() in LABEL_LIKE]
+    if not columns and undeclared:
+        raise InputError(
+            f"The column {undeclared[0]!r} does not declare its classes, so pass --label_column {undeclared[0]} with "
+            "--class_names, or --unconditional to ignore it."
         )
     return columns[0] if columns else None
 

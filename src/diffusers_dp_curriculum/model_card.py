@@ -18,17 +18,22 @@ TAGS = ["diffusers", "differential-privacy", "dp-sgd", "opacus", "image-generati
 
 
 def make_model_card(
-    privacy: dict, config: DPCurriculumConfig, class_names: list[str] | None, has_central_images: bool
+    privacy: dict,
+    config: DPCurriculumConfig,
+    network: dict,
+    class_names: list[str] | None,
+    has_central_images: bool,
 ) -> ModelCard:
     """Render the card of a finished run; nothing in it was computed on the sensitive records outside the ledger.
 
     Args:
         privacy (`dict`): The content of privacy.json.
         config (`DPCurriculumConfig`): The hyper-parameters, all of them public.
+        network (`dict`): What was trained: name and value of each of its properties.
         class_names (`list[str]`, *optional*): None for an unconditional model.
         has_central_images (`bool`): Whether central_images.png lies beside the card.
     """
-    hyper_parameters = {name: value for name, value in asdict(config).items() if name != "output_dir"}
+    hyper_parameters = network | {name: value for name, value in asdict(config).items() if name != "output_dir"}
     return ModelCard.from_template(
         ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS),
         template_path=str(TEMPLATE),

@@ -166,6 +166,10 @@ class _Directory:
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} is neither new nor an empty directory, so choose another place for the data set.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)  # before anything is sampled for it
+        except OSError as error:
+            raise InputError(f"{path} cannot be created ({error.strerror}), so choose another place.") from error
 
     def has_shard(self, index: int, rows: range) -> bool:
         return all((self.path / name).is_file() for name in self.layout.file_names(index, rows))

@@ -69,7 +69,7 @@ class DPCurriculumTrainer:
             )
         self.args = args
         self.output_dir = Path(args.output_dir)
-        _check_output_dir(self.output_dir)
+        check_output_dir(self.output_dir)
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
         if self.accelerator.num_processes > 1:
             raise InputError(
@@ -92,6 +92,8 @@ class DPCurriculumTrainer:
         )
         image_shape = tuple(self.records.images.shape[1:])
         check_records_stay_apart(self.unet, image_shape, conditional=self.records.num_classes is not None)
+        if self.records.num_classes is None and args.guidance_scale != 1:
+            raise InputError("Without classes there is nothing to guide to: leave guidance_scale at 1.")
         self._check_sampling()
         self.plan: Plan = make_plan(args, image_shape, len(self.records))
         self.ledger: PrivacyLedger | None = None
@@ -102,12 +104,18 @@ class DPCurriculumTrainer:
         """Print the plan, release the central images, warm up on them, and train by DP-SGD."""
         if self.ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
-        minutes = self._expected_seconds() / 60
+        classes = "" if self.records.num_classes is None else f" in {self.records.num_classes} classes"
         self.accelerator.print(
-            f"Plan for {len(self.records):,} records\n{self.plan}\n  expected time   {minutes:.1f} min"
+            f"Plan for {len(self.records):,} records of {self.records.resolution}x{self.records.resolution}"
+            f"x{self.records.num_channels}{classes or ', without labels'}\n{self.plan}\n"
+            f"  expected time   {_duration(self._expected_seconds())}"
         )
-        _check_output_dir(self.output_dir)
-        (self.output_dir / "private").mkdir(parents=True)
+        check_output_dir(self.output_dir)
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / "private").mkdir(mode=0o700)
+        except OSError as error:
+            raise InputError(f"{self.output_dir} cannot be created ({error.strerror}): choose another.") from error
         journal = self.output_dir / "private" / "journal.jsonl"
         self.ledger = PrivacyLedger(self.args.target_delta, self.args.accountant, journal)
         _TRAINED.add(self.unet)
@@ -136,7 +144,14 @@ class DPCurriculumTrainer:
         if self.central_images is not None:
             self.central_images.to_grid().save(self.output_dir / "central_images.png")
             self.central_images.save_to_disk(self.output_dir / "private" / "central_images")
-        card = make_model_card(privacy, self.args, self.records.class_names, self.central_images is not None)
+        network = {
+            "resolution": self.records.resolution,
+            "channels": self.records.num_channels,
+            "parameters": f"{self.unet.num_parameters():,}",
+            "prediction_type": self.noise_scheduler.config.prediction_type,
+            "beta_schedule": self.noise_scheduler.config.beta_schedule,
+        }
+        card = make_model_card(privacy, self.args, network, self.records.class_names, self.central_images is not None)
         card.save(self.output_dir / "README.md")
         self._sample_grid(pipeline).save(self.output_dir / "samples.png")
         return self.output_dir
@@ -287,19 +302,19 @@ class DPCurriculumTrainer:
             images = torch.rand(batch_size, *shape, device=device) * 2 - 1
             labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
             durations = []
-            for _ in range(2):  # the first one also pays for the allocations
+            for _ in range(3):  # the first one also pays for the allocations
                 start = time.perf_counter()
                 work(self.loss.draw(images, labels, noise_multiplicity))
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 durations.append(time.perf_counter() - start)
-            return durations[-1]
+            return min(durations)
 
         def warm_up(draws: NoiseDraws):
             denoising_error(self.unet, draws.flatten()).backward()
             self.unet.zero_grad(set_to_none=True)
 
-        physical = min(args.max_physical_batch_size, args.train_batch_size)
+        physical = min(args.max_physical_batch_size, args.train_batch_size, 16)
         private = seconds(
             physical,
             args.noise_multiplicity,
@@ -311,7 +326,19 @@ class DPCurriculumTrainer:
         return total
 
 
-def _check_output_dir(output_dir: Path) -> None:
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"about {seconds / length:.0f} {unit}"
+    return f"about {seconds:.0f} seconds"
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Refuse a directory that a run must not write to.
+
+    Raises:
+        InputError: If `output_dir` is a file, holds anything, or cannot be created.
+    """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise InputError(
             f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose another "
