@@ -18,6 +18,12 @@ def random_records(count=40, channels=1, size=8, classes=3):
     return ImageDataset(images, torch.randint(0, classes, (count,)), [str(c) for c in range(classes)])
 
 
+def records_of_one_value(value):
+    """A thousand records of each class, whose means are known."""
+    images = torch.full((3000, 1, 8, 8), value, dtype=torch.uint8)
+    return ImageDataset(images, torch.arange(3000) % 3, ["0", "1", "2"])
+
+
 def summed(records, statistic, pool_factor=1):
     """What a query adds noise to, at sample rate 1."""
     if statistic == "mean":
@@ -60,9 +66,7 @@ def test_noise_has_the_standard_deviation_that_the_ledger_says():
 
 def test_every_query_adds_noise_to_every_class():
     """Records of one value have a known mean: what is left is noise, of the size that the count allows."""
-    records = random_records(count=3000)
-    records.images[:] = 128
-    records.labels[:] = torch.arange(3000) % 3
+    records = records_of_one_value(128)
     central = CentralImageDataset.from_dataset(
         records, 20, noise_multiplier=5.0, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
     )
@@ -82,9 +86,7 @@ def test_queries_are_independent_of_the_seed_and_of_each_other():
 
 def test_counts_are_noisy_too():
     """The error of a count moves all pixels of an image together, further than the pixels' own noise averages to."""
-    records = random_records(count=3000)
-    records.images[:] = 230
-    records.labels[:] = torch.arange(3000) % 3
+    records = records_of_one_value(230)
     central = CentralImageDataset.from_dataset(
         records, 60, noise_multiplier=5.0, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
     )

@@ -1,6 +1,7 @@
 """Where the randomness of the mechanisms comes from: the operating system, never the training seed."""
 
 import os
+import secrets
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ def entropy_generator(device: torch.device | str = "cpu") -> torch.Generator:
     operating system's entropy instead. CUDA's Philox takes the 64 bits it is given.
     """
     generator = torch.Generator(device)
-    generator.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+    generator.manual_seed(secrets.randbits(63))
     if generator.device.type == "cpu":
         state = generator.get_state().numpy()
         words = np.frombuffer(os.urandom(4 * 624), dtype=np.uint32).astype(np.uint64)
@@ -26,5 +27,5 @@ def entropy_generator(device: torch.device | str = "cpu") -> torch.Generator:
 
 def reseed_from_entropy() -> None:
     """Make PyTorch's global generators (noise draws, dropout), of every device, unpredictable from here on."""
-    torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+    torch.manual_seed(secrets.randbits(63))
     torch.set_rng_state(entropy_generator().get_state())
