@@ -48,6 +48,9 @@ class DPCurriculumConfig:
     noise_multiplicity: int = _option(8, "K: noise draws per record and step, averaged before clipping (paper: 32).")
     max_grad_norm: float = _option(1.0, "C: L2 norm to which the gradient of each record is clipped, > 0.")
     max_physical_batch_size: int = _option(16, "Records whose gradients are in memory at a time; changes no result.")
+    grad_sample_mode: str = _option(
+        "auto", '"folded" (fast) or "loop" (any layer); "auto" folds where it can. Changes no result.'
+    )
     learning_rate: float = _option(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).")
     lr_scheduler: str = _option(
         "constant", "Learning-rate schedule of DP-SGD, any name diffusers' get_scheduler knows."
@@ -92,6 +95,7 @@ class DPCurriculumConfig:
         _one_of(self, "accountant", "prv", "rdp")
         _one_of(self, "central_statistic", "mean", "mode", "none")
         _one_of(self, "mixed_precision", "no", "bf16")
+        _one_of(self, "grad_sample_mode", "auto", "folded", "loop")
         _one_of(self, "lr_scheduler", *LR_SCHEDULERS)
         _one_of(self, "timestep_sampling", "log_normal", "uniform")
         if not self.output_dir:

@@ -8,20 +8,15 @@ the expected batch size.
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from opacus.optimizers import DPOptimizer
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .accounting import Mechanism, PrivacyLedger
 from .data import ImageDataset
-from .errors import InputError
-from .losses import DenoisingLoss, NoiseDraws, denoising_error
+from .losses import DenoisingLoss, NoiseDraws
 from .randomness import entropy_generator, reseed_from_entropy
 
 
@@ -58,7 +53,7 @@ class DPSGD:
         ledger (`PrivacyLedger`): Where each step is recorded before it is made.
         noise_multiplicity (`int`): K, noise draws per record and step.
         max_physical_batch_size (`int`): Records whose gradients are in memory at a time.
-        autocast (`Callable`, *optional*): Makes the context of the forward pass, for mixed precision.
+        gradients_of (`Callable`): Gives the draws' per-record gradients, as [`per_record_gradients`] does.
     """
 
     def __init__(
@@ -71,7 +66,7 @@ class DPSGD:
         ledger: PrivacyLedger,
         noise_multiplicity: int,
         max_physical_batch_size: int,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        gradients_of: Callable[[NoiseDraws], dict[str, torch.Tensor]],
     ):
         self.model = model
         self.loss = loss
@@ -80,7 +75,7 @@ class DPSGD:
         self.ledger = ledger
         self.noise_multiplicity = noise_multiplicity
         self.max_physical_batch_size = max_physical_batch_size
-        self.autocast = autocast
+        self.gradients_of = gradients_of
         self.device = next(model.parameters()).device
         self.optimizer = DPOptimizer(
             optimizer,
@@ -125,83 +120,17 @@ class DPSGD:
             images = self.records.images[piece].to(self.device).float() / 127.5 - 1
             labels = self.records.labels[piece].to(self.device)
             draws = self.loss.draw(images, labels, self.noise_multiplicity)
-            gradients = per_record_gradients(self.model, draws, self.autocast)
+            gradients = _without_non_finite_records(self.gradients_of(draws))
         for name, gradient in gradients.items():
             self.model.get_parameter(name).grad_sample = gradient
 
 
-def per_record_gradients(
-    model: torch.nn.Module,
-    draws: NoiseDraws,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> dict[str, torch.Tensor]:
-    """The gradient of each record's mean loss over its K draws, for every trainable parameter.
-
-    `torch.func` differentiates one record's K draws at a time and `vmap` runs the records together, so that a record's
-    gradient cannot depend on another record, whatever the layers.
-
-    Args:
-        model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
-        draws (`NoiseDraws`): The K draws of B records.
-        autocast (`Callable`, *optional*): Makes the context of the forward pass.
-
-    Returns:
-        `dict[str, torch.Tensor]`: For each parameter's name a float32 tensor of shape `(B, *parameter.shape)`. A record
-        whose gradient is not finite gets zeros: it contributes nothing rather than ruining the sum.
-    """
-    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-    def record_loss(parameters, *record_draws):
-        with autocast():
-            return denoising_error(
-                lambda *inputs: functional_call(model, parameters, inputs), NoiseDraws(*record_draws)
-            )
-
-    in_dims = (None, 0, 0, None if draws.labels is None else 0, 0)
-    # The fused attention kernels have no batching rule and would run one record at a time. The backward pass of the
-    # other one, which happens inside `grad`, finds its types only with autocast around it as well.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), autocast():
-        gradients = vmap(grad(record_loss), in_dims=in_dims, randomness="different")(
-            trainable, draws.noisy, draws.timesteps, draws.labels, draws.target
-        )
-    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients.values()])
-    finite = norms.isfinite().all(dim=0)
-    if not finite.all():
-        for gradient in gradients.values():
-            gradient[~finite] = 0
-    return gradients
-
-
-def check_records_stay_apart(model: torch.nn.Module, image_shape: tuple[int, int, int], conditional: bool) -> None:
-    """Refuse a model that mixes records: there a clipped gradient would not bound one record's influence.
-
-    Args:
-        model (`torch.nn.Module`): The network.
-        image_shape (`tuple[int, int, int]`): Channels, height and width.
-        conditional (`bool`): Whether the network takes class labels.
-
-    Raises:
-        InputError: If there is batch normalisation, running statistics, or a layer that mixes the batch.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) or getattr(module, "track_running_stats", False):
-            raise InputError(
-                f"The layer {name} ({type(module).__name__}) mixes records or keeps statistics of them, which DP-SGD "
-                "cannot bound: use GroupNorm."
-            )
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, *image_shape, generator=generator).to(device)
-    timesteps = torch.full((2,), 10, device=device)
-    labels = torch.zeros(2, dtype=torch.int64, device=device) if conditional else None
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        one = model(images[[0, 1]], timesteps, labels).sample[0]
-        other = model(images[[0, 2]], timesteps, labels).sample[0]
-    model.train(training)
-    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
-        raise InputError(
-            "The network's answer for one record depends on the others in its batch, which DP-SGD cannot bound: use "
-            "layers that treat each record alone."
-        )
+def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A record whose gradient is not finite contributes nothing, rather than ruining the sum."""
+    sums = torch.stack([gradient.flatten(1).sum(dim=1) for gradient in gradients.values()])
+    finite = sums.isfinite().all(dim=0)
+    if finite.all():
+        return gradients
+    return {
+        name: gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0) for name, gradient in gradients.items()
+    }

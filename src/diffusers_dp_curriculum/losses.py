@@ -1,5 +1,6 @@
 """Denoising losses: what one noise draw of one record is, and what the network is asked to predict from it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,19 @@ class NoiseDraws:
 
     def flatten(self) -> "NoiseDraws":
         """The same draws with one leading dimension of B x K."""
-        labels = None if self.labels is None else self.labels.flatten()
-        return NoiseDraws(self.noisy.flatten(0, 1), self.timesteps.flatten(), labels, self.target.flatten(0, 1))
+        return self._each(lambda tensor: tensor.flatten(0, 1))
+
+    def transpose(self) -> "NoiseDraws":
+        """The same draws with the leading dimensions `(K, B)`."""
+        return self._each(lambda tensor: tensor.transpose(0, 1))
+
+    def of_record(self, number: int) -> "NoiseDraws":
+        """The K draws of one record, with one leading dimension."""
+        return self._each(lambda tensor: tensor[number])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "NoiseDraws":
+        labels = None if self.labels is None else change(self.labels)
+        return NoiseDraws(change(self.noisy), change(self.timesteps), labels, change(self.target))
 
 
 class DenoisingLoss:

@@ -19,10 +19,11 @@ from .accounting import PrivacyLedger
 from .central_images import CentralImageDataset
 from .config import DPCurriculumConfig
 from .data import to_image_dataset
-from .dp_sgd import DPSGD, check_records_stay_apart, per_record_gradients
+from .dp_sgd import DPSGD
 from .errors import InputError
 from .losses import DenoisingLoss, NoiseDraws, denoising_error
 from .model_card import make_model_card
+from .per_record_gradients import check_records_stay_apart, choose_mode, per_record_gradients
 from .pictures import image_grid
 from .pipeline import ClassConditionalPipeline
 from .planning import Plan, make_plan
@@ -91,7 +92,9 @@ class DPCurriculumTrainer:
             random_flip=args.random_flip,
         )
         image_shape = tuple(self.records.images.shape[1:])
-        check_records_stay_apart(self.unet, image_shape, conditional=self.records.num_classes is not None)
+        conditional = self.records.num_classes is not None
+        check_records_stay_apart(self.unet, image_shape, conditional)
+        self.grad_sample_mode = choose_mode(self.unet, image_shape, conditional, args.grad_sample_mode)
         if self.records.num_classes is None and args.guidance_scale != 1:
             raise InputError("Without classes there is nothing to guide to: leave guidance_scale at 1.")
         self._check_sampling()
@@ -108,6 +111,7 @@ class DPCurriculumTrainer:
         self.accelerator.print(
             f"Plan for {len(self.records):,} records of {self.records.resolution}x{self.records.resolution}"
             f"x{self.records.num_channels}{classes or ', without labels'}\n{self.plan}\n"
+            f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
             f"  expected time   {_duration(self._expected_seconds())}"
         )
         check_output_dir(self.output_dir)
@@ -231,7 +235,7 @@ class DPCurriculumTrainer:
             self.ledger,
             noise_multiplicity=args.noise_multiplicity,
             max_physical_batch_size=args.max_physical_batch_size,
-            autocast=self.accelerator.autocast,
+            gradients_of=self._gradients_of,
         )
         progress = tqdm(range(1, args.max_train_steps + 1), desc="Stage 2, DP-SGD")
         for step in progress:
@@ -241,6 +245,9 @@ class DPCurriculumTrainer:
             progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(step):.2f}")
         if args.use_ema:
             ema.copy_to(self.unet.parameters())
+
+    def _gradients_of(self, draws: NoiseDraws) -> dict[str, torch.Tensor]:
+        return per_record_gradients(self.unet, draws, self.grad_sample_mode, self.accelerator.autocast)
 
     def _ema(self) -> EMAModel:
         args = self.args
@@ -315,11 +322,7 @@ class DPCurriculumTrainer:
             self.unet.zero_grad(set_to_none=True)
 
         physical = min(args.max_physical_batch_size, args.train_batch_size, 16)
-        private = seconds(
-            physical,
-            args.noise_multiplicity,
-            lambda draws: per_record_gradients(self.unet, draws, self.accelerator.autocast),
-        )
+        private = seconds(physical, args.noise_multiplicity, self._gradients_of)
         total = args.max_train_steps * args.train_batch_size / physical * private
         if self.plan.central is not None:
             total += args.central_train_steps * seconds(args.central_batch_size, 1, warm_up)

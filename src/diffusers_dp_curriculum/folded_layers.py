@@ -1,0 +1,175 @@
+"""Layer rules that fold the K noise draws of a record before its gradient is formed.
+
+A network's rows are draws: row `k * B + b` is draw k of record b. An ordinary backward pass sums a parameter's gradient
+over all rows; Opacus' hooks keep one gradient a row. The rules here sum over the K rows of each record inside the
+layer, so that the gradients of B records take B times the parameters' memory and the time of the ordinary pass,
+whatever K. The mean over draws before clipping is the mechanism of DPDM (Dockhorn et al., TMLR 2023, arXiv:2210.09929).
+
+[`PerRecordParameter`] stands in for a parameter. The functions in `RULES` know what to do with it and any other
+function refuses it, so that no use of a parameter goes unseen.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+
+class NoRuleError(Exception):
+    """A parameter is used in a way that has no rule here."""
+
+
+class PerRecordParameter(torch.Tensor):
+    """A parameter whose gradient is wanted for each of B records.
+
+    It has the parameter's shape and values. `per_record` is what the gradient is to be taken of: a leaf of the shape
+    `(B, *shape)` that repeats the parameter without holding it B times.
+    """
+
+    parameter_name: str
+    plain: torch.Tensor
+    per_record: torch.Tensor
+
+    @staticmethod
+    def of(name: str, parameter: torch.Tensor, num_records: int) -> "PerRecordParameter":
+        """Stand in for the parameter called `name` in a pass over the draws of `num_records` records."""
+        plain = parameter.detach()
+        stand_in = torch.Tensor._make_subclass(PerRecordParameter, plain)
+        stand_in.parameter_name, stand_in.plain = name, plain
+        stand_in.per_record = plain.expand(num_records, *plain.shape).requires_grad_()
+        return stand_in
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        """Apply the rule of `func`; without one let nothing but plain values (type, shape, ...) be read."""
+        kwargs = kwargs or {}
+        if func in RULES:
+            return RULES[func](*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            value = func(*args, **kwargs)
+        if isinstance(value, torch.Tensor):
+            used = [
+                value.parameter_name for value in (*args, *kwargs.values()) if isinstance(value, PerRecordParameter)
+            ]
+            raise NoRuleError(f"{', '.join(used)}: no rule for the function {getattr(func, '__name__', func)}")
+        return value
+
+
+class _Tap(torch.autograd.Function):
+    """The identity on a layer's output, which on the way back takes per-record gradients off the output's gradient."""
+
+    @staticmethod
+    def forward(ctx, output, inputs, rules, *per_record):
+        ctx.save_for_backward(inputs)
+        ctx.rules = rules
+        ctx.like = [(p.shape, p.dtype) for p in per_record]
+        ctx.mark_dirty(output)  # passed on as it is, not as a view, which a network could not add to in place
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (inputs,) = ctx.saved_tensors
+        gradients = [
+            rule(inputs, grad_output, shape[0]).reshape(shape).to(dtype)
+            for rule, (shape, dtype) in zip(ctx.rules, ctx.like, strict=True)
+        ]
+        return grad_output, None, None, *gradients
+
+
+def _plain(parameter: torch.Tensor | None) -> torch.Tensor | None:
+    return parameter.plain if isinstance(parameter, PerRecordParameter) else parameter
+
+
+def _tap(output: torch.Tensor, inputs: torch.Tensor, *uses: tuple[torch.Tensor | None, Callable]) -> torch.Tensor:
+    """Attach to a layer's output, for each parameter used in it, the rule `(inputs, grad_output, B) -> gradients`."""
+    uses = [(parameter, rule) for parameter, rule in uses if isinstance(parameter, PerRecordParameter)]
+    return _Tap.apply(output, inputs, [rule for _, rule in uses], *(parameter.per_record for parameter, _ in uses))
+
+
+def _sum_per_record(rows: torch.Tensor, num_records: int, channel_dim: int) -> torch.Tensor:
+    """`(K * B, ...)` to `(B, channels)`: the sum over all but the record and the channel."""
+    rows = rows.unflatten(0, (-1, num_records))
+    kept = {1, channel_dim % (rows.dim() - 1) + 1}
+    return rows.sum(dim=[dim for dim in range(rows.dim()) if dim not in kept])
+
+
+def _conv2d(inputs, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    if isinstance(padding, str):
+        raise NoRuleError(f"{weight.parameter_name}: no rule for padding by name")
+    output = F.conv2d(inputs, _plain(weight), _plain(bias), stride, padding, dilation, groups)
+    settings = {"stride": stride, "padding": padding, "dilation": dilation}
+
+    def weight_rule(inputs, grad_output, num_records):
+        # One convolution with a group for each record and the draws as its batch; the rows lie right for it.
+        inputs, grad_output = inputs.unflatten(0, (-1, num_records)), grad_output.unflatten(0, (-1, num_records))
+        return torch.nn.grad.conv2d_weight(
+            inputs.flatten(1, 2),
+            (num_records * weight.shape[0], *weight.shape[1:]),
+            grad_output.flatten(1, 2),
+            groups=groups * num_records,
+            **settings,
+        )
+
+    inputs = inputs.to(output.dtype)  # as autocast has it
+    return _tap(output, inputs, (weight, weight_rule), (bias, lambda _, grad, count: _sum_per_record(grad, count, 1)))
+
+
+def _linear(inputs, weight, bias=None):
+    output = F.linear(inputs, _plain(weight), _plain(bias))
+
+    def weight_rule(inputs, grad_output, num_records):
+        # (K * B, ..., features) to (B, K * ..., features)
+        inputs, grad_output = (
+            rows.unflatten(0, (-1, num_records)).transpose(0, 1).reshape(num_records, -1, rows.shape[-1])
+            for rows in (inputs, grad_output)
+        )
+        return grad_output.transpose(1, 2) @ inputs
+
+    inputs = inputs.to(output.dtype)
+    return _tap(output, inputs, (weight, weight_rule), (bias, lambda _, grad, count: _sum_per_record(grad, count, -1)))
+
+
+def _group_norm(inputs, num_groups, weight=None, bias=None, eps=1e-5):
+    output = F.group_norm(inputs, num_groups, _plain(weight), _plain(bias), eps)
+
+    def weight_rule(inputs, grad_output, num_records):
+        return _sum_per_record(grad_output * F.group_norm(inputs, num_groups, eps=eps), num_records, 1)
+
+    return _tap(output, inputs, (weight, weight_rule), (bias, lambda _, grad, count: _sum_per_record(grad, count, 1)))
+
+
+def _layer_norm(inputs, normalized_shape, weight=None, bias=None, eps=1e-5):
+    output = F.layer_norm(inputs, normalized_shape, _plain(weight), _plain(bias), eps)
+
+    def per_record(rows, num_records):
+        # (K * B, ..., *normalized_shape) to (B, *normalized_shape)
+        rows = rows.unflatten(0, (-1, num_records)).transpose(0, 1)
+        return rows.reshape(num_records, -1, *normalized_shape).sum(1)
+
+    def weight_rule(inputs, grad_output, num_records):
+        return per_record(grad_output * F.layer_norm(inputs, normalized_shape, eps=eps), num_records)
+
+    return _tap(output, inputs, (weight, weight_rule), (bias, lambda _, grad, count: per_record(grad, count)))
+
+
+def _embedding(indices, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False):
+    if padding_idx is not None or max_norm is not None or scale_grad_by_freq or sparse:
+        raise NoRuleError(f"{weight.parameter_name}: no rule for the options of its embedding")
+    output = F.embedding(indices, weight.plain)
+
+    def weight_rule(indices, grad_output, num_records):
+        records = torch.arange(len(indices), device=indices.device) % num_records
+        records = records.view(-1, *[1] * (indices.dim() - 1)).expand_as(indices)
+        gradients = grad_output.new_zeros(num_records, *weight.shape)
+        return gradients.index_put((records, indices), grad_output, accumulate=True)
+
+    return _tap(output, indices, (weight, weight_rule))
+
+
+RULES = {
+    F.conv2d: _conv2d,
+    F.linear: _linear,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    F.embedding: _embedding,
+}

@@ -1,0 +1,371 @@
+"""Per-record gradients: both modes against a naive float64 loop, for any network; what cannot be folded is not."""
+
+import copy
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.losses import DenoisingLoss, NoiseDraws
+from diffusers_dp_curriculum.per_record_gradients import (
+    check_records_stay_apart,
+    choose_mode,
+    per_record_gradients,
+)
+from helpers import tiny_scheduler, tiny_unet
+
+
+# Pairs that meet: each block type of the down path with its counterpart.
+BLOCKS = {
+    "DownBlock2D": "UpBlock2D",
+    "AttnDownBlock2D": "AttnUpBlock2D",
+    "ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D",
+}
+SKIP_BLOCKS = {"SkipDownBlock2D": "SkipUpBlock2D", "AttnSkipDownBlock2D": "AttnSkipUpBlock2D"}
+
+
+def random_unet(seed):
+    """A network with a configuration drawn from what `UNet2DModel` can be asked for."""
+    pick = random.Random(seed)
+    torch.manual_seed(seed)
+    if skip := pick.random() < 0.25:
+        pairs, channels, levels = SKIP_BLOCKS, [32, 64, 64], 2  # these blocks fix 32 groups and three colours
+    else:
+        pairs, channels, levels = BLOCKS, pick.sample([8, 16, 24, 32], 3), pick.choice([1, 2, 3])
+    down = [pick.choice(list(pairs)) for _ in range(levels)]
+    conditional = pick.random() < 0.75
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=(colours := 3 if skip else pick.choice([1, 3])),
+        out_channels=colours,
+        block_out_channels=tuple(channels[:levels]),
+        layers_per_block=pick.choice([1, 2]),
+        down_block_types=tuple(down),
+        up_block_types=tuple(pairs[name] for name in reversed(down)),
+        norm_num_groups=pick.choice([2, 4, 8]),
+        num_class_embeds=4 if conditional else None,
+        class_embed_type=pick.choice([None, "timestep"]) if conditional else None,
+        time_embedding_type=pick.choice(["positional", "fourier", "learned"]),
+        num_train_timesteps=1000,
+        resnet_time_scale_shift=pick.choice(["default", "scale_shift"]),
+        downsample_type=pick.choice(["conv", "resnet"]),
+        upsample_type=pick.choice(["conv", "resnet"]),
+        attention_head_dim=pick.choice([4, 8, None]),
+        attn_norm_num_groups=pick.choice([None, 4]),
+        mid_block_scale_factor=pick.choice([1, 2**0.5]),
+        mid_block_type=pick.choice(["UNetMidBlock2D", None]),
+        add_attention=pick.random() < 0.7,
+        center_input_sample=pick.random() < 0.3,
+        act_fn=pick.choice(["silu", "gelu"]),
+        flip_sin_to_cos=pick.random() < 0.5,
+    )
+
+
+def make_draws(unet, count=5, noise_multiplicity=3, classes=3):
+    torch.manual_seed(1)
+    size, config = unet.config.sample_size, unet.config
+    null_label = None if config.num_class_embeds is None else classes
+    loss = DenoisingLoss(tiny_scheduler(), null_label=null_label)
+    images = torch.rand(count, config.in_channels, size, size) * 2 - 1
+    draws = loss.draw(images, torch.arange(count) % classes, noise_multiplicity)
+    # A Fourier embedding takes the logarithm of what it embeds, and a learned one has no timestep 1,000.
+    draws.timesteps = draws.timesteps.clamp(1, 999)
+    if config.class_embed_type == "timestep":
+        draws.labels = draws.labels.clamp(min=1)
+    return draws
+
+
+def naive_gradients(unet, draws):
+    """Float64, one record and one draw at a time, then the mean over the draws."""
+    unet = copy.deepcopy(unet).double()
+    if unet.config.class_embed_type == "timestep":  # diffusers leaves this embedding in float32
+        unet.class_embedding.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    names = [name for name, p in unet.named_parameters() if p.requires_grad]
+    gradients = {name: [] for name in names}
+    for record in range(draws.noisy.shape[0]):
+        total = dict.fromkeys(names, 0.0)
+        for k in range(draws.noisy.shape[1]):
+            unet.zero_grad()
+            labels = None if draws.labels is None else draws.labels[record, k : k + 1]
+            prediction = unet(draws.noisy[record, k : k + 1].double(), draws.timesteps[record, k : k + 1], labels)
+            (prediction.sample - draws.target[record, k : k + 1].double()).square().mean().backward()
+            for name in names:
+                gradient = unet.get_parameter(name).grad
+                total[name] = total[name] + (0 if gradient is None else gradient) / draws.noisy.shape[1]
+        for name in names:
+            gradients[name].append(torch.as_tensor(total[name]).double().expand_as(unet.get_parameter(name)))
+    return {name: torch.stack(gradient) for name, gradient in gradients.items()}
+
+
+def flat(gradients):
+    return torch.cat([gradient.double().flatten(1) for gradient in gradients.values()], dim=1)
+
+
+def relative_errors(gradients, expected):
+    """Of each record: the length of the difference over that of the gradient."""
+    assert gradients.keys() == expected.keys()
+    return (flat(gradients) - flat(expected)).norm(dim=1) / flat(expected).norm(dim=1)
+
+
+def clipped_sum(gradients, max_grad_norm):
+    norms = flat(gradients).norm(dim=1, keepdim=True)
+    return (flat(gradients) * (max_grad_norm / norms).clamp(max=1)).sum(dim=0)
+
+
+def shape_of(unet):
+    return (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_both_modes_agree_with_a_naive_float64_loop(seed):
+    unet = random_unet(seed)
+    unet.conv_in.bias.requires_grad_(False)  # a frozen parameter has no gradient
+    draws = make_draws(unet)
+    expected = naive_gradients(unet, draws)
+    max_grad_norm = flat(expected).norm(dim=1).median()
+    for mode in ("folded", "loop"):
+        gradients = per_record_gradients(unet, draws, mode)
+        assert "conv_in.bias" not in gradients
+        assert relative_errors(gradients, expected).max() < 5e-5  # float32 in some of these networks
+        difference = clipped_sum(gradients, max_grad_norm) - clipped_sum(expected, max_grad_norm)
+        assert difference.norm() < 1e-5 * clipped_sum(expected, max_grad_norm).norm()
+    assert choose_mode(unet, shape_of(unet), draws.labels is not None, "auto") == "folded"
+
+
+def bf16():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_under_autocast_the_modes_agree_and_are_as_exact_as_ordinary_training(seed):
+    """What bfloat16 costs is the network's own rounding, the same as in a backward pass without any privacy."""
+    unet = random_unet(seed)
+    draws = make_draws(unet, count=8)
+    expected = clipped_sum(naive_gradients(unet, draws), 0.1)
+    folded, loop = (per_record_gradients(unet, draws, mode, bf16) for mode in ("folded", "loop"))
+    assert {gradient.dtype for gradient in folded.values()} == {torch.float32}
+    assert relative_errors(folded, loop).max() < 1e-3
+    sums = [clipped_sum(gradients, 0.1) for gradients in (folded, loop)]
+    assert (sums[0] - sums[1]).norm() / sums[1].norm() < 1e-3
+    errors = [(of_mode - expected).norm() / expected.norm() for of_mode in sums]
+    assert errors[0] < 1.02 * errors[1] < 5e-2
+
+
+def test_identity_class_embedding():
+    """The third kind of class embedding takes vectors in place of labels."""
+    torch.manual_seed(0)
+    unet = tiny_unet(num_classes=None, class_embed_type="identity")
+    draws = make_draws(unet)
+    draws.labels = torch.randn(5, 3, unet.time_embedding.linear_2.out_features)
+    assert relative_errors(per_record_gradients(unet, draws, "folded"), naive_gradients(unet, draws)).max() < 1e-5
+
+
+def test_one_record_and_one_draw():
+    torch.manual_seed(0)
+    unet = tiny_unet()
+    for count, noise_multiplicity in ((1, 1), (1, 4), (4, 1)):
+        draws = make_draws(unet, count, noise_multiplicity)
+        assert relative_errors(per_record_gradients(unet, draws, "folded"), naive_gradients(unet, draws)).max() < 1e-5
+
+
+class Wrapped(torch.nn.Module):
+    """A UNet with something before it, which is what is tried here."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.unet = tiny_unet()
+        self.config = self.unet.config
+        self.conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def before(self, noisy):
+        raise NotImplementedError
+
+    def forward(self, noisy, timesteps, labels):
+        return self.unet(self.before(noisy), timesteps, labels)
+
+
+class UsedTwice(Wrapped):
+    def before(self, noisy):
+        return self.conv(self.conv(noisy))
+
+
+class UnknownFunction(Wrapped):
+    def before(self, noisy):
+        return noisy * self.conv.bias
+
+
+class UnknownLayer(Wrapped):
+    def before(self, noisy):
+        return F.conv_transpose2d(noisy, self.conv.weight, padding=1)
+
+
+class Detour(Wrapped):
+    """A parameter is used both by a layer and behind its back."""
+
+    def before(self, noisy):
+        return self.conv(noisy) + self.conv.weight.sum()
+
+
+class RowsMoved(Wrapped):
+    """A layer sees the records' rows in another order than they came."""
+
+    def before(self, noisy):
+        return self.conv(noisy.roll(1, 0)).roll(-1, 0)
+
+
+class Unused(Wrapped):
+    def before(self, noisy):
+        return noisy
+
+
+class ZeroOutput(Detour):
+    """Fresh, it answers zero, so that the gradients behind its last layer are zero in any mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.nn.init.zeros_(self.unet.conv_out.weight)
+
+
+class Tied(Wrapped):
+    """One parameter under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = torch.nn.Conv2d(1, 1, 3, padding=1)
+        self.other.weight = self.conv.weight
+
+    def before(self, noisy):
+        return self.other(self.conv(noisy))
+
+
+@pytest.mark.parametrize("network", [UsedTwice, Unused, Tied])
+def test_parameters_used_more_than_once_or_not_at_all_fold(network):
+    unet = network()
+    draws = make_draws(unet)
+    expected = naive_gradients(unet, draws)
+    assert choose_mode(unet, (1, 8, 8), True, "folded") == "folded"
+    assert relative_errors(per_record_gradients(unet, draws, "folded"), expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (UnknownFunction, "conv.bias: no rule for the function mul"),
+        (UnknownLayer, "conv.weight: no rule for the function conv_transpose2d"),
+        (Detour, "conv.weight: no rule for the function sum"),
+        (ZeroOutput, "conv.weight: no rule for the function sum"),
+        (RowsMoved, "conv.weight: the rules give another gradient"),
+    ],
+)
+def test_what_has_no_rule_takes_the_loop_or_is_refused_by_name(network, reason):
+    unet = network()
+    draws = make_draws(unet)
+    assert choose_mode(unet, (1, 8, 8), True, "auto") == "loop"
+    assert relative_errors(per_record_gradients(unet, draws, "loop"), naive_gradients(unet, draws)).max() < 1e-5
+    with pytest.raises(InputError, match=reason):
+        choose_mode(unet, (1, 8, 8), True, "folded")
+
+
+def test_a_mode_that_is_asked_for_is_taken():
+    assert choose_mode(tiny_unet(), (1, 8, 8), True, "loop") == "loop"
+    assert choose_mode(tiny_unet(), (1, 8, 8), True, "folded") == "folded"
+
+
+def test_choosing_a_mode_changes_nothing():
+    torch.manual_seed(0)
+    unet = tiny_unet()
+    before, state = copy.deepcopy(unet.state_dict()), torch.get_rng_state()
+    choose_mode(unet, (1, 8, 8), True, "auto")
+    assert unet.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+    assert all(p.grad is None for p in unet.parameters())
+
+
+class OneLayer(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs, timesteps, labels):
+        return SimpleNamespace(sample=self.layer(inputs).flatten(1))
+
+
+LAYERS = {
+    "strided convolution in groups": (torch.nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), (4, 9, 9)),
+    "dilated convolution": (torch.nn.Conv2d(4, 8, (3, 2), dilation=2, padding=(0, 3), bias=False), (4, 9, 9)),
+    "mirrored padding": (torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), (4, 9, 9)),
+    "linear on tokens": (torch.nn.Linear(6, 5), (3, 2, 6)),
+    "linear": (torch.nn.Linear(6, 5, bias=False), (6,)),
+    "group norm of tokens": (torch.nn.GroupNorm(2, 4), (4, 7)),
+    "group norm of vectors": (torch.nn.GroupNorm(2, 4), (4,)),
+    "layer norm of images": (torch.nn.LayerNorm((4, 5)), (3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_rules(name):
+    """Each rule alone, with inputs that are not contiguous, as attention makes them."""
+    layer, shape = copy.deepcopy(LAYERS[name][0]), LAYERS[name][1]
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        parameter.data.normal_()
+    num_records, num_draws = 3, 4
+    rows = torch.randn(*shape, num_records * num_draws).movedim(-1, 0)
+    model = OneLayer(layer)
+    inputs = rows.unflatten(0, (num_draws, num_records)).transpose(0, 1)
+    draws = NoiseDraws(inputs, torch.zeros(num_records, num_draws), None, torch.ones(num_records, num_draws, 1))
+    folded, loop = (per_record_gradients(model, draws, mode) for mode in ("folded", "loop"))
+    assert relative_errors(folded, loop).max() < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"padding_idx": 0}, {"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+def test_embeddings_with_options_are_not_folded(options):
+    unet = tiny_unet()
+    unet.class_embedding = torch.nn.Embedding(4, 32, **options)
+    assert choose_mode(unet, (1, 8, 8), True, "auto") == "loop"
+
+
+def test_padding_by_name_is_not_folded():
+    unet = tiny_unet()
+    unet.conv_in = torch.nn.Conv2d(1, 8, 3, padding="same")
+    assert choose_mode(unet, (1, 8, 8), True, "auto") == "loop"
+
+
+class BatchNormUNet(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unet = tiny_unet()
+        self.unet.conv_norm_out = torch.nn.BatchNorm2d(8)
+
+    def forward(self, *inputs):
+        return self.unet(*inputs)
+
+
+class CentringUNet(Wrapped):
+    """Mixes records without a layer that is known for it."""
+
+    def before(self, noisy):
+        return noisy - noisy.mean(dim=0, keepdim=True)
+
+
+class ZeroCentringUNet(CentringUNet):
+    """The same behind a last layer that is zero."""
+
+    def __init__(self):
+        super().__init__()
+        torch.nn.init.zeros_(self.unet.conv_out.weight)
+
+
+def test_refuses_models_that_mix_records():
+    with pytest.raises(InputError, match=r"unet.conv_norm_out \(BatchNorm2d\) mixes records"):
+        check_records_stay_apart(BatchNormUNet(), (1, 8, 8), conditional=True)
+    for network in (CentringUNet, ZeroCentringUNet):
+        with pytest.raises(InputError, match="depends on the others in its batch"):
+            check_records_stay_apart(network(), (1, 8, 8), conditional=True)
+    check_records_stay_apart(tiny_unet(), (1, 8, 8), conditional=True)
