@@ -1,7 +1,10 @@
 """Mechanism 2: the gradient of a record, what it may contribute, and the noise of a step."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +17,11 @@ from helpers import tiny_records, tiny_scheduler, tiny_unet
 from test_per_record_gradients import clipped_sum, flat, naive_gradients
 
 
-def make_dp_sgd(noise_multiplier=1.0, batch_size=20, max_grad_norm=0.05, physical=7, steps=50, mode="folded"):
+def make_dp_sgd(
+    noise_multiplier=1.0, batch_size=20, max_grad_norm=0.05, physical=7, steps=50, mode="folded", records=None
+):
     torch.manual_seed(0)
-    records = tiny_records()
+    records = records or tiny_records()
     unet = tiny_unet()
     mechanism = dp_sgd_mechanism(noise_multiplier, batch_size, len(records), steps, max_grad_norm)
     return DPSGD(
@@ -205,3 +210,31 @@ def test_nothing_random_depends_on_the_seed():
     make_dp_sgd()
     draws.append(torch.rand(4))
     assert not torch.equal(*draws)  # the noise draws of the loss come from the global generator
+
+
+PEAK_MEMORY = """
+import sys
+from pathlib import Path
+
+from helpers import tiny_records
+from test_dp_sgd import make_dp_sgd
+
+def kilobytes(field):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if field in line)
+
+count = int(sys.argv[1])
+mechanism = make_dp_sgd(records=tiny_records(8192), batch_size=count, physical=64)
+mechanism.batches = iter([list(range(64)), list(range(count))])
+mechanism.step()
+mechanism.step()
+print(kilobytes("VmHWM"))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory where Linux has it")
+def test_peak_memory_does_not_grow_with_the_logical_batch():
+    peaks = []
+    for count in ("256", "8192"):
+        command = [sys.executable, "-c", PEAK_MEMORY, count]
+        peaks.append(int(subprocess.check_output(command, cwd=Path(__file__).parent, text=True)))
+    assert peaks[1] < 1.05 * peaks[0]

@@ -18,6 +18,7 @@ from diffusers_dp_curriculum import (
     DPCurriculumTrainer,
     central_images,
 )
+from diffusers_dp_curriculum import trainer as trainer_module
 from diffusers_dp_curriculum.errors import InputError
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 
@@ -272,9 +273,27 @@ def test_no_published_file_says_where_anything_was(tmp_path):
             assert str(tmp_path).encode() not in content
 
 
+def test_the_launcher_can_ask_for_a_compiler(tmp_path, monkeypatch):
+    """As `accelerate launch --dynamo_backend` does, by its environment variable."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
+    trainer = make_trainer(tmp_path / "model")
+    trainer.train()
+    assert trainer.gradients_of.compiled is not None
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(InputError, match="only float32 can be compiled"):
+        make_trainer(tmp_path / "other", mixed_precision="bf16")
+
+
+def test_gradients_can_be_taken_one_record_at_a_time(tmp_path):
+    assert make_trainer(tmp_path / "model").grad_sample_mode == "folded"
+    trainer = make_trainer(tmp_path / "model", grad_sample_mode="loop")
+    trainer.train()
+    assert trainer.grad_sample_mode == "loop"
+
+
 def test_an_interrupted_run_is_not_saved(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path / "model")
-    monkeypatch.setattr(trainer, "_warm_up", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(trainer_module, "warm_up", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     with pytest.raises(InputError, match="let it finish"):

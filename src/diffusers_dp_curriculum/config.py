@@ -49,7 +49,7 @@ class DPCurriculumConfig:
     max_grad_norm: float = _option(1.0, "C: L2 norm to which the gradient of each record is clipped, > 0.")
     max_physical_batch_size: int = _option(16, "Records whose gradients are in memory at a time; changes no result.")
     grad_sample_mode: str = _option(
-        "auto", '"folded" (fast) or "loop" (any layer); "auto" folds where it can. Changes no result.'
+        "auto", '"folded" (all records at once), "loop" (one by one) or "auto" (the faster). Changes no result.'
     )
     learning_rate: float = _option(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).")
     lr_scheduler: str = _option(

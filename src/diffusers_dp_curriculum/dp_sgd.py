@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from opacus.optimizers import DPOptimizer
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from torch.nn.utils import get_total_norm
 
 from .accounting import Mechanism, PrivacyLedger
 from .data import ImageDataset
@@ -127,10 +128,10 @@ class DPSGD:
 
 def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A record whose gradient is not finite contributes nothing, rather than ruining the sum."""
+    if get_total_norm(gradients.values()).isfinite():
+        return gradients
     sums = torch.stack([gradient.flatten(1).sum(dim=1) for gradient in gradients.values()])
     finite = sums.isfinite().all(dim=0)
-    if finite.all():
-        return gradients
     return {
         name: gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0) for name, gradient in gradients.items()
     }

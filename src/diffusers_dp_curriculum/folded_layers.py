@@ -86,56 +86,84 @@ def _tap(output: torch.Tensor, inputs: torch.Tensor, *uses: tuple[torch.Tensor |
     return _Tap.apply(output, inputs, [rule for _, rule in uses], *(parameter.per_record for parameter, _ in uses))
 
 
-def _sum_per_record(rows: torch.Tensor, num_records: int, channel_dim: int) -> torch.Tensor:
-    """`(K * B, ...)` to `(B, channels)`: the sum over all but the record and the channel."""
-    rows = rows.unflatten(0, (-1, num_records))
-    kept = {1, channel_dim % (rows.dim() - 1) + 1}
-    return rows.sum(dim=[dim for dim in range(rows.dim()) if dim not in kept])
+def _sum_positions(rows: torch.Tensor, num_records: int) -> torch.Tensor:
+    """`(K * B, channels, ...)` to `(B, channels)`: the sum over draws and positions."""
+    # One dimension at a time, the contiguous one first, is several times faster than all at once.
+    return _over_positions(rows).view(-1, num_records, rows.shape[1]).sum(0)
+
+
+def _over_positions(rows: torch.Tensor) -> torch.Tensor:
+    """`(rows, channels, ...)` to `(rows, channels)`, summed in float32 whatever the type of the pass."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    return rows.flatten(2).sum(2, dtype=dtype) if rows.dim() > 2 else rows.to(dtype)
+
+
+def _per_record(rows: torch.Tensor, num_records: int) -> torch.Tensor:
+    """`(K * B, ..., features)` to `(B, K * ..., features)`."""
+    by_draw = rows.reshape(-1, num_records, rows[0].numel())
+    return by_draw.transpose(0, 1).reshape(num_records, -1, rows.shape[-1])
 
 
 def _conv2d(inputs, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if isinstance(padding, str):
         raise NoRuleError(f"{weight.parameter_name}: no rule for padding by name")
     output = F.conv2d(inputs, _plain(weight), _plain(bias), stride, padding, dilation, groups)
-    settings = {"stride": stride, "padding": padding, "dilation": dilation}
 
     def weight_rule(inputs, grad_output, num_records):
-        # One convolution with a group for each record and the draws as its batch; the rows lie right for it.
-        inputs, grad_output = inputs.unflatten(0, (-1, num_records)), grad_output.unflatten(0, (-1, num_records))
-        return torch.nn.grad.conv2d_weight(
-            inputs.flatten(1, 2),
-            (num_records * weight.shape[0], *weight.shape[1:]),
-            grad_output.flatten(1, 2),
-            groups=groups * num_records,
-            **settings,
+        # One convolution with a group for each record and the draws as its batch; the rows lie right for it. The weight
+        # tells nothing but its shape, so its memory is never touched.
+        inputs, grad_output = (
+            rows.reshape(-1, num_records * rows.shape[1], *rows.shape[2:]) for rows in (inputs, grad_output)
         )
+        shape = inputs.new_empty(num_records * weight.shape[0], *weight.shape[1:])
+        pairs = ([n, n] if isinstance(n, int) else n for n in (stride, padding, dilation))
+        return torch.ops.aten.convolution_backward(
+            grad_output, inputs, shape, None, *pairs, False, [0, 0], groups * num_records, [False, True, False]
+        )[1]
 
-    inputs = inputs.to(output.dtype)  # as autocast has it
-    return _tap(output, inputs, (weight, weight_rule), (bias, lambda _, grad, count: _sum_per_record(grad, count, 1)))
+    # Autocast computes in the output's type.
+    return _tap(
+        output,
+        inputs.to(output.dtype),
+        (weight, weight_rule),
+        (bias, lambda _, grad, count: _sum_positions(grad, count)),
+    )
 
 
 def _linear(inputs, weight, bias=None):
     output = F.linear(inputs, _plain(weight), _plain(bias))
 
     def weight_rule(inputs, grad_output, num_records):
-        # (K * B, ..., features) to (B, K * ..., features)
-        inputs, grad_output = (
-            rows.unflatten(0, (-1, num_records)).transpose(0, 1).reshape(num_records, -1, rows.shape[-1])
-            for rows in (inputs, grad_output)
-        )
-        return grad_output.transpose(1, 2) @ inputs
+        return _per_record(grad_output, num_records).transpose(1, 2) @ _per_record(inputs, num_records)
 
-    inputs = inputs.to(output.dtype)
-    return _tap(output, inputs, (weight, weight_rule), (bias, lambda _, grad, count: _sum_per_record(grad, count, -1)))
+    def bias_rule(_, grad_output, num_records):
+        return _per_record(grad_output, num_records).sum(1)
+
+    return _tap(output, inputs.to(output.dtype), (weight, weight_rule), (bias, bias_rule))
 
 
 def _group_norm(inputs, num_groups, weight=None, bias=None, eps=1e-5):
-    output = F.group_norm(inputs, num_groups, _plain(weight), _plain(bias), eps)
+    if inputs.is_cuda and torch.is_autocast_enabled("cuda"):
+        inputs = inputs.float()  # what autocast does to `F.group_norm`, but not to the function below
+    num_rows, num_channels = inputs.shape[:2]
+    output, mean, rstd = torch.native_group_norm(
+        inputs := inputs.contiguous(),
+        _plain(weight),
+        _plain(bias),
+        num_rows,
+        num_channels,
+        inputs[0, 0].numel(),
+        num_groups,
+        eps,
+    )
 
     def weight_rule(inputs, grad_output, num_records):
-        return _sum_per_record(grad_output * F.group_norm(inputs, num_groups, eps=eps), num_records, 1)
+        # The sum of grad_output times the normalised inputs, from two sums as PyTorch's own kernels have it.
+        mean_c, rstd_c = (n.repeat_interleave(num_channels // num_groups, dim=1).float() for n in (mean, rstd))
+        dot, total = (_over_positions(rows) for rows in (grad_output.float() * inputs.float(), grad_output))
+        return ((dot - total * mean_c) * rstd_c).view(-1, num_records, num_channels).sum(0)
 
-    return _tap(output, inputs, (weight, weight_rule), (bias, lambda _, grad, count: _sum_per_record(grad, count, 1)))
+    return _tap(output, inputs, (weight, weight_rule), (bias, lambda _, grad, count: _sum_positions(grad, count)))
 
 
 def _layer_norm(inputs, normalized_shape, weight=None, bias=None, eps=1e-5):

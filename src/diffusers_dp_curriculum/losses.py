@@ -37,6 +37,10 @@ class NoiseDraws:
         """The K draws of one record, with one leading dimension."""
         return self._each(lambda tensor: tensor[number])
 
+    def of_records(self, numbers: torch.Tensor) -> "NoiseDraws":
+        """The K draws of each of some records, in that order."""
+        return self._each(lambda tensor: tensor[numbers])
+
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "NoiseDraws":
         labels = None if self.labels is None else change(self.labels)
         return NoiseDraws(change(self.noisy), change(self.timesteps), labels, change(self.target))

@@ -40,11 +40,15 @@ def per_record_gradients(
 
 
 def _folded_gradients(model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast) -> Gradients:
-    """All records in one pass, see `folded_layers.py`."""
+    return folded_gradients_of(trainable_parameters(model), model, draws, autocast)
+
+
+def folded_gradients_of(
+    parameters: dict[str, torch.Tensor], model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast
+) -> Gradients:
+    """All records in one pass, as a function of the trainable parameters; see `folded_layers.py`."""
     num_records = len(draws.noisy)
-    stand_ins = {
-        name: PerRecordParameter.of(name, p, num_records) for name, p in model.named_parameters() if p.requires_grad
-    }
+    stand_ins = {name: PerRecordParameter.of(name, p, num_records) for name, p in parameters.items()}
     with autocast():
         error = denoising_error(lambda *inputs: functional_call(model, stand_ins, inputs), draws.transpose().flatten())
     # The mean over B records of their means over K draws, times B, is the sum of what each record is differentiated by.
@@ -53,8 +57,13 @@ def _folded_gradients(model: torch.nn.Module, draws: NoiseDraws, autocast: Autoc
     return dict(zip(stand_ins, gradients, strict=True))
 
 
+def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that DP-SGD trains, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def _loop_gradients(model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast) -> Gradients:
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = trainable_parameters(model)
     gradients = {name: p.new_empty(len(draws.noisy), *p.shape) for name, p in trainable.items()}
     for number in range(len(draws.noisy)):
         with autocast():
@@ -65,22 +74,37 @@ def _loop_gradients(model: torch.nn.Module, draws: NoiseDraws, autocast: Autocas
     return gradients
 
 
-def choose_mode(model: torch.nn.Module, image_shape: tuple[int, int, int], conditional: bool, requested: str) -> str:
+# From how many pixels of its draws on a record keeps two CPU cores busy alone (benchmarks/dp_step.py: 32 draws of 28x28
+# do, 8 do not). The loop is then as fast, and its memory is that of one record.
+LOOP_PIXELS = 16_384
+
+
+def choose_mode(
+    model: torch.nn.Module,
+    image_shape: tuple[int, int, int],
+    conditional: bool,
+    noise_multiplicity: int,
+    requested: str,
+) -> str:
     """The mode for a model: `"folded"` if its rules give this model's gradients, else `"loop"`.
 
-    Both modes are tried on random numbers, with a copy of the model that has random parameters.
+    On a CPU it is also the loop where one record's draws are work enough. Both modes are tried on random numbers, with
+    a copy of the model that has random parameters.
 
     Args:
         model (`torch.nn.Module`): The network.
         image_shape (`tuple[int, int, int]`): Channels, height and width.
         conditional (`bool`): Whether the network takes class labels.
+        noise_multiplicity (`int`): K, draws per record.
         requested (`str`): `"auto"`, or a mode to insist on.
 
     Raises:
         InputError: If `"folded"` is requested and the rules do not hold for this model; the parameter is named.
     """
-    if requested == "loop":
-        return requested
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    pixels = noise_multiplicity * image_shape[1] * image_shape[2]
+    if requested == "loop" or (requested == "auto" and on_cpu and pixels >= LOOP_PIXELS):
+        return "loop"
     reason = _why_not_folded(model, image_shape, conditional)
     if reason is None:
         return "folded"

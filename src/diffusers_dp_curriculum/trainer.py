@@ -4,19 +4,19 @@ import json
 import os
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 
-import kornia.augmentation
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DynamoBackend, set_seed
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from .accounting import PrivacyLedger
 from .central_images import CentralImageDataset
+from .compilation import CompiledGradients
 from .config import DPCurriculumConfig
 from .data import to_image_dataset
 from .dp_sgd import DPSGD
@@ -27,6 +27,7 @@ from .per_record_gradients import check_records_stay_apart, choose_mode, per_rec
 from .pictures import image_grid
 from .pipeline import ClassConditionalPipeline
 from .planning import Plan, make_plan
+from .warm_up import make_ema, warm_up
 
 
 GRID_COLUMNS = 10
@@ -94,7 +95,10 @@ class DPCurriculumTrainer:
         image_shape = tuple(self.records.images.shape[1:])
         conditional = self.records.num_classes is not None
         check_records_stay_apart(self.unet, image_shape, conditional)
-        self.grad_sample_mode = choose_mode(self.unet, image_shape, conditional, args.grad_sample_mode)
+        self.grad_sample_mode = choose_mode(
+            self.unet, image_shape, conditional, args.noise_multiplicity, args.grad_sample_mode
+        )
+        self.gradients_of = self._make_gradients_of()
         if self.records.num_classes is None and args.guidance_scale != 1:
             raise InputError("Without classes there is nothing to guide to: leave guidance_scale at 1.")
         self._check_sampling()
@@ -125,7 +129,10 @@ class DPCurriculumTrainer:
         _TRAINED.add(self.unet)
         if self.plan.central is not None:
             self.central_images = self._release_central_images()
-            self._warm_up()
+            progress = tqdm(total=self.args.central_train_steps, desc="Stage 1, central images")
+            progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(0):.2f}")
+            warm_up(self.unet, self.loss, self.central_images, self.args, self.accelerator.autocast, progress.update)
+            progress.close()
         self._train_by_dp_sgd()
         self.finished = True
 
@@ -185,30 +192,6 @@ class DPCurriculumTrainer:
             mode_bins=args.central_mode_bins,
         )
 
-    def _warm_up(self) -> None:
-        """Ordinary training on the central images and random affine variations of them; post-processing."""
-        args, device = self.args, self.accelerator.device
-        vary = kornia.augmentation.RandomAffine(
-            degrees=10.0, translate=(0.1, 0.1), scale=(0.9, 1.1), padding_mode="border", p=0.8
-        )
-        optimizer = torch.optim.Adam(self.unet.parameters(), lr=args.central_learning_rate)
-        ema = self._ema()
-        self.unet.train()
-        progress = tqdm(range(args.central_train_steps), desc="Stage 1, central images")
-        progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(0):.2f}")
-        for _ in progress:
-            chosen = torch.randint(len(self.central_images), (args.central_batch_size,))
-            images = vary(self.central_images.images[chosen].to(device)) * 2 - 1
-            draws = self.loss.draw(images, self.central_images.labels[chosen].to(device), noise_multiplicity=1)
-            with self.accelerator.autocast():
-                error = denoising_error(self.unet, draws.flatten())
-            error.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.step(self.unet.parameters())
-        if args.use_ema:
-            ema.copy_to(self.unet.parameters())
-
     def _train_by_dp_sgd(self) -> None:
         args = self.args
         optimizer = torch.optim.AdamW(
@@ -224,7 +207,7 @@ class DPCurriculumTrainer:
             num_warmup_steps=args.lr_warmup_steps,
             num_training_steps=args.max_train_steps,
         )
-        ema = self._ema()
+        ema = make_ema(self.unet, args)
         self.unet.train()
         dp_sgd = DPSGD(
             self.unet,
@@ -235,7 +218,7 @@ class DPCurriculumTrainer:
             self.ledger,
             noise_multiplicity=args.noise_multiplicity,
             max_physical_batch_size=args.max_physical_batch_size,
-            gradients_of=self._gradients_of,
+            gradients_of=self.gradients_of,
         )
         progress = tqdm(range(1, args.max_train_steps + 1), desc="Stage 2, DP-SGD")
         for step in progress:
@@ -246,19 +229,17 @@ class DPCurriculumTrainer:
         if args.use_ema:
             ema.copy_to(self.unet.parameters())
 
-    def _gradients_of(self, draws: NoiseDraws) -> dict[str, torch.Tensor]:
-        return per_record_gradients(self.unet, draws, self.grad_sample_mode, self.accelerator.autocast)
-
-    def _ema(self) -> EMAModel:
-        args = self.args
-        return EMAModel(
-            self.unet.parameters(),
-            decay=args.ema_max_decay,
-            use_ema_warmup=True,
-            inv_gamma=args.ema_inv_gamma,
-            power=args.ema_power,
-            foreach=True,
-        )
+    def _make_gradients_of(self):
+        """Per-record gradients as the configuration and `accelerate launch --dynamo_backend` ask for them."""
+        mode, autocast = self.grad_sample_mode, self.accelerator.autocast
+        dynamo = self.accelerator.state.dynamo_plugin
+        if mode == "folded" and dynamo.backend != DynamoBackend.NO:
+            if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision != "no":
+                # PyTorch's compiler takes the group normalisation's gradient for float32 there, which it is not.
+                raise InputError("On CPU only float32 can be compiled: leave out --dynamo_backend or bf16.")
+            num_records = min(self.args.max_physical_batch_size, len(self.records))
+            return CompiledGradients(self.unet, num_records, autocast, **dynamo.to_kwargs())
+        return partial(per_record_gradients, self.unet, mode=mode, autocast=autocast)
 
     def _pipeline(self) -> DDPMPipeline | ClassConditionalPipeline:
         self.unet.eval()
@@ -322,7 +303,7 @@ class DPCurriculumTrainer:
             self.unet.zero_grad(set_to_none=True)
 
         physical = min(args.max_physical_batch_size, args.train_batch_size, 16)
-        private = seconds(physical, args.noise_multiplicity, self._gradients_of)
+        private = seconds(physical, args.noise_multiplicity, self.gradients_of)
         total = args.max_train_steps * args.train_batch_size / physical * private
         if self.plan.central is not None:
             total += args.central_train_steps * seconds(args.central_batch_size, 1, warm_up)

@@ -1,0 +1,49 @@
+"""The folded gradients, traced once and compiled: fewer and fused kernels, which is what a GPU waits for."""
+
+from contextlib import nullcontext
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .losses import NoiseDraws
+from .per_record_gradients import Autocast, Gradients, folded_gradients_of, trainable_parameters
+
+
+class CompiledGradients:
+    """[`per_record_gradients`] of mode `"folded"` through `torch.compile`.
+
+    The first call traces the forward and the backward pass down to PyTorch's own operators, where nothing is left of
+    the rules that a compiler would have to understand, and compiles them; it can take minutes. Fewer records than the
+    compiled number are filled up with copies, whose gradients are dropped.
+
+    Args:
+        model (`torch.nn.Module`): A network that [`choose_mode`] folds.
+        num_records (`int`): Records a call, at most.
+        autocast (`Callable`, *optional*): Makes the context of the forward pass.
+        options: Those of `torch.compile`, such as `backend` and `mode`.
+    """
+
+    def __init__(self, model: torch.nn.Module, num_records: int, autocast: Autocast = nullcontext, **options):
+        self.model = model
+        self.num_records = num_records
+        self.autocast = autocast
+        self.options = options
+        self.compiled = None
+
+    def __call__(self, draws: NoiseDraws) -> Gradients:
+        """The gradients, one tensor of shape `(B, *parameter.shape)` for each trainable parameter's name."""
+        count = len(draws.noisy)
+        padded = draws.of_records(torch.arange(self.num_records, device=draws.noisy.device) % count)
+        parameters = {name: p.detach() for name, p in trainable_parameters(self.model).items()}
+        inputs = (parameters, [tensor for tensor in vars(padded).values() if tensor is not None])
+        if self.compiled is None:
+            trace = make_fx(lambda parameters, tensors: self._gradients(parameters, tensors))  # it takes no methods
+            self.compiled = torch.compile(trace(*inputs), **self.options)
+        with torch.no_grad():
+            gradients = self.compiled(*inputs)
+        return {name: gradient[:count] for name, gradient in gradients.items()}
+
+    def _gradients(self, parameters: dict[str, torch.Tensor], tensors: list[torch.Tensor]) -> Gradients:
+        noisy, timesteps, *labels, target = tensors
+        draws = NoiseDraws(noisy, timesteps, labels[0] if labels else None, target)
+        return folded_gradients_of(parameters, self.model, draws, self.autocast)
