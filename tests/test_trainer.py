@@ -10,6 +10,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 from dp_accounting import dp_event, pld
 from huggingface_hub import ModelCard
 from PIL import Image
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffusers_dp_curriculum import (
     CentralImageDataset,
@@ -17,6 +18,7 @@ from diffusers_dp_curriculum import (
     DPCurriculumConfig,
     DPCurriculumTrainer,
     central_images,
+    compilation,
 )
 from diffusers_dp_curriculum import trainer as trainer_module
 from diffusers_dp_curriculum.errors import InputError
@@ -276,9 +278,11 @@ def test_no_published_file_says_where_anything_was(tmp_path):
 def test_the_launcher_can_ask_for_a_compiler(tmp_path, monkeypatch):
     """As `accelerate launch --dynamo_backend` does, by its environment variable."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
-    trainer = make_trainer(tmp_path / "model")
+    trainer = make_trainer(tmp_path / "model", unet=tiny_unet(dropout=0.5))
+    modes = []
+    monkeypatch.setattr(compilation, "make_fx", lambda f: modes.append(trainer.unet.training) or make_fx(f))
     trainer.train()
-    assert trainer.gradients_of.compiled is not None
+    assert modes == [True]  # traced once, with its dropout
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(InputError, match="only float32 can be compiled"):
         make_trainer(tmp_path / "other", mixed_precision="bf16")

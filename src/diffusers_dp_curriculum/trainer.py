@@ -285,6 +285,7 @@ class DPCurriculumTrainer:
         """Time one physical batch of DP-SGD and one warm-up step on random data, and extrapolate."""
         args, device = self.args, self.accelerator.device
         shape = self.records.images.shape[1:]
+        self.unet.train()  # as it will be in earnest, also for a compiler, which traces the network here
 
         def seconds(batch_size: int, noise_multiplicity: int, work) -> float:
             images = torch.rand(batch_size, *shape, device=device) * 2 - 1
