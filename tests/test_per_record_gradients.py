@@ -203,6 +203,13 @@ class UnknownLayer(Wrapped):
         return F.conv_transpose2d(noisy, self.conv.weight, padding=1)
 
 
+class ParameterAsInput(Wrapped):
+    """A parameter is what a layer works on."""
+
+    def before(self, noisy):
+        return noisy + F.linear(self.conv.weight, noisy.new_ones(3, 3)).mean()
+
+
 class Detour(Wrapped):
     """A parameter is used both by a layer and behind its back."""
 
@@ -256,6 +263,7 @@ def test_parameters_used_more_than_once_or_not_at_all_fold(network):
     [
         (UnknownFunction, "conv.bias: no rule for the function mul"),
         (UnknownLayer, "conv.weight: no rule for the function conv_transpose2d"),
+        (ParameterAsInput, "conv.weight: no rule for the function linear"),
         (Detour, "conv.weight: no rule for the function sum"),
         (ZeroOutput, "conv.weight: no rule for the function sum"),
         (RowsMoved, "conv.weight: the rules give another gradient"),
@@ -341,6 +349,7 @@ def test_embeddings_with_options_are_not_folded(options):
 def test_padding_by_name_is_not_folded():
     unet = tiny_unet()
     unet.conv_in = torch.nn.Conv2d(1, 8, 3, padding="same")
+    unet.conv_in.weight.requires_grad_(False)
     assert choose_mode(unet, (1, 8, 8), True, 3, "auto") == "loop"
 
 

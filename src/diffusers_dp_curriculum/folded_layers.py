@@ -43,7 +43,7 @@ class PerRecordParameter(torch.Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         """Apply the rule of `func`; without one let nothing but plain values (type, shape, ...) be read."""
         kwargs = kwargs or {}
-        if func in RULES:
+        if func in RULES and not isinstance(args[0], PerRecordParameter):
             return RULES[func](*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             value = func(*args, **kwargs)
@@ -106,7 +106,7 @@ def _per_record(rows: torch.Tensor, num_records: int) -> torch.Tensor:
 
 def _conv2d(inputs, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if isinstance(padding, str):
-        raise NoRuleError(f"{weight.parameter_name}: no rule for padding by name")
+        raise NoRuleError("a convolution with padding by name has no rule")
     output = F.conv2d(inputs, _plain(weight), _plain(bias), stride, padding, dilation, groups)
 
     def weight_rule(inputs, grad_output, num_records):
