@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from diffusers_dp_curriculum import central_images
-from diffusers_dp_curriculum.accounting import Mechanism, PrivacyLedger
+from diffusers_dp_curriculum.accounting import Mechanism
 from diffusers_dp_curriculum.central_images import CentralImageDataset, central_image_mechanism
 from diffusers_dp_curriculum.data import ImageDataset, load_image_dataset
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.randomness import entropy_generator
+from diffusers_dp_curriculum.ledger import PrivacyLedger
+from diffusers_dp_curriculum.randomness import MechanismRandomness, entropy_generator
 
 
 def random_records(count=40, channels=1, size=8, classes=3):
@@ -57,11 +58,36 @@ def test_a_record_moves_its_own_class_alone(statistic):
     assert (moved > 0).nonzero()[:, 0].tolist() == [int(records.labels[0])]
 
 
-def test_noise_has_the_standard_deviation_that_the_ledger_says():
-    mechanism = central_image_mechanism((1, 64, 64), 1, "mean", 3.0, 0.1)
-    noise = central_images._with_noise(torch.zeros(10, 4097), mechanism, entropy_generator())
-    assert noise.std() == pytest.approx(3.0 * (64 * 64 / 4 + 64 / 4) ** 0.5, rel=0.02)
-    assert noise[:, -1].abs().min() > 0  # the counts are noisy too
+def released_noise(monkeypatch, statistic, queries=200, secure_rng=False):
+    """What each query releases before an image is made of it, with nobody sampled: the noise alone."""
+    released = []
+    for name in ("_means", "_modes"):
+        monkeypatch.setattr(central_images, name, lambda sums: released.append(sums) or torch.zeros(3, 64))
+    randomness = MechanismRandomness(secure_rng=secure_rng)
+    CentralImageDataset.from_dataset(
+        random_records(), queries, statistic, 3.0, 1e-9, ledger=PrivacyLedger(1e-5), randomness=randomness
+    )
+    return torch.stack(released)
+
+
+@pytest.mark.parametrize("secure_rng", [False, True])
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_noise_has_the_standard_deviation_that_the_ledger_says(monkeypatch, statistic, secure_rng):
+    noise = released_noise(monkeypatch, statistic, secure_rng=secure_rng)
+    sensitivity = (64 / 4 + 8 / 4) ** 0.5 if statistic == "mean" else 8.0
+    assert noise.shape[1:] == ((3, 65) if statistic == "mean" else (3, 8, 64))
+    assert noise.std() == pytest.approx(3.0 * sensitivity, rel=0.02)
+    assert noise.flatten(1).std(dim=0).min() > 2.2 * sensitivity  # every coordinate's, the counts' too
+    assert ((noise / noise.std()) ** 4).mean() == pytest.approx(3, abs=0.15)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_noise_is_independent_between_coordinates_classes_and_queries(monkeypatch, statistic):
+    noise = released_noise(monkeypatch, statistic)
+    one, other = noise[:, 0].flatten(1), noise[:, 1].flatten(1)
+    for pair in ((noise[1:], noise[:-1]), (one, other), (one[:, 1:], one[:, :-1])):
+        correlation = torch.corrcoef(torch.stack([part.flatten() for part in pair]))[0, 1]
+        assert abs(correlation) < 6 / pair[0].numel() ** 0.5
 
 
 def test_every_query_adds_noise_to_every_class():
@@ -177,7 +203,7 @@ def test_the_ledger_entry_comes_before_the_release(monkeypatch):
         def record(self, mechanism):
             raise RuntimeError("no entry")
 
-    monkeypatch.setattr(central_images, "entropy_generator", lambda: pytest.fail("read before the entry was durable"))
+    monkeypatch.setattr(central_images, "_poisson_sample", lambda *_: pytest.fail("read before the entry was durable"))
     with pytest.raises(RuntimeError, match="no entry"):
         CentralImageDataset.from_dataset(random_records(), ledger=Refuses(1e-5))
 

@@ -9,16 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_dp_curriculum.accounting import PrivacyLedger
 from diffusers_dp_curriculum.dp_sgd import DPSGD, dp_sgd_mechanism
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.ledger import PrivacyLedger
 from diffusers_dp_curriculum.losses import DenoisingLoss, NoiseDraws
 from diffusers_dp_curriculum.per_record_gradients import per_record_gradients
+from diffusers_dp_curriculum.randomness import MechanismRandomness
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 from test_per_record_gradients import clipped_sum, flat, naive_gradients
 
 
 def make_dp_sgd(
-    noise_multiplier=1.0, batch_size=20, max_grad_norm=0.05, physical=7, steps=50, mode="folded", records=None
+    noise_multiplier=1.0,
+    batch_size=20,
+    max_grad_norm=0.05,
+    physical=7,
+    steps=50,
+    mode="folded",
+    records=None,
+    ledger=None,
+    randomness=None,
 ):
     torch.manual_seed(0)
     records = records or tiny_records()
@@ -30,10 +40,11 @@ def make_dp_sgd(
         DenoisingLoss(tiny_scheduler(), null_label=3),
         records,
         mechanism,
-        PrivacyLedger(1e-5),
+        ledger or PrivacyLedger(1e-5),
         noise_multiplicity=2,
         max_physical_batch_size=physical,
         gradients_of=lambda draws: per_record_gradients(unet, draws, mode),
+        randomness=randomness,
     )
 
 
@@ -84,14 +95,18 @@ def test_physical_batch_size_changes_no_result():
     assert (steps[0] - steps[1]).norm() / steps[1].norm() < 1e-4
 
 
-def test_noise_has_the_standard_deviation_that_the_ledger_says():
+@pytest.mark.parametrize("secure_rng", [False, True])
+def test_noise_has_the_standard_deviation_that_the_ledger_says(secure_rng):
     """Empty batches release the noise alone."""
-    mechanism = make_dp_sgd(noise_multiplier=2.0, batch_size=1e-6, max_grad_norm=0.5)
+    randomness = MechanismRandomness(secure_rng=secure_rng)
+    mechanism = make_dp_sgd(noise_multiplier=2.0, batch_size=1e-6, max_grad_norm=0.5, randomness=randomness)
     noises = torch.stack([take_step(mechanism) for _ in range(20)])
     assert noises.std() == pytest.approx(2.0 * 0.5, rel=0.02)
     standard = noises / noises.std()
     assert (standard**4).mean() == pytest.approx(3, abs=0.1)  # Gaussian
     assert abs(torch.corrcoef(noises)[0, 1:]).max() < 0.06  # fresh in each step
+    neighbours = torch.stack([noises[:, 1:].flatten(), noises[:, :-1].flatten()])
+    assert abs(torch.corrcoef(neighbours)[0, 1]) < 0.02  # and for each coordinate
 
 
 def test_noise_is_added_once_per_step_however_many_physical_batches():
@@ -122,6 +137,19 @@ def test_poisson_sampling_draws_batches_of_varying_size():
     assert sizes.mean() == pytest.approx(20, abs=6 * (60 * (1 / 3) * (2 / 3) / 400) ** 0.5)
     assert sizes.var() == pytest.approx(60 * (1 / 3) * (2 / 3), rel=0.45)
     assert sizes[:-1].ne(sizes[1:]).any()
+
+
+def test_each_record_is_included_at_the_sample_rate_independently_of_the_others():
+    mechanism = make_dp_sgd(batch_size=20, steps=3000)
+    included = torch.zeros(3000, 60)
+    for step, batch in enumerate(mechanism.batches):
+        included[step, batch] = 1
+    rate = mechanism.mechanism.sample_rate
+    assert (included.mean(dim=0) - rate).abs().max() < 5 * (rate * (1 - rate) / 3000) ** 0.5
+    correlation = torch.corrcoef(included.T) - torch.eye(60)
+    assert correlation.abs().max() < 6 / 3000**0.5  # between records; a fixed batch size gives all of them -1 / 59
+    assert correlation.sum() / (60 * 59) == pytest.approx(0, abs=0.003)
+    assert abs(torch.corrcoef(torch.stack([included[1:].flatten(), included[:-1].flatten()]))[0, 1]) < 0.015
 
 
 @pytest.mark.parametrize("pixels", ["huge", "nan", "inf"])
@@ -172,6 +200,33 @@ def test_the_ledger_entry_comes_before_the_step(monkeypatch):
     monkeypatch.setattr(mechanism.ledger, "record", lambda _: (_ for _ in ()).throw(RuntimeError("no entry")))
     with pytest.raises(RuntimeError, match="no entry"):
         mechanism.step()
+
+
+def test_steps_beyond_the_plan_are_refused_unrecorded():
+    mechanism = make_dp_sgd(steps=2)
+    for _ in range(2):
+        mechanism.step()
+    with pytest.raises(InputError, match="All 2 steps have been taken"):
+        mechanism.step()
+    assert mechanism.ledger.mechanisms[0].steps == 2
+
+
+def test_steps_that_would_pass_the_target_are_refused_before_anything_is_read():
+    ledger = PrivacyLedger(1e-5, target_epsilon=1.0)
+    with pytest.raises(InputError, match="50 steps of dp_sgd would pass the target epsilon 1"):
+        make_dp_sgd(ledger=ledger)
+    assert ledger.mechanisms == []
+
+
+def test_a_seed_for_the_noise_takes_the_privacy_away_and_says_so():
+    ledgers = [PrivacyLedger(1e-5) for _ in range(2)]
+    steps = [
+        take_step(make_dp_sgd(ledger=ledger, randomness=MechanismRandomness(insecure_noise_seed=3)))
+        for ledger in ledgers
+    ]
+    assert torch.equal(*steps)
+    assert all("insecure_noise_seed" in ledger.not_private for ledger in ledgers)
+    assert make_dp_sgd().ledger.not_private is None
 
 
 def test_each_step_is_recorded():

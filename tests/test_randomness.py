@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
-from diffusers_dp_curriculum.randomness import entropy_generator, reseed_from_entropy
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.randomness import MechanismRandomness, entropy_generator
 
 
 def test_cpu_generators_keep_only_32_bits_of_a_seed():
@@ -42,6 +44,31 @@ def test_global_generator_forgets_the_seed():
     draws = []
     for _ in range(2):
         torch.manual_seed(0)
-        reseed_from_entropy()
+        MechanismRandomness().reseed_global()
         draws.append(torch.rand(8))
     assert not torch.equal(*draws)
+
+
+def test_a_seed_makes_everything_follow_from_it_and_gives_its_reason():
+    draws = []
+    for _ in range(2):
+        randomness = MechanismRandomness(insecure_noise_seed=5)
+        generators = randomness.generator(), randomness.generator()
+        randomness.reseed_global()
+        draws.append([torch.rand(4, generator=generator) for generator in generators] + [torch.rand(4)])
+    assert all(torch.equal(one, other) for one, other in zip(*draws, strict=True))
+    assert not torch.equal(draws[0][0], draws[0][1])
+    assert "can be computed again" in randomness.why_not_private
+    assert MechanismRandomness(secure_rng=True).why_not_private is None
+
+
+def test_secure_and_insecure_contradict_each_other():
+    with pytest.raises(InputError, match="contradict each other"):
+        MechanismRandomness(secure_rng=True, insecure_noise_seed=0)
+
+
+def test_secure_noise_takes_nothing_from_a_generator():
+    generator = torch.Generator().manual_seed(0)
+    normal = MechanismRandomness(secure_rng=True).normal((3, 2), generator)
+    assert (normal.shape, normal.dtype) == ((3, 2), torch.float64)
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())

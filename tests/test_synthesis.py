@@ -210,12 +210,20 @@ def test_a_first_batch_that_fails_does_not_bind_the_directory(pipe, tmp_path):
     assert len(generate(pipe, tmp_path / "data", batch_size=3)) == 15
 
 
+def test_nothing_is_generated_for_publication_from_a_run_that_is_not_private(pipe, tmp_path):
+    privacy_json = tmp_path / "privacy.json"
+    privacy_json.write_text('{"epsilon": 1.0, "private": false, "remarks": ["NOT PRIVATE: a test."]}')
+    with pytest.raises(InputError, match="may not be published.*NOT PRIVATE: a test"):
+        generate(pipe, tmp_path / "data", privacy_json=privacy_json)
+    assert not (tmp_path / "data").exists()
+
+
 def test_privacy_json_goes_with_the_data(pipe, tmp_path):
     privacy_json = tmp_path / "privacy.json"
-    privacy_json.write_text('{"epsilon": 1.0}')
+    privacy_json.write_text('{"epsilon": 1.0, "private": true}')
     for file_format in FORMATS:
         generate(pipe, tmp_path / file_format, file_format=file_format, privacy_json=privacy_json)
-        assert (tmp_path / file_format / "privacy.json").read_text() == '{"epsilon": 1.0}'
+        assert (tmp_path / file_format / "privacy.json").read_bytes() == privacy_json.read_bytes()
         assert len(datasets.load_dataset(str(tmp_path / file_format))["train"]) == 15
 
 
@@ -265,14 +273,14 @@ def run_script(*arguments, tmp_path):
 def test_the_script(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "pipeline.py").write_text("raise RuntimeError('code of the directory was run')")
-    (tmp_path / "model" / "privacy.json").write_text('{"epsilon": 1.0}')
+    (tmp_path / "model" / "privacy.json").write_text('{"epsilon": 1.0, "private": true}')
     arguments = ["model", "--images_per_class", 5, "--output_dir", "out", "--batch_size", 4]
     arguments += ["--num_inference_steps", 2, "--guidance_scale", 1.5, "--seed", 7, "--scheduler", "DDIMScheduler"]
 
     done = run_script(*arguments, tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "15 images of 3 classes in out" in done.stdout
-    assert (tmp_path / "out" / "privacy.json").read_text() == '{"epsilon": 1.0}'
+    assert (tmp_path / "out" / "privacy.json").read_bytes() == (tmp_path / "model" / "privacy.json").read_bytes()
     settings = json.loads((tmp_path / "out" / "generation.json").read_text())
     assert settings["scheduler"]["_class_name"] == "DDIMScheduler"
     assert (settings["seed"], settings["guidance_scale"]) == (7, 1.5)

@@ -1,7 +1,9 @@
 """The whole path on a small scale: what is refused, what is written, and what the ledger says of it."""
 
+import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +19,15 @@ from diffusers_dp_curriculum import (
     ClassConditionalPipeline,
     DPCurriculumConfig,
     DPCurriculumTrainer,
+    PrivacyLedger,
     central_images,
     compilation,
+    randomness,
+    secure_noise,
 )
 from diffusers_dp_curriculum import trainer as trainer_module
 from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.secure_noise import secure_normal
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 
 
@@ -99,8 +105,10 @@ def test_privacy_statement_counts_everything_and_meets_the_target(finished):
 
 def test_journal_has_the_same_entries_as_the_statement(finished):
     lines = [json.loads(line) for line in (finished.output_dir / "private" / "journal.jsonl").read_text().splitlines()]
-    assert [entry["name"] for entry in lines] == ["central_images_mean"] + ["dp_sgd"] * 4
-    assert all(entry["steps"] == 1 for entry in lines[1:])
+    released = [event["release"] for event in lines if "release" in event]
+    assert [entry["name"] for entry in released] == ["central_images_mean"] + ["dp_sgd"] * 4
+    assert all(entry["steps"] == 1 for entry in released[1:])
+    assert [event["visible"] for event in lines if "visible" in event] == ["pipeline"]
 
 
 def test_pictures_have_a_row_for_each_class(finished):
@@ -201,6 +209,70 @@ def test_two_runs_with_one_seed_share_neither_central_images_nor_weights(tmp_pat
     assert not torch.equal(runs[0][1], runs[1][1])
 
 
+def test_two_runs_with_one_seed_agree_in_all_but_what_the_mechanisms_draw(tmp_path, monkeypatch):
+    """Initial weights and, given the same central images, the warm-up to its last weight; not a step of DP-SGD."""
+    given = CentralImageDataset.from_dataset(tiny_records(), 5, ledger=PrivacyLedger(1e-5))
+    original, original_warm_up = CentralImageDataset.from_dataset, trainer_module.warm_up
+    monkeypatch.setattr(
+        CentralImageDataset, "from_dataset", lambda *args, **options: original(*args, **options) and given
+    )
+    warmed = []
+
+    def watch(unet, *others):
+        original_warm_up(unet, *others)
+        warmed.append(copy.deepcopy(unet.state_dict()))
+
+    monkeypatch.setattr(trainer_module, "warm_up", watch)
+    trained = []
+    for name in ("one", "two"):
+        torch.manual_seed(3)
+        trainer = make_trainer(tmp_path / name, seed=3, max_train_steps=1)
+        trainer.train()
+        trained.append(trainer.unet.state_dict())
+    assert all(torch.equal(warmed[0][name], warmed[1][name]) for name in warmed[0])
+    assert not torch.equal(trained[0]["conv_out.weight"], trained[1]["conv_out.weight"])
+
+
+def test_secure_noise_trains_to_the_same_promise(tmp_path, monkeypatch):
+    drawn = []
+    for module in (secure_noise, randomness):
+        monkeypatch.setattr(module, "secure_normal", lambda shape: drawn.append(shape) or secure_normal(shape))
+    trainer = make_trainer(tmp_path / "model", secure_rng=True)
+    trainer.train()
+    trainer.save_pipeline()
+    parameters = len(list(trainer.unet.parameters()))
+    assert len(drawn) == 5 + 4 * parameters  # every query, and every parameter in every step
+    assert json.loads((tmp_path / "model" / "privacy.json").read_text())["private"] is True
+
+
+def test_a_run_with_seeded_noise_says_everywhere_that_it_is_not_private(tmp_path):
+    weights = []
+    for name in ("one", "two"):
+        torch.manual_seed(3)
+        trainer = make_trainer(tmp_path / name, insecure_noise_seed=7)
+        trainer.train()
+        trainer.save_pipeline()
+        weights.append(trainer.unet.conv_out.weight.detach())
+    assert torch.equal(*weights)
+    privacy = json.loads((tmp_path / "two" / "privacy.json").read_text())
+    assert privacy["private"] is False
+    assert "insecure_noise_seed" in privacy["remarks"][0]
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert "**This model is NOT private. Do not share it.**" in card
+    assert "differentially private" not in card.split("## Use")[0]
+    assert trainer.summary().startswith("NOT PRIVATE, share nothing")
+
+
+def test_training_stops_before_the_step_that_would_pass_the_target(tmp_path, capsys):
+    trainer = make_trainer(tmp_path / "model")
+    affordable = trainer.plan.dp_sgd
+    trainer.plan = replace(trainer.plan, dp_sgd=replace(affordable, steps=9), epsilon_after={0: 1.0, 9: 12.0})
+    trainer.train()
+    trainer.save_pipeline()
+    assert "DP-SGD stops after 4 of 9 steps: the next one would pass the target epsilon 10" in capsys.readouterr().out
+    assert json.loads((tmp_path / "model" / "privacy.json").read_text())["epsilon"] <= 10
+
+
 def test_plan_is_printed_before_anything_is_read(tmp_path, capsys, monkeypatch):
     trainer = make_trainer(tmp_path / "model")
 
@@ -220,7 +292,7 @@ def test_plan_is_printed_before_anything_is_read(tmp_path, capsys, monkeypatch):
         "expected time",
     ):
         assert words in printed
-    assert (tmp_path / "model" / "private" / "journal.jsonl").read_text() == ""
+    assert '"release"' not in (tmp_path / "model" / "private" / "journal.jsonl").read_text()
 
 
 def test_the_warm_up_sees_central_images_alone(tmp_path, monkeypatch):
@@ -328,6 +400,9 @@ def batch_norm_unet():
     [
         (lambda: {"target_epsilon": 0.0}, "target_epsilon is 0.0"),
         (lambda: {"seed": -1}, "seed is -1"),
+        (lambda: {"secure_rng": True, "insecure_noise_seed": 1}, "contradict each other"),
+        (lambda: {"insecure_noise_seed": -1}, "insecure_noise_seed is -1"),
+        (lambda: {"insecure_noise_seed": 0.5}, "insecure_noise_seed is 0.5: give a whole number"),
         (lambda: {"central_images_per_class": 2.5}, "central_images_per_class is 2.5: give a whole number"),
         (lambda: {"adam_beta1": 1.5}, "adam_beta1 is 1.5"),
         (lambda: {"ema_inv_gamma": 0.0}, "ema_inv_gamma is 0.0"),

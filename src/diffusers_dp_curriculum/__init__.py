@@ -1,11 +1,13 @@
 """Diffusion models under differential privacy, from easy to hard."""
 
-from .accounting import Mechanism, PrivacyLedger, compute_epsilon
+from .accounting import Mechanism, compute_epsilon, recompute_epsilon
 from .central_images import CentralImageDataset
 from .config import DPCurriculumConfig
 from .data import ImageDataset, load_image_dataset
 from .errors import InputError
+from .ledger import PrivacyLedger
 from .pipeline import ClassConditionalPipeline
+from .randomness import MechanismRandomness
 from .synthesis import generate_dataset
 from .trainer import DPCurriculumTrainer
 
@@ -18,8 +20,10 @@ __all__ = [
     "ImageDataset",
     "InputError",
     "Mechanism",
+    "MechanismRandomness",
     "PrivacyLedger",
     "compute_epsilon",
     "generate_dataset",
     "load_image_dataset",
+    "recompute_epsilon",
 ]

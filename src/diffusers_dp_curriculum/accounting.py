@@ -1,17 +1,14 @@
-"""The privacy ledger: every mechanism that read sensitive records, and the one epsilon they amount to.
+"""What mechanisms cost together: epsilon of a composition, and the noise that makes it meet a target.
 
 Every mechanism of this library is a Poisson-subsampled Gaussian mechanism, so a triple (noise multiplier, sample rate,
 steps) says all that an accountant needs. The accountants themselves are those of Opacus.
 """
 
-import json
 import math
-import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -19,18 +16,30 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from .errors import InputError
 
 
-PUBLIC_ASSUMPTIONS = (
-    "the number of records N",
-    "the list of classes",
-    "the image size, the number of channels and the pixel range [0, 1]",
-    "all hyper-parameters",
-)
-
 # Opacus stops at order 63, too early for large noise multipliers, where the best order is in the hundreds.
 # Beyond 1,000 its binomial coefficients overflow.
 RDP_ORDERS = (
-    [1 + x / 10 for x in range(1, 100)] + list(range(12, 64)) + [80, 96, 128, 160, 192, 256, 384, 512, 768, 1000]
+    [1.01, 1.02, 1.05]
+    + [1 + x / 10 for x in range(1, 100)]
+    + list(range(12, 64))
+    + [80, 96, 128, 160, 192, 256, 384, 512, 768, 1000]
 )
+
+ROUGH_RDP_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]  # whole numbers are quick
+
+# Beyond these PRV needs gigabytes; nothing that is worth publishing is there.
+MAX_PRV_EPSILON = 10_000
+MAX_PRV_STEPS = 10_000_000
+MIN_DELTA = 1e-12  # below, PRV is at the mercy of rounding
+
+LOOSE = (
+    "The rdp accountant's best order is at the end of its range: this epsilon is valid but larger than need be; the "
+    "prv accountant has a better one."
+)
+
+
+class LooseEpsilonWarning(UserWarning):
+    """An epsilon is an upper bound as always, but its own accountant says that it is not tight."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +87,23 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
     Returns:
         `float`: An upper bound on epsilon; 0 if nothing was executed.
 
+    Warns:
+        LooseEpsilonWarning: If the bound is valid but the accountant says that it is not tight.
+
     Raises:
         InputError: If there is no such accountant, or it cannot bound this composition.
     """
-    _check_accountant(accountant)
-    history = [(m.noise_multiplier, m.sample_rate, m.steps) for m in mechanisms]
-    if not history:
+    check_accounting(delta, accountant)
+    # Order does not matter: equal settings are put together, so that equal spending has one epsilon to the last digit.
+    steps: dict[tuple[float, float], int] = {}
+    for m in mechanisms:
+        steps[m.noise_multiplier, m.sample_rate] = steps.get((m.noise_multiplier, m.sample_rate), 0) + m.steps
+    if not steps:
         return 0.0
     try:
-        epsilon = _rdp_epsilon(history, delta) if accountant == "rdp" else _prv_epsilon(history, delta)
+        epsilon, loose = _epsilon(
+            tuple((sigma, q, count) for (sigma, q), count in sorted(steps.items())), delta, accountant
+        )
     except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise InputError(
             f"The {accountant} accountant cannot bound this composition ({error}): raise the noise multipliers, or try "
@@ -94,29 +111,75 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
         ) from error
     if not math.isfinite(epsilon):
         raise InputError(f"The {accountant} accountant finds no finite epsilon: raise the noise multipliers.")
+    if loose:
+        warnings.warn(LOOSE, LooseEpsilonWarning, stacklevel=2)
     return max(epsilon, 0.0)
 
 
-def _check_accountant(accountant: str) -> None:
+def recompute_epsilon(statement: dict) -> float:
+    """Epsilon from the content of a privacy.json alone, whatever epsilon it states.
+
+    Args:
+        statement (`dict`): The content of the file; `mechanisms`, `delta` and `accountant` are used.
+
+    Raises:
+        InputError: If it is not the content of a privacy.json, or its accountant cannot bound the composition.
+    """
+    names = {field.name for field in fields(Mechanism)}
+    try:
+        entries = [{name: entry[name] for name in names} for entry in statement["mechanisms"]]
+        mechanisms = [Mechanism(**entry) for entry in entries]
+        delta, accountant = float(statement["delta"]), statement["accountant"]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"This is not the content of a privacy.json ({type(error).__name__}: {error}).") from error
+    return compute_epsilon(mechanisms, delta, accountant)
+
+
+def check_accounting(delta: float, accountant: str) -> None:
+    """Refuse a delta or an accountant that cannot be used.
+
+    Raises:
+        InputError: If so.
+    """
+    if not MIN_DELTA <= delta < 1:
+        raise InputError(f"delta is {delta}: give a number from {MIN_DELTA:g} to 1, below 1/N.")
     if accountant not in ("prv", "rdp"):
         raise InputError(f'The accountant is "{accountant}": choose "prv" or "rdp".')
 
 
-def _prv_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
+# A run asks for the epsilon of its plan several times, and Opacus takes up to a second to answer.
+@lru_cache(maxsize=256)
+def _epsilon(history: tuple[tuple[float, float, int], ...], delta: float, accountant: str) -> tuple[float, bool]:
+    """Epsilon, and whether the accountant says that it is not tight."""
+    return _rdp_epsilon(history, delta, RDP_ORDERS) if accountant == "rdp" else (_prv_epsilon(history, delta), False)
+
+
+def _prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
     accountant = PRVAccountant()
-    accountant.history = history
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
-        # The RDP orders only choose how wide the grid of the privacy loss is; a loose choice is a wide, safe grid.
-        warnings.filterwarnings("ignore", message="Optimal order is the largest alpha")
-        epsilon = accountant.get_epsilon(delta, eps_error=0.01)
-        # The bound lies `eps_error` above the estimate: half a percent at most.
-        return accountant.get_epsilon(delta, eps_error=max(epsilon / 200, 1e-4)) if epsilon < 2 else epsilon
+    accountant.history = list(history)
+    rough, _ = _rdp_epsilon(history, delta, ROUGH_RDP_ORDERS)
+    if rough > MAX_PRV_EPSILON or sum(steps for _, _, steps in history) > MAX_PRV_STEPS:
+        raise ValueError(f"it takes at most {MAX_PRV_STEPS:,} steps and an epsilon of {MAX_PRV_EPSILON:,}")
+    with warnings.catch_warnings(), np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        # Its RDP orders only choose how wide the grid of the privacy loss is; a loose choice is a wide, safe grid.
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        # The bound lies `eps_error` above the estimate: half a percent at most. The finer, the more memory and time.
+        eps_error = max(rough / 500, 0.01)
+        epsilon = accountant.get_epsilon(delta, eps_error=eps_error)
+        if epsilon < 200 * eps_error:
+            epsilon = accountant.get_epsilon(delta, eps_error=max(epsilon / 200, 1e-4))
+    return float(epsilon)
 
 
-def _rdp_epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
+def _rdp_epsilon(history: tuple[tuple[float, float, int], ...], delta: float, orders) -> tuple[float, bool]:
     accountant = RDPAccountant()
-    accountant.history = history
-    return accountant.get_epsilon(delta, alphas=RDP_ORDERS)
+    accountant.history = list(history)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        epsilon = accountant.get_epsilon(delta, alphas=orders)
+    return float(epsilon), any("Optimal order" in str(warning.message) for warning in caught)
 
 
 def calibrate_noise_multiplier(
@@ -177,84 +240,3 @@ def calibrate_noise_multiplier(
         else:
             low, epsilon_low = middle, epsilon_middle
     return high
-
-
-class PrivacyLedger:
-    """All mechanisms of one run in order, with the journal that makes them durable before their output exists.
-
-    The order of calls is the guarantee: [`record`] first, and only then may a mechanism compute what it releases. A
-    crash in between counts a release that never happened; nothing can be released uncounted.
-
-    Args:
-        delta (`float`): Delta of the whole run, in (0, 1).
-        accountant (`str`, *optional*, defaults to `"prv"`): `"prv"` or `"rdp"`.
-        journal (`str` or `Path`, *optional*):
-            File of one JSON line a record, created (never overwritten) and synced to disk on every [`record`]. Without
-            it the ledger lives in memory only.
-
-    Raises:
-        InputError: If delta or the accountant is not usable, or the journal exists.
-    """
-
-    def __init__(self, delta: float, accountant: str = "prv", journal: str | Path | None = None):
-        if not 0 < delta < 1:
-            raise InputError(f"delta is {delta}: give a number between 0 and 1, below 1/N.")
-        _check_accountant(accountant)
-        self.versions = {name: version(name) for name in ("diffusers-dp-curriculum", "diffusers", "opacus", "torch")}
-        self.delta = delta
-        self.accountant = accountant
-        self._mechanisms: list[Mechanism] = []
-        self._journal = None
-        if journal is not None:
-            try:
-                self._journal = open(journal, "x", encoding="utf-8")  # noqa: SIM115 - open for as long as the ledger
-            except FileExistsError:
-                raise InputError(f"{journal} is the journal of another run: choose another directory.") from None
-            _sync_directory(Path(journal).parent)
-
-    @property
-    def mechanisms(self) -> list[Mechanism]:
-        """What was executed, in order, with equal neighbours merged."""
-        return list(self._mechanisms)
-
-    def record(self, mechanism: Mechanism) -> None:
-        """Count `mechanism`. Call it before computing what the mechanism releases.
-
-        When this returns the entry is on disk (if there is a journal).
-        """
-        if self._journal is not None:
-            self._journal.write(json.dumps(asdict(mechanism)) + "\n")
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
-        last = self._mechanisms[-1] if self._mechanisms else None
-        if last is not None and replace(last, steps=mechanism.steps) == mechanism:
-            self._mechanisms[-1] = replace(last, steps=last.steps + mechanism.steps)
-        else:
-            self._mechanisms.append(mechanism)
-
-    def epsilon(self, planned: Iterable[Mechanism] = ()) -> float:
-        """Epsilon spent so far, and on the `planned` mechanisms if there are any."""
-        return compute_epsilon([*self._mechanisms, *planned], self.delta, self.accountant)
-
-    def statement(self, dataset_size: int) -> dict:
-        """The content of privacy.json: enough for a stranger to recompute epsilon without this library."""
-        return {
-            "epsilon": self.epsilon(),
-            "delta": self.delta,
-            "accountant": self.accountant,
-            "adjacency": "add_or_remove_one_record",
-            "dataset_size": dataset_size,
-            "private": True,
-            "mechanisms": [asdict(mechanism) for mechanism in self._mechanisms],
-            "public_assumptions": list(PUBLIC_ASSUMPTIONS),
-            "versions": self.versions,
-        }
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable, as `os.fsync` of a file makes its content."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

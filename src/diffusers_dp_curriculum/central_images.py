@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
-from .accounting import Mechanism, PrivacyLedger
+from .accounting import Mechanism
 from .data import ImageDataset, to_image_dataset
 from .errors import InputError
+from .ledger import PrivacyLedger
 from .pictures import image_grid
-from .randomness import entropy_generator
+from .randomness import MechanismRandomness
 
 
 STATISTICS = ("mean", "mode")
@@ -68,6 +69,7 @@ class CentralImageDataset(Dataset):
         resolution: int | None = None,
         pool_factor: int = 1,
         mode_bins: int = 8,
+        randomness: MechanismRandomness | None = None,
     ) -> "CentralImageDataset":
         r"""Query `images_per_class` central images of every class.
 
@@ -92,24 +94,34 @@ class CentralImageDataset(Dataset):
             pool_factor (`int`, *optional*, defaults to 1):
                 Area-pool images by this factor first; fewer values are less noisy. Divides the resolution.
             mode_bins (`int`, *optional*, defaults to 8): Bins of the histogram over [0, 1], at least 2.
+            randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
 
         Raises:
-            InputError: If a value is out of range; nothing has been read or recorded then.
+            InputError: If a value is out of range, or the ledger's target would be passed; nothing has been read or
+                recorded then.
         """
         records = to_image_dataset(dataset, resolution=resolution)
         mechanism = central_image_mechanism(
             records.images.shape[1:], images_per_class, statistic, noise_multiplier, sample_rate, pool_factor, mode_bins
         )
+        randomness = randomness or MechanismRandomness()
+        ledger.check_affordable(mechanism)
+        if randomness.why_not_private:
+            ledger.mark_not_private(randomness.why_not_private)
         ledger.record(mechanism)
-        generator = entropy_generator()
+        sampling, noise = randomness.generator(), randomness.generator()
+
+        def add_noise(sums: torch.Tensor) -> torch.Tensor:
+            return sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)
+
         pooled = []
         for _ in range(images_per_class):
             if statistic == "mean":
-                sums = _mean_sums(records, sample_rate, pool_factor, generator)
-                pooled.append(_means(_with_noise(sums, mechanism, generator)))
+                sums = _mean_sums(records, sample_rate, pool_factor, sampling)
+                pooled.append(_means(add_noise(sums)))
             else:
-                votes = _mode_votes(records, sample_rate, pool_factor, mode_bins, generator)
-                pooled.append(_modes(_with_noise(votes, mechanism, generator)))
+                votes = _mode_votes(records, sample_rate, pool_factor, mode_bins, sampling)
+                pooled.append(_modes(add_noise(votes)))
         channels, height, width = records.images.shape[1:]
         images = torch.cat(pooled).float().view(-1, channels, height // pool_factor, width // pool_factor)
         images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -221,11 +233,6 @@ def _mode_votes(records, sample_rate: float, pool_factor: int, mode_bins: int, g
         for number in range(mode_bins):
             votes[:, number] += one_hot.T @ (bins == number).float()
     return votes
-
-
-def _with_noise(sums: torch.Tensor, mechanism: Mechanism, generator) -> torch.Tensor:
-    noise = torch.randn(sums.shape, generator=generator, dtype=sums.dtype)
-    return sums + mechanism.noise_multiplier * mechanism.sensitivity * noise
 
 
 # Post-processing of what was released.

@@ -31,6 +31,14 @@ class DPCurriculumConfig:
     target_delta: float = _option(1e-5, "Delta of the whole run, in (0, 1/N).")
     accountant: str = _option("prv", '"prv" (tighter) or "rdp"; both are those of Opacus.')
 
+    # Where the noise comes from.
+    secure_rng: bool = _option(
+        False, "Noise from a cryptographic generator, safe against floating-point attacks; costs some time."
+    )
+    insecure_noise_seed: int | None = _option(
+        None, "For tests alone: reproducible noise, which takes all privacy away and may not be published."
+    )
+
     # Stage 1: central images, and the warm-up on them.
     central_statistic: str = _option("mean", '"mean" or "mode" images; "none" is DP-SGD alone (the DPDM baseline).')
     central_images_per_class: int = _option(5, "Number of queries; each gives one image of each class (paper: 5).")
@@ -81,7 +89,8 @@ class DPCurriculumConfig:
     def __post_init__(self):
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.type is int and not isinstance(value, int):
+            whole = option.type in (int, int | None)
+            if whole and value is not option.default and not isinstance(value, int):
                 raise InputError(f"{option.name} is {value}: give a whole number.")
         _above(0, self, "target_epsilon", "central_noise_multiplier", "max_grad_norm")
         _above(0, self, "learning_rate", "central_learning_rate", "adam_epsilon")
@@ -104,8 +113,9 @@ class DPCurriculumConfig:
             raise InputError(f"target_delta is {self.target_delta}: give a number above 0 and below 1/N.")
         if not 0 < self.central_sample_rate <= 1:
             raise InputError(f"central_sample_rate is {self.central_sample_rate}: give a number in (0, 1].")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}: give a whole number from 0 to 2**32 - 1.")
+        for name in ("seed", "insecure_noise_seed"):
+            if not 0 <= (getattr(self, name) or 0) < 2**32:
+                raise InputError(f"{name} is {getattr(self, name)}: give a whole number from 0 to 2**32 - 1.")
         for name in ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number in [0, 1).")

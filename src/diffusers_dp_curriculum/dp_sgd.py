@@ -15,10 +15,13 @@ from opacus.optimizers import DPOptimizer
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.nn.utils import get_total_norm
 
-from .accounting import Mechanism, PrivacyLedger
+from .accounting import Mechanism
 from .data import ImageDataset
+from .errors import InputError
+from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws
-from .randomness import entropy_generator, reseed_from_entropy
+from .randomness import MechanismRandomness
+from .secure_noise import SecureDPOptimizer
 
 
 def dp_sgd_mechanism(
@@ -55,6 +58,10 @@ class DPSGD:
         noise_multiplicity (`int`): K, noise draws per record and step.
         max_physical_batch_size (`int`): Records whose gradients are in memory at a time.
         gradients_of (`Callable`): Gives the draws' per-record gradients, as [`per_record_gradients`] does.
+        randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
+
+    Raises:
+        InputError: If the steps would pass the ledger's target; nothing has been read or recorded then.
     """
 
     def __init__(
@@ -68,7 +75,12 @@ class DPSGD:
         noise_multiplicity: int,
         max_physical_batch_size: int,
         gradients_of: Callable[[NoiseDraws], dict[str, torch.Tensor]],
+        randomness: MechanismRandomness | None = None,
     ):
+        randomness = randomness or MechanismRandomness()
+        ledger.check_affordable(mechanism)
+        if randomness.why_not_private:
+            ledger.mark_not_private(randomness.why_not_private)
         self.model = model
         self.loss = loss
         self.records = records
@@ -78,25 +90,34 @@ class DPSGD:
         self.max_physical_batch_size = max_physical_batch_size
         self.gradients_of = gradients_of
         self.device = next(model.parameters()).device
-        self.optimizer = DPOptimizer(
+        self.steps_left = mechanism.steps
+        optimizer_class = SecureDPOptimizer if randomness.secure_rng else DPOptimizer
+        self.optimizer = optimizer_class(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.sensitivity,
             expected_batch_size=mechanism.sample_rate * len(records),
-            generator=entropy_generator(self.device),
+            generator=randomness.generator(self.device),
         )
         self.batches = iter(
             UniformWithReplacementSampler(
                 num_samples=len(records),
                 sample_rate=mechanism.sample_rate,
                 steps=mechanism.steps,
-                generator=entropy_generator(),
+                generator=randomness.generator(),
             )
         )
-        reseed_from_entropy()
+        randomness.reseed_global()
 
     def step(self) -> None:
-        """Sample a batch, sum the clipped gradients of its records, add noise, and let the optimizer step."""
+        """Sample a batch, sum the clipped gradients of its records, add noise, and let the optimizer step.
+
+        Raises:
+            InputError: If all steps of the mechanism have been taken; nothing has been read or recorded then.
+        """
+        if self.steps_left == 0:
+            raise InputError(f"All {self.mechanism.steps} steps have been taken: plan another mechanism for more.")
+        self.steps_left -= 1
         self.ledger.record(replace(self.mechanism, steps=1))
         self._forget_an_interrupted_step()
         batch = torch.tensor(next(self.batches), dtype=torch.int64)

@@ -37,7 +37,9 @@ def make_model_card(
     return ModelCard.from_template(
         ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS),
         template_path=str(TEMPLATE),
-        title=f"Diffusion model under differential privacy, epsilon {privacy['epsilon']:.4g}",
+        title=f"Diffusion model under differential privacy, epsilon {privacy['epsilon']:.4g}"
+        if privacy["private"]
+        else "Diffusion model WITHOUT privacy",
         privacy=privacy,
         mechanisms_in_words=" and ".join(IN_WORDS[mechanism["name"]] for mechanism in privacy["mechanisms"]),
         class_names=class_names,

@@ -6,6 +6,62 @@ import secrets
 import numpy as np
 import torch
 
+from .errors import InputError
+from .secure_noise import secure_normal
+
+
+class MechanismRandomness:
+    """Sampling and noise of the mechanisms.
+
+    By default both come from PyTorch's generators, filled from the operating system's entropy: nobody can reproduce
+    them, but they were not made to resist someone who studies very many of their numbers.
+
+    Args:
+        secure_rng (`bool`, *optional*, defaults to False):
+            Draw the noise from a cryptographic generator instead, in a way that withstands attacks on its
+            floating-point representation (see [`secure_normal`]). Sampling, of which nobody sees the numbers, stays.
+        insecure_noise_seed (`int`, *optional*):
+            For tests alone: everything follows from this seed, so that whoever knows it can take the noise away again.
+
+    Raises:
+        InputError: If both are asked for.
+    """
+
+    def __init__(self, secure_rng: bool = False, insecure_noise_seed: int | None = None):
+        if secure_rng and insecure_noise_seed is not None:
+            raise InputError("secure_rng and insecure_noise_seed contradict each other: leave out the seed.")
+        self.secure_rng = secure_rng
+        self.insecure_noise_seed = insecure_noise_seed
+        self._generators_made = 0
+
+    @property
+    def why_not_private(self) -> str | None:
+        """The reason for which a run with this randomness is not private; None if it is."""
+        if self.insecure_noise_seed is None:
+            return None
+        return "sampling and noise come from a seed (insecure_noise_seed), and can be computed again from it"
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """A new generator, independent of all others."""
+        if self.insecure_noise_seed is None:
+            return entropy_generator(device)
+        self._generators_made += 1
+        return torch.Generator(device).manual_seed(1000 * self.insecure_noise_seed + self._generators_made)
+
+    def normal(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        """Standard normal numbers in float64, from `generator` unless `secure_rng` is on."""
+        if self.secure_rng:
+            return secure_normal(shape)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def reseed_global(self) -> None:
+        """Make PyTorch's global generators (noise draws, dropout), of every device, unpredictable from here on."""
+        if self.insecure_noise_seed is not None:
+            torch.manual_seed(self.insecure_noise_seed)
+            return
+        torch.manual_seed(secrets.randbits(63))
+        torch.set_rng_state(entropy_generator().get_state())
+
 
 def entropy_generator(device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for Poisson sampling and DP noise that nobody can reproduce.
@@ -23,9 +79,3 @@ def entropy_generator(device: torch.device | str = "cpu") -> torch.Generator:
         state[24 : 24 + 8 * 624] = words.view(np.uint8)  # 24 bytes of header, then 624 words of 64 bits, 32 in use
         generator.set_state(torch.from_numpy(state))
     return generator
-
-
-def reseed_from_entropy() -> None:
-    """Make PyTorch's global generators (noise draws, dropout), of every device, unpredictable from here on."""
-    torch.manual_seed(secrets.randbits(63))
-    torch.set_rng_state(entropy_generator().get_state())

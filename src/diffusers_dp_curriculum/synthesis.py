@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .errors import InputError
+from .ledger import check_publishable
 
 
 def generate_dataset(
@@ -93,6 +94,8 @@ def generate_dataset(
         raise InputError("`privacy_json` is copied beside a data set on disk, so give an `output_dir` as well.")
     if privacy_json is not None and not Path(privacy_json).is_file():
         raise InputError(f"`privacy_json` names {privacy_json}, which is not a file, so give the path of one.")
+    if privacy_json is not None:
+        check_publishable(json.loads(Path(privacy_json).read_text(encoding="utf-8")))
 
     features = datasets.Features({"image": datasets.Image()})
     labels = None

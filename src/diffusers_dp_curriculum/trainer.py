@@ -4,6 +4,7 @@ import json
 import os
 import time
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,19 +15,20 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
-from .accounting import PrivacyLedger
 from .central_images import CentralImageDataset
 from .compilation import CompiledGradients
 from .config import DPCurriculumConfig
 from .data import to_image_dataset
 from .dp_sgd import DPSGD
 from .errors import InputError
+from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws, denoising_error
 from .model_card import make_model_card
 from .per_record_gradients import check_records_stay_apart, choose_mode, per_record_gradients
 from .pictures import image_grid
 from .pipeline import ClassConditionalPipeline
 from .planning import Plan, make_plan
+from .randomness import MechanismRandomness
 from .warm_up import make_ema, warm_up
 
 
@@ -103,6 +105,7 @@ class DPCurriculumTrainer:
             raise InputError("Without classes there is nothing to guide to: leave guidance_scale at 1.")
         self._check_sampling()
         self.plan: Plan = make_plan(args, image_shape, len(self.records))
+        self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
         self.ledger: PrivacyLedger | None = None
         self.central_images: CentralImageDataset | None = None
         self.finished = False
@@ -125,7 +128,9 @@ class DPCurriculumTrainer:
         except OSError as error:
             raise InputError(f"{self.output_dir} cannot be created ({error.strerror}): choose another.") from error
         journal = self.output_dir / "private" / "journal.jsonl"
-        self.ledger = PrivacyLedger(self.args.target_delta, self.args.accountant, journal)
+        self.ledger = PrivacyLedger(
+            self.args.target_delta, self.args.accountant, journal, target_epsilon=self.args.target_epsilon
+        )
         _TRAINED.add(self.unet)
         if self.plan.central is not None:
             self.central_images = self._release_central_images()
@@ -147,6 +152,7 @@ class DPCurriculumTrainer:
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
+        self.ledger.mark_visible("pipeline")
         privacy = self.ledger.statement(len(self.records))
         (self.output_dir / "privacy.json").write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
         self.unet.register_to_config(_name_or_path="")  # where it was loaded from is nobody else's business
@@ -170,8 +176,11 @@ class DPCurriculumTrainer:
     def summary(self) -> str:
         """What was made and where it is, for a person to read when [`save_pipeline`] is done."""
         trust = ", trust_remote_code=True" if self.records.num_classes is not None else ""
+        headline = f"Published files are in {self.output_dir} (share all of it but private/):"
+        if self.ledger.not_private:
+            headline = f"NOT PRIVATE, share nothing of {self.output_dir}: {self.ledger.not_private}."
         lines = [
-            f"Published files are in {self.output_dir} (share all of it but private/):",
+            headline,
             f"  privacy         epsilon {self.ledger.epsilon():.3f} at delta {self.ledger.delta:g}, see privacy.json",
             "  pictures        samples.png" + (", central_images.png" if self.central_images is not None else ""),
             "  model card      README.md",
@@ -190,6 +199,7 @@ class DPCurriculumTrainer:
             ledger=self.ledger,
             pool_factor=args.central_pool_factor,
             mode_bins=args.central_mode_bins,
+            randomness=self.randomness,
         )
 
     def _train_by_dp_sgd(self) -> None:
@@ -209,18 +219,27 @@ class DPCurriculumTrainer:
         )
         ema = make_ema(self.unet, args)
         self.unet.train()
+        steps = self.ledger.affordable_steps(self.plan.dp_sgd)
+        if steps < self.plan.dp_sgd.steps:
+            self.accelerator.print(
+                f"DP-SGD stops after {steps} of {self.plan.dp_sgd.steps} steps: the next one would pass the target "
+                f"epsilon {args.target_epsilon:g}."
+            )
+        if steps == 0:
+            return
         dp_sgd = DPSGD(
             self.unet,
             optimizer,
             self.loss,
             self.records,
-            self.plan.dp_sgd,
+            replace(self.plan.dp_sgd, steps=steps),
             self.ledger,
             noise_multiplicity=args.noise_multiplicity,
             max_physical_batch_size=args.max_physical_batch_size,
             gradients_of=self.gradients_of,
+            randomness=self.randomness,
         )
-        progress = tqdm(range(1, args.max_train_steps + 1), desc="Stage 2, DP-SGD")
+        progress = tqdm(range(1, steps + 1), desc="Stage 2, DP-SGD")
         for step in progress:
             dp_sgd.step()
             lr_scheduler.step()

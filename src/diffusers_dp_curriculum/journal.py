@@ -1,0 +1,145 @@
+"""The journal: the file that knows what a run has released, whatever becomes of the run.
+
+One JSON line an event, synced to disk before the event happens, chained by checksums, and written by one process at a
+time. Three kinds of events follow the header:
+
+- `release`: a mechanism is about to be executed;
+- `visible`: something that depends on all releases before it is about to be seen by others, for instance a picture;
+- `resume`: the run goes on from a checkpoint that holds the first `position` releases.
+"""
+
+import fcntl
+import json
+import os
+import zlib
+from pathlib import Path
+
+from .accounting import Mechanism
+from .errors import InputError
+
+
+FORMAT = 1
+
+
+class Journal:
+    """An open journal, locked for this process until [`close`] or the end of the process.
+
+    Args:
+        path (`str` or `Path`): The file.
+        header (`dict`, *optional*): Starts a new journal with it. Without it an existing one is gone on with.
+
+    Raises:
+        InputError: If a new journal would replace a file, or an existing one is missing, in use or damaged.
+    """
+
+    def __init__(self, path: str | Path, header: dict | None = None):
+        self.path = Path(path)
+        try:
+            self._file = open(path, "r+" if header is None else "x", encoding="utf-8", newline="\n")  # noqa: SIM115
+        except FileExistsError:
+            raise InputError(f"{path} is the journal of another run: choose another directory.") from None
+        except FileNotFoundError as error:
+            raise InputError(
+                f"There is no journal {error.filename} to go on with: give the directory of a run."
+            ) from None
+        try:
+            # The lock belongs to the open file: however the process ends, the operating system lets go of it.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(f"Another process is writing {path}: wait for it to end, or end it.") from None
+        if header is None:
+            try:
+                self.events = _read(self._file.read(), self.path)
+            except InputError:
+                self._file.close()
+                raise
+        else:
+            self.events = []
+            self.append("header", {"format": FORMAT, **header})
+            _sync_directory(self.path.parent)
+
+    @property
+    def header(self) -> dict:
+        """What the journal was started with."""
+        return self.events[0]["header"]
+
+    @property
+    def position(self) -> int:
+        """The number of releases so far, abandoned ones included: what a checkpoint remembers."""
+        return sum("release" in event for event in self.events)
+
+    def append(self, kind: str, content) -> None:
+        """Write an event; it is on disk when this returns."""
+        event = {"n": len(self.events), kind: content}
+        event["check"] = _checksum(event, self.events[-1]["check"] if self.events else 0)
+        self._file.write(json.dumps(event) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.events.append(event)
+
+    def counted(self) -> list[Mechanism]:
+        """The releases that count, in order.
+
+        All do but those that were abandoned unseen: made after the checkpoint that a run went on from, with nothing
+        visible made after them, and so neither part of what the run ends with nor known to anyone.
+        """
+        position = 0
+        counted: list[tuple[int, Mechanism]] = []
+        seen = 0  # the number of releases, from the first, that are known outside or part of a checkpoint that was used
+        for event in self.events:
+            if "release" in event:
+                position += 1
+                counted.append((position, Mechanism(**event["release"])))
+            elif "visible" in event:
+                seen = position
+            elif "resume" in event:
+                seen = max(seen, event["resume"]["position"])
+                counted = [(number, mechanism) for number, mechanism in counted if number <= seen]
+        return [mechanism for _, mechanism in counted]
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._file.close()
+
+
+def _read(text: str, path: Path) -> list[dict]:
+    events: list[dict] = []
+    lines = text.split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            event = json.loads(line)
+            previous = events[-1]["check"] if events else 0
+            intact = event["n"] == len(events) and event["check"] == _checksum(event, previous)
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            raise InputError(
+                f"Line {number} of {path} is damaged, so what the run has released is not known: restore the file from "
+                "a backup, or give the run up and count all of its target epsilon as spent."
+            )
+        events.append(event)
+    if lines[-1]:
+        # The process ended while it wrote the line, before what the line announces began. Whether that is what
+        # happened is for a person to say.
+        raise InputError(
+            f"The last line of {path} is cut off: if the run was killed or the disk was full, delete that line (what "
+            "it announces had not begun) and go on; otherwise restore the file from a backup."
+        )
+    if not events or events[0].get("header", {}).get("format") != FORMAT:
+        raise InputError(f"{path} is not a journal of this version: go on with the version that wrote it.")
+    return events
+
+
+def _checksum(event: dict, previous: int) -> int:
+    content = {name: value for name, value in event.items() if name != "check"}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode(), previous)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable, as `os.fsync` of a file makes its content."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,277 @@
+"""Does anything notice when a mechanism is wrong? Wrong variants of the real code, and the test that catches each.
+
+Every variant is a change of the source text, of the kind that published code has or that slips in. It is made on a copy
+of the package; the named test runs against the copy, in a process of its own, and has to fail. A variant whose text is
+no longer in the source fails too: then write it anew, so that the suite keeps up with the code.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import diffusers_dp_curriculum
+
+
+TESTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`text` becomes `wrong` in `module`; `caught_by` is the test that fails for it."""
+
+    name: str
+    module: str
+    text: str
+    wrong: str
+    caught_by: str
+
+
+NOISE_OF_CENTRAL = (
+    "return sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)"
+)
+TAKE_BATCH = "batch = torch.tensor(next(self.batches), dtype=torch.int64)"
+GRADIENTS = "gradients = _without_non_finite_records(self.gradients_of(draws))"
+CLIP_EACH_DRAW = """\
+of_draws = [
+                self.gradients_of(type(draws)(*[part[:, k : k + 1] for part in vars(draws).values()]))
+                for k in range(self.noise_multiplicity)
+            ]
+            gradients = {name: 0 for name in of_draws[0]}
+            for one in of_draws:
+                norms = sum(gradient.flatten(1).square().sum(1) for gradient in one.values()).sqrt()
+                scale = (self.mechanism.sensitivity / norms).clamp(max=1) / self.noise_multiplicity
+                for name, gradient in one.items():
+                    gradients[name] = gradients[name] + torch.einsum("b,b...->b...", scale, gradient)"""
+SHUFFLED_BATCHES = """\
+randomness.reseed_global()
+        size = round(mechanism.sample_rate * len(records))
+        self.batches = iter([torch.randperm(len(records))[:size].tolist() for _ in range(mechanism.steps)])"""
+
+VARIANTS = [
+    Variant(
+        "central images without noise",
+        "central_images.py",
+        NOISE_OF_CENTRAL,
+        "return sums",
+        "test_central_images.py::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "central images with half the noise",
+        "central_images.py",
+        NOISE_OF_CENTRAL,
+        NOISE_OF_CENTRAL.replace("sums +", "sums + 0.5 *"),
+        "test_central_images.py::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "central images divided by the true class count",
+        "central_images.py",
+        NOISE_OF_CENTRAL,
+        NOISE_OF_CENTRAL + " * (torch.arange(sums.shape[1]) < sums.shape[1] - 1)",
+        "test_central_images.py::test_counts_are_noisy_too",
+    ),
+    Variant(
+        "one noise for all central images",
+        "central_images.py",
+        "randomness.normal(sums.shape, noise)",
+        "randomness.normal(sums.shape, noise.manual_seed(noise.initial_seed()))",
+        "test_central_images.py::test_noise_is_independent_between_coordinates_classes_and_queries",
+    ),
+    Variant(
+        "central images of a sample of fixed size",
+        "central_images.py",
+        "included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate",
+        "included = torch.randperm(len(records), generator=generator) < round(sample_rate * len(records))",
+        "test_central_images.py::test_poisson_sampling_includes_each_record_independently",
+    ),
+    Variant(
+        "mean sensitivity without the channel factor",
+        "central_images.py",
+        "sensitivity = (values / 4 +",
+        "sensitivity = (values / channels / 4 +",
+        "test_central_images.py::test_one_record_moves_the_sum_by_at_most_the_sensitivity",
+    ),
+    Variant(
+        "mode sensitivity of one vote instead of one a value",
+        "central_images.py",
+        "else values**0.5",
+        "else 1.0",
+        "test_central_images.py::test_one_record_moves_the_sum_by_at_most_the_sensitivity",
+    ),
+    Variant(
+        "central images released before the ledger has the entry",
+        "central_images.py",
+        "        ledger.record(mechanism)\n        sampling,",
+        "        list(_poisson_sample(records, 1.0, None))\n        ledger.record(mechanism)\n        sampling,",
+        "test_central_images.py::test_the_ledger_entry_comes_before_the_release",
+    ),
+    Variant(
+        "DP-SGD without noise",
+        "dp_sgd.py",
+        "noise_multiplier=mechanism.noise_multiplier,",
+        "noise_multiplier=0.0,",
+        "test_dp_sgd.py::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "DP-SGD with half the noise",
+        "dp_sgd.py",
+        "noise_multiplier=mechanism.noise_multiplier,",
+        "noise_multiplier=0.5 * mechanism.noise_multiplier,",
+        "test_dp_sgd.py::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "secure noise of half the size",
+        "secure_noise.py",
+        "noise = self.noise_multiplier *",
+        "noise = 0.5 * self.noise_multiplier *",
+        "test_dp_sgd.py::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "noise for every part of a step",
+        "dp_sgd.py",
+        "do_skip=number < len(pieces) - 1",
+        "do_skip=False",
+        "test_dp_sgd.py::test_noise_is_added_once_per_step_however_many_physical_batches",
+    ),
+    Variant(
+        "each draw clipped instead of their mean",
+        "dp_sgd.py",
+        GRADIENTS,
+        CLIP_EACH_DRAW,
+        "test_dp_sgd.py::test_step_is_mean_over_draws_then_clip_then_sum",
+    ),
+    Variant(
+        "clipping after summing",
+        "dp_sgd.py",
+        GRADIENTS,
+        "gradients = {name: part.sum(0, keepdim=True) for name, part in self.gradients_of(draws).items()}",
+        "test_dp_sgd.py::test_step_is_mean_over_draws_then_clip_then_sum",
+    ),
+    Variant(
+        "DP-SGD divided by the true batch size",
+        "dp_sgd.py",
+        TAKE_BATCH,
+        TAKE_BATCH + "\n        self.optimizer.expected_batch_size = max(len(batch), 1)",
+        "test_dp_sgd.py::test_sum_is_divided_by_the_expected_batch_size_not_the_true_one",
+    ),
+    Variant(
+        "batches of fixed size from a shuffle",
+        "dp_sgd.py",
+        "randomness.reseed_global()",
+        SHUFFLED_BATCHES,
+        "test_dp_sgd.py::test_poisson_sampling_draws_batches_of_varying_size",
+    ),
+    Variant(
+        "the same record twice",
+        "dp_sgd.py",
+        TAKE_BATCH,
+        TAKE_BATCH + ".repeat(2)",
+        "test_dp_sgd.py::test_step_is_mean_over_draws_then_clip_then_sum",
+    ),
+    Variant(
+        "sampling at twice the rate of the ledger",
+        "dp_sgd.py",
+        "sample_rate=mechanism.sample_rate,\n                steps",
+        "sample_rate=2 * mechanism.sample_rate,\n                steps",
+        "test_dp_sgd.py::test_each_record_is_included_at_the_sample_rate_independently_of_the_others",
+    ),
+    Variant(
+        "no noise for an empty batch",
+        "dp_sgd.py",
+        TAKE_BATCH,
+        TAKE_BATCH + "\n        if len(batch) == 0:\n            return",
+        "test_dp_sgd.py::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "noise from a fixed seed",
+        "randomness.py",
+        "            return entropy_generator(device)",
+        "            return torch.Generator(device).manual_seed(0)",
+        "test_dp_sgd.py::test_noise_alone_does_not_depend_on_the_seed",
+    ),
+    Variant(
+        "noise from 32 bits of entropy",
+        "randomness.py",
+        "        generator.set_state(torch.from_numpy(state))",
+        "        pass",
+        "test_randomness.py::test_the_whole_state_is_entropy",
+    ),
+    Variant(
+        "noise used again in the next step",
+        "dp_sgd.py",
+        "        self._forget_an_interrupted_step()\n        batch",
+        "        self.optimizer.generator.manual_seed(self.optimizer.generator.initial_seed())\n        batch",
+        "test_dp_sgd.py::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "a step taken before the ledger has the entry",
+        "dp_sgd.py",
+        "        self.ledger.record(replace(self.mechanism, steps=1))",
+        "        self._set_grad_samples(torch.tensor([0]))\n        self.ledger.record(self.mechanism)",
+        "test_dp_sgd.py::test_the_ledger_entry_comes_before_the_step",
+    ),
+    Variant(
+        "a record that is not a number ruins the sum",
+        "dp_sgd.py",
+        GRADIENTS,
+        "gradients = self.gradients_of(draws)",
+        "test_dp_sgd.py::test_no_record_contributes_more_than_the_clipping_norm",
+    ),
+    Variant(
+        "a journal that is not synced to disk",
+        "journal.py",
+        "        os.fsync(self._file.fileno())\n",
+        "",
+        "test_journal.py::test_an_event_is_on_disk_when_append_returns",
+    ),
+    Variant(
+        "abandoned steps forgotten although they were seen",
+        "journal.py",
+        "                seen = position\n",
+        "                pass\n",
+        "test_journal.py::test_releases_count_unless_they_were_abandoned_unseen",
+    ),
+]
+
+RUN = """
+import pathlib, sys
+import diffusers_dp_curriculum, pytest
+assert pathlib.Path(sys.argv[1]) in pathlib.Path(diffusers_dp_curriculum.__file__).parents, "not the changed copy"
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", sys.argv[2]]))
+"""
+
+
+def outcome_of(variant, directory):
+    package = directory / "diffusers_dp_curriculum"
+    shutil.copytree(
+        Path(diffusers_dp_curriculum.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    source = (package / variant.module).read_text(encoding="utf-8")
+    if source.count(variant.text) != 1:
+        return None
+    (package / variant.module).write_text(source.replace(variant.text, variant.wrong), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(directory)}
+    command = [sys.executable, "-c", RUN, directory, variant.caught_by]
+    return subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Of all variants, as many at a time as there are cores."""
+    directories = [tmp_path_factory.mktemp("variant") for _ in VARIANTS]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(VARIANTS, pool.map(outcome_of, VARIANTS, directories), strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant.name} -> {variant.caught_by}")
+def test_a_wrong_variant_is_caught_by_the_test_that_is_named(outcomes, variant):
+    outcome = outcomes[variant]
+    assert outcome is not None, f"{variant.module} has changed: write this variant anew"
+    name = variant.caught_by.split("::")[1]
+    assert outcome.returncode == 1, f"{name} did not fail:\n{outcome.stdout}\n{outcome.stderr}"
+    assert f"FAILED {variant.caught_by}" in outcome.stdout

@@ -1,0 +1,185 @@
+"""What is on disk when, who may write it, and what is made of it after a crash."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from diffusers_dp_curriculum import journal as journal_module
+from diffusers_dp_curriculum.accounting import Mechanism
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.journal import Journal
+
+
+HEADER = {"delta": 1e-5, "accountant": "prv", "target_epsilon": 10.0}
+
+
+def release(journal, number):
+    journal.append("release", asdict(Mechanism(f"release {number}", 1.0, 0.1, 1, 1.0)))
+
+
+def counted(journal):
+    return [int(mechanism.name.split()[1]) for mechanism in journal.counted()]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "journal.jsonl"
+
+
+def test_an_event_is_on_disk_when_append_returns(path, monkeypatch):
+    journal = Journal(path, HEADER)
+    on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda _: on_disk.append(path.read_text()))
+    release(journal, 1)
+    assert len(on_disk) == 1
+    assert json.loads(on_disk[0].splitlines()[-1])["release"]["name"] == "release 1"
+
+
+def test_what_was_written_is_read_again(path):
+    journal = Journal(path, HEADER)
+    for number in (1, 2):
+        release(journal, number)
+    events = journal.events
+    journal.close()
+    again = Journal(path)
+    assert again.events == events
+    assert (again.header, again.position, counted(again)) == ({"format": 1, **HEADER}, 2, [1, 2])
+    release(again, 3)
+    again.close()
+    assert counted(Journal(path)) == [1, 2, 3]
+
+
+def test_no_journal_is_ever_overwritten(path):
+    path.write_text("{}\n")
+    with pytest.raises(InputError, match="journal of another run"):
+        Journal(path, HEADER)
+    assert path.read_text() == "{}\n"
+
+
+def test_a_missing_journal_is_not_made_up(path):
+    with pytest.raises(InputError, match="no journal .* to go on with"):
+        Journal(path)
+    assert not path.exists()
+
+
+def test_two_processes_cannot_write_one_journal(path):
+    journal = Journal(path, HEADER)
+    open_it = f"from diffusers_dp_curriculum.journal import Journal; Journal({str(path)!r})"
+    second = subprocess.run([sys.executable, "-c", open_it], capture_output=True, text=True)
+    assert "Another process is writing" in second.stderr
+    with pytest.raises(InputError, match="Another process is writing"):
+        Journal(path)
+    journal.close()
+    assert subprocess.run([sys.executable, "-c", open_it], capture_output=True).returncode == 0
+
+
+# What counts after a resume. Each number is a release, v: something became visible, 2r: resumed from a checkpoint made
+# after two releases.
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ("1 2 3", [1, 2, 3]),
+        ("1 2 3 2r 4", [1, 2, 4]),  # 3 is known to nobody and part of nothing
+        ("1 2 3 v 2r 4", [1, 2, 3, 4]),  # 3 was in a picture
+        ("1 2 3 v 4 2r 5", [1, 2, 3, 5]),
+        ("1 2 3 0r 4 5 0r 6", [6]),
+        ("1 2 3 3r 4 5 2r 6", [1, 2, 3, 6]),  # the checkpoint after 3 was used, so 3 counts although it was given up
+        ("1 v 2 1r 3 4 3r 5", [1, 3, 5]),  # positions count abandoned releases too
+    ],
+)
+def test_releases_count_unless_they_were_abandoned_unseen(path, events, expected):
+    journal = Journal(path, HEADER)
+    for event in events.split():
+        if event == "v":
+            journal.append("visible", "picture")
+        elif event.endswith("r"):
+            journal.append("resume", {"position": int(event[:-1])})
+        else:
+            release(journal, event)
+    assert counted(journal) == expected
+    journal.close()
+    assert counted(Journal(path)) == expected
+
+
+def lines_of(path, count=5):
+    journal = Journal(path, HEADER)
+    for number in range(1, count):
+        release(journal, number)
+    journal.close()
+    return path.read_text().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda lines: [*lines[:-1], lines[-1][:-9]], "last line .* is cut off.* delete that line"),
+        (lambda lines: [*lines[:2], lines[2][:-9] + "\n", *lines[3:]], "Line 3 .* is damaged.* restore the file"),
+        (lambda lines: [*lines[:2], *lines[3:]], "Line 3 .* is damaged"),
+        (lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]], "Line 3 .* is damaged"),
+        (
+            lambda lines: [line.replace('"noise_multiplier": 1.0', '"noise_multiplier": 9.0') for line in lines],
+            "Line 2",
+        ),
+        (lambda lines: lines[1:], "Line 1 .* is damaged"),
+        (lambda lines: ["[]\n", *lines[1:]], "Line 1 .* is damaged"),
+        (lambda lines: [], "not a journal of this version"),
+    ],
+    ids=["cut off", "half a line", "a line missing", "out of order", "edited", "no header", "not an event", "empty"],
+)
+def test_a_damaged_journal_is_refused_and_left_as_it_is(path, damage, message):
+    damaged = "".join(damage(lines_of(path)))
+    path.write_text(damaged)
+    with pytest.raises(InputError, match=message):
+        Journal(path)
+    assert path.read_text() == damaged
+    with pytest.raises(InputError, match=message):  # nor does the refusal keep it locked
+        Journal(path)
+
+
+def test_a_line_cut_off_may_be_deleted_as_the_refusal_says(path):
+    lines = lines_of(path)
+    path.write_text("".join(lines[:-1]))
+    assert counted(Journal(path)) == [1, 2, 3]
+
+
+STEPS = """
+import sys
+from test_dp_sgd import make_dp_sgd
+from diffusers_dp_curriculum.ledger import PrivacyLedger
+
+mechanism = make_dp_sgd(batch_size=3, steps=100_000, ledger=PrivacyLedger(1e-5, journal=sys.argv[1]))
+for number in range(1, 100_000):
+    mechanism.step()
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes as Unix does")
+def test_a_crash_counts_at_most_one_step_too_many_and_never_one_too_few(tmp_path):
+    """Real steps in a real process, killed at moments of chance."""
+    for attempt in range(4):
+        journal = tmp_path / f"{attempt}.jsonl"
+        process = subprocess.Popen(
+            [sys.executable, "-c", STEPS, journal], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+        )
+        assert process.stdout.readline() == "1\n"
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        seen = 1 + len(process.stdout.read().splitlines())
+        process.wait()
+        assert Journal(journal).position - seen in (0, 1)
+
+
+def test_the_directory_is_synced_too(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(journal_module, "_sync_directory", synced.append)
+    Journal(path, HEADER)
+    assert synced == [path.parent]

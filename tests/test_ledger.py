@@ -1,0 +1,158 @@
+"""The ledger: what it counts, what it refuses, and what it says of a run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dp_accounting import dp_event, pld
+
+from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon, recompute_epsilon
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.ledger import PrivacyLedger, check_publishable
+
+
+CENTRAL = Mechanism("central_images_mean", 5.0, 0.1, 5, 9.0)
+DP_SGD = Mechanism("dp_sgd", 1.2, 0.17, 100, 1.0)
+STEP = Mechanism("dp_sgd", 1.2, 0.17, 1, 1.0)
+RECOMPUTE = Path(__file__).parents[1] / "examples" / "recompute_epsilon.py"
+
+
+def test_ledger_merges_equal_neighbours_and_keeps_the_order():
+    ledger = PrivacyLedger(1e-5)
+    for mechanism in (CENTRAL, STEP, STEP, STEP):
+        ledger.record(mechanism)
+    assert ledger.mechanisms == [CENTRAL, Mechanism("dp_sgd", 1.2, 0.17, 3, 1.0)]
+    assert ledger.epsilon() == compute_epsilon(ledger.mechanisms, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("delta", "accountant", "message"), [(0, "prv", "delta"), (1, "prv", "delta"), (0.1, "gdp", "accountant")]
+)
+def test_ledger_refuses_bad_input(delta, accountant, message):
+    with pytest.raises(InputError, match=message):
+        PrivacyLedger(delta, accountant)
+
+
+def test_what_would_pass_the_target_is_refused_unrecorded():
+    ledger = PrivacyLedger(1e-5, target_epsilon=8.0)
+    ledger.record(CENTRAL)
+    with pytest.raises(InputError, match=r"100 steps of dp_sgd would pass the target epsilon 8: at most \d+ fit"):
+        ledger.check_affordable(DP_SGD)
+    assert ledger.mechanisms == [CENTRAL]
+    steps = ledger.affordable_steps(DP_SGD)
+    assert 0 < steps < 100
+    fits, too_many = (Mechanism("dp_sgd", 1.2, 0.17, count, 1.0) for count in (steps, steps + 1))
+    assert ledger.epsilon([fits]) <= 8 < ledger.epsilon([too_many])
+    ledger.check_affordable(fits)
+    assert PrivacyLedger(1e-5).affordable_steps(DP_SGD) == 100  # without a target everything fits
+
+
+def test_nothing_fits_where_the_target_is_spent():
+    ledger = PrivacyLedger(1e-5, target_epsilon=1.0)
+    ledger.record(DP_SGD)
+    assert ledger.affordable_steps(STEP) == 0
+
+
+def test_a_resumed_ledger_counts_what_was_seen_and_goes_on(tmp_path):
+    ledger = PrivacyLedger(1e-6, "rdp", tmp_path / "journal.jsonl", target_epsilon=9.0)
+    ledger.record(CENTRAL)
+    ledger.record(STEP)
+    checkpoint = ledger.position
+    ledger.record(STEP)
+    ledger.mark_visible("sample grid")
+    ledger.record(STEP)
+    ledger._journal.close()  # the process ends here
+    resumed = PrivacyLedger.resume(tmp_path / "journal.jsonl", checkpoint)
+    assert (resumed.delta, resumed.accountant, resumed.target_epsilon) == (1e-6, "rdp", 9.0)
+    assert resumed.mechanisms == [CENTRAL, Mechanism("dp_sgd", 1.2, 0.17, 2, 1.0)]
+    resumed.record(STEP)
+    assert resumed.mechanisms[1].steps == 3
+    assert resumed.position == 5
+
+
+def test_a_journal_that_knows_less_than_the_checkpoint_is_refused(tmp_path):
+    ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
+    ledger.record(STEP)
+    ledger._journal.close()
+    for _ in range(2):  # and not left locked
+        with pytest.raises(InputError, match=r"ends before the checkpoint was made \(1 releases of 2\)"):
+            PrivacyLedger.resume(tmp_path / "journal.jsonl", 2)
+
+
+def test_a_run_that_is_not_private_stays_so(tmp_path):
+    ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
+    ledger.mark_not_private("its noise is known")
+    ledger.mark_not_private("something else")
+    ledger._journal.close()
+    for either in (ledger, PrivacyLedger.resume(tmp_path / "journal.jsonl", 0)):
+        statement = either.statement(100)
+        assert statement["private"] is False
+        assert statement["remarks"] == ["NOT PRIVATE: its noise is known."]
+        with pytest.raises(InputError, match="not private and may not be published.*its noise is known"):
+            check_publishable(statement)
+
+
+def test_what_does_not_say_that_it_is_private_is_not_published():
+    with pytest.raises(InputError, match="not private"):
+        check_publishable({"epsilon": 1.0})
+    check_publishable(PrivacyLedger(1e-5).statement(10))
+
+
+def test_a_loose_bound_is_said_to_be_one():
+    ledger = PrivacyLedger(1e-5, "rdp")
+    ledger.record(Mechanism("dp_sgd", 50.0, 1e-3, 1, 1.0))
+    assert "larger than need be" in ledger.statement(1000)["remarks"][0]
+
+
+@pytest.fixture
+def statement():
+    ledger = PrivacyLedger(1e-5)
+    ledger.record(CENTRAL)
+    ledger.record(DP_SGD)
+    return json.loads(json.dumps(ledger.statement(dataset_size=1500)))
+
+
+def test_a_stranger_recomputes_epsilon_from_the_statement(statement):
+    assert statement["adjacency"] == "add_or_remove_one_record"
+    assert (statement["private"], statement["remarks"]) == (True, [])
+    accountant = pld.PLDAccountant()
+    for entry in statement["mechanisms"]:
+        gaussian = dp_event.GaussianDpEvent(entry["noise_multiplier"])
+        accountant.compose(dp_event.PoissonSampledDpEvent(entry["sample_rate"], gaussian), entry["steps"])
+    assert statement["epsilon"] == pytest.approx(accountant.get_epsilon(statement["delta"]), rel=0.01)
+    assert recompute_epsilon(statement) == statement["epsilon"]
+
+
+def recompute(path):
+    return subprocess.run([sys.executable, RECOMPUTE, path], capture_output=True, text=True)
+
+
+def test_the_script_confirms_a_true_statement_and_convicts_a_false_one(statement, tmp_path):
+    path = tmp_path / "privacy.json"
+    path.write_text(json.dumps(statement))
+    confirmed = recompute(path)
+    assert confirmed.returncode == 0, confirmed.stderr
+    assert f"{statement['epsilon']:.4f}" in confirmed.stdout
+    assert "dp_sgd" in confirmed.stdout
+
+    path.write_text(json.dumps({**statement, "epsilon": 0.9 * statement["epsilon"]}))
+    convicted = recompute(path)
+    assert convicted.returncode == 1
+    assert "understates" in convicted.stdout
+
+    path.write_text(json.dumps({**statement, "private": False, "remarks": ["NOT PRIVATE: a test."]}))
+    convicted = recompute(path)
+    assert convicted.returncode == 1
+    assert "NOT PRIVATE: a test." in convicted.stdout
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"mechanisms": 3}'])
+def test_the_script_refuses_what_is_no_statement_in_one_sentence(tmp_path, content):
+    path = tmp_path / "privacy.json"
+    path.write_text(content)
+    refused = recompute(path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1
