@@ -21,6 +21,7 @@ from diffusers_dp_curriculum import (
     DPCurriculumTrainer,
     ImageDataset,
     InputError,
+    TrainingError,
     load_image_dataset,
 )
 from diffusers_dp_curriculum.trainer import check_output_dir
@@ -168,5 +169,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         sys.exit(f"error: {error}")

@@ -106,8 +106,8 @@ VARIANTS = [
     Variant(
         "central images released before the ledger has the entry",
         "central_images.py",
-        "        ledger.record(mechanism)\n        sampling,",
-        "        list(_poisson_sample(records, 1.0, None))\n        ledger.record(mechanism)\n        sampling,",
+        "            ledger.record(replace(mechanism, steps=1))",
+        "            list(_poisson_sample(records, 1.0, None))\n            ledger.record(replace(mechanism, steps=1))",
         "test_central_images.py::test_the_ledger_entry_comes_before_the_release",
     ),
     Variant(
@@ -221,6 +221,13 @@ VARIANTS = [
         GRADIENTS,
         "gradients = self.gradients_of(draws)",
         "test_dp_sgd.py::test_no_record_contributes_more_than_the_clipping_norm",
+    ),
+    Variant(
+        "the size of a batch in the log",
+        "dp_sgd.py",
+        TAKE_BATCH,
+        TAKE_BATCH + "\n        print(len(batch))",
+        "test_side_channels.py::test_neither_losses_nor_norms_nor_batch_sizes_get_out",
     ),
     Variant(
         "a journal that is not synced to disk",

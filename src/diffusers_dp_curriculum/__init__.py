@@ -4,7 +4,7 @@ from .accounting import Mechanism, compute_epsilon, recompute_epsilon
 from .central_images import CentralImageDataset
 from .config import DPCurriculumConfig
 from .data import ImageDataset, load_image_dataset
-from .errors import InputError
+from .errors import InputError, TrainingError
 from .ledger import PrivacyLedger
 from .pipeline import ClassConditionalPipeline
 from .randomness import MechanismRandomness
@@ -22,6 +22,7 @@ __all__ = [
     "Mechanism",
     "MechanismRandomness",
     "PrivacyLedger",
+    "TrainingError",
     "compute_epsilon",
     "generate_dataset",
     "load_image_dataset",

@@ -6,7 +6,7 @@ divided by a private count, and the sensitivity is fixed before any record is re
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -89,7 +89,7 @@ class CentralImageDataset(Dataset):
             noise_multiplier (`float`, *optional*, defaults to 5.0):
                 Standard deviation of the noise over the sensitivity, for each query.
             sample_rate (`float`, *optional*, defaults to 0.1): Probability in (0, 1] of each record, in each query.
-            ledger (`PrivacyLedger`): Where the queries are recorded before they are made.
+            ledger (`PrivacyLedger`): Where each query is recorded before it is made.
             resolution (`int`, *optional*): Height and width of the images, when `dataset` is not one size already.
             pool_factor (`int`, *optional*, defaults to 1):
                 Area-pool images by this factor first; fewer values are less noisy. Divides the resolution.
@@ -108,7 +108,6 @@ class CentralImageDataset(Dataset):
         ledger.check_affordable(mechanism)
         if randomness.why_not_private:
             ledger.mark_not_private(randomness.why_not_private)
-        ledger.record(mechanism)
         sampling, noise = randomness.generator(), randomness.generator()
 
         def add_noise(sums: torch.Tensor) -> torch.Tensor:
@@ -116,6 +115,7 @@ class CentralImageDataset(Dataset):
 
         pooled = []
         for _ in range(images_per_class):
+            ledger.record(replace(mechanism, steps=1))
             if statistic == "mean":
                 sums = _mean_sums(records, sample_rate, pool_factor, sampling)
                 pooled.append(_means(add_noise(sums)))

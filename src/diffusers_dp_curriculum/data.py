@@ -291,9 +291,10 @@ def _load_from_directory(directory: Path, split: str, cache_dir: str) -> dataset
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise InputError(
-            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({_reason(error)}), so check "
-            "what --train_data_dir holds."
-        ) from error
+            # The error's own words may have the names of files, which are as sensitive as the images.
+            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}), so "
+            "check what --train_data_dir holds."
+        ) from None
 
 
 def _load_saved(directory: Path, split: str) -> datasets.Dataset:

@@ -1,4 +1,9 @@
-"""The one error that a user is meant to read."""
+"""The errors that a user is meant to read, and the keeping of those that nobody else may."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -7,3 +12,25 @@ class InputError(ValueError):
     Raised before any privacy is spent and before anything is overwritten. The message is one sentence that says what
     is wrong and what to do about it; command-line programs print it without a traceback.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training broke off for a reason that may tell of sensitive records; it says where to read that reason."""
+
+
+@contextmanager
+def confidential_errors(path: Path) -> Iterator[None]:
+    """Keep what an unexpected error says in the file `path`, and raise a [`TrainingError`] that says only where.
+
+    PyTorch's messages can tell how many records a batch had, and logs are pasted into bug reports.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        raise TrainingError(
+            f"Training broke off with a {type(error).__name__}, whose text may tell of sensitive records: it is in "
+            f"{path}; read it before you pass it on."
+        ) from None

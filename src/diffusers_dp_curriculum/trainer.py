@@ -20,7 +20,7 @@ from .compilation import CompiledGradients
 from .config import DPCurriculumConfig
 from .data import to_image_dataset
 from .dp_sgd import DPSGD
-from .errors import InputError
+from .errors import InputError, confidential_errors
 from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws, denoising_error
 from .model_card import make_model_card
@@ -111,7 +111,11 @@ class DPCurriculumTrainer:
         self.finished = False
 
     def train(self) -> None:
-        """Print the plan, release the central images, warm up on them, and train by DP-SGD."""
+        """Print the plan, release the central images, warm up on them, and train by DP-SGD.
+
+        Raises:
+            TrainingError: If something breaks on the way; what it says is kept in `output_dir/private`.
+        """
         if self.ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
         classes = "" if self.records.num_classes is None else f" in {self.records.num_classes} classes"
@@ -132,13 +136,11 @@ class DPCurriculumTrainer:
             self.args.target_delta, self.args.accountant, journal, target_epsilon=self.args.target_epsilon
         )
         _TRAINED.add(self.unet)
-        if self.plan.central is not None:
-            self.central_images = self._release_central_images()
-            progress = tqdm(total=self.args.central_train_steps, desc="Stage 1, central images")
-            progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(0):.2f}")
-            warm_up(self.unet, self.loss, self.central_images, self.args, self.accelerator.autocast, progress.update)
-            progress.close()
-        self._train_by_dp_sgd()
+        with confidential_errors(self.output_dir / "private" / "traceback.txt"):
+            if self.plan.central is not None:
+                self.central_images = self._release_central_images()
+                self._warm_up()
+            self._train_by_dp_sgd()
         self.finished = True
 
     def save_pipeline(self) -> Path:
@@ -201,6 +203,11 @@ class DPCurriculumTrainer:
             mode_bins=args.central_mode_bins,
             randomness=self.randomness,
         )
+
+    def _warm_up(self) -> None:
+        with tqdm(total=self.args.central_train_steps, desc="Stage 1, central images") as progress:
+            progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(0):.2f}")
+            warm_up(self.unet, self.loss, self.central_images, self.args, self.accelerator.autocast, progress.update)
 
     def _train_by_dp_sgd(self) -> None:
         args = self.args

@@ -1,0 +1,96 @@
+"""The audit: it lets the mechanism pass as it is, and finds out a mechanism that says more noise than it adds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_dp_curriculum.accounting import Mechanism, calibrate_noise_multiplier
+from diffusers_dp_curriculum.auditing import audit_dp_sgd
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.losses import DenoisingLoss
+from helpers import tiny_records, tiny_scheduler, tiny_unet
+
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "audit.py"
+CLAIM = 4.0
+STEPS = 12
+
+
+def small_audit(**options):
+    planned = Mechanism("dp_sgd", 1.0, 0.5, STEPS, 1.0)
+    settings = {
+        "noise_multiplier": calibrate_noise_multiplier(CLAIM, 1e-5, planned),
+        "steps": STEPS,
+        "max_grad_norm": 0.3,
+        "gradient_canaries": 1000,
+        "image_canaries": 100,
+    }
+    unet = tiny_unet(block_out_channels=(8, 8))
+    return audit_dp_sgd(unet, DenoisingLoss(tiny_scheduler(), null_label=3), tiny_records(), **settings | options)
+
+
+def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_something():
+    audit = small_audit()
+    white_box, black_box = audit.bounds
+    assert 0.97 * CLAIM < audit.claimed_epsilon <= CLAIM
+    assert (white_box.attack, white_box.canaries, white_box.guesses) == ("white-box", 1000, 250)
+    assert 0.5 < white_box.epsilon < audit.claimed_epsilon
+    assert (black_box.attack, black_box.canaries, black_box.guesses) == ("black-box", 100, 24)
+    assert black_box.epsilon < audit.claimed_epsilon
+    assert not audit.refuted
+    assert "not refuted" in str(audit)
+    assert json.loads(json.dumps(audit.to_dict()))["refuted"] is False
+
+
+def test_a_mechanism_without_noise_is_found_out():
+    audit = small_audit(actual_noise=0.0)
+    white_box = audit.bounds[0]
+    assert white_box.correct == white_box.guesses
+    assert white_box.epsilon > audit.claimed_epsilon
+    assert audit.refuted
+    assert "REFUTED" in str(audit)
+
+
+def test_an_absent_canary_leaves_no_trace_and_a_present_one_the_clipping_norm():
+    """Without noise, what a step releases of each canary is its clipped gradient, or nothing."""
+    audit = small_audit(actual_noise=0.0, sample_rate=1.0, steps=1)
+    # The score of one step without sampling is (released - 1/2) / sigma^2, in units of the clipping norm.
+    released = audit.scores["white-box"] * audit.mechanism.noise_multiplier**2 + 0.5
+    present = audit.present["white-box"]
+    assert 400 < present.sum() < 600
+    assert torch.allclose(released, present.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_canaries": 10}, "10 canaries prove nothing"),
+        ({"image_canaries": 0}, "0 canaries prove nothing"),
+        ({"confidence": 1.0}, "confidence is 1.0"),
+        ({"actual_noise": -1.0}, "actual_noise is -1.0"),
+        ({"sample_rate": 0.0}, "sample rate"),
+    ],
+)
+def test_bad_input_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        small_audit(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actual_noise", [1.0, 0.5, 0.0])
+def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):
+    command = [sys.executable, SCRIPT, "--actual_noise", str(actual_noise), "--output_dir", tmp_path]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    broken = actual_noise < 1
+    assert finished.returncode == (1 if broken else 0), finished.stderr
+    assert ("REFUTED" in finished.stdout) == broken
+    audit = json.loads((tmp_path / "audit.json").read_text())
+    proved = audit["bounds"][0]["epsilon"]
+    assert 7.9 < audit["claimed_epsilon"] <= 8
+    assert proved > audit["claimed_epsilon"] if broken else 1 < proved < audit["claimed_epsilon"]
+    assert Image.open(tmp_path / "audit.png").size[0] > 1000

@@ -1,0 +1,191 @@
+"""What is published, printed or raised says nothing of the sensitive records but what the mechanisms release."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from diffusers_dp_curriculum.data import load_image_dataset
+from diffusers_dp_curriculum.errors import InputError, TrainingError, confidential_errors
+
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_dp_curriculum.py"
+NUM_RECORDS, EXPECTED_BATCH = 900, 700
+NAME, COMMENT = "patient-4711", "diagnosis-0815"
+
+# The script as a user runs it, with an observer that notes what must not get out.
+OBSERVED_RUN = """
+import json, runpy, sys
+from pathlib import Path
+
+import torch
+from diffusers_dp_curriculum import dp_sgd, per_record_gradients
+
+script, notes, breaks, *arguments = sys.argv[1:]
+noted = {"batch sizes": [], "losses": [], "norms": []}
+batches, set_grad_samples, error_of = [], dp_sgd.DPSGD._set_grad_samples, per_record_gradients.denoising_error
+
+def note_norms(self, piece):
+    if breaks == "yes":
+        raise RuntimeError(f"a batch of {len(piece)} with patient-4711: {self.records.images[piece[0]]}")
+    set_grad_samples(self, piece)
+    batches[-1] += len(piece)
+    parts = [p.grad_sample.flatten(1) for p in self.model.parameters()]
+    noted["norms"] += torch.cat(parts, dim=1).norm(dim=1).tolist()
+
+def note_batch(self, original=dp_sgd.DPSGD.step):
+    batches.append(0)
+    original(self)
+
+def note_loss(model, draws):
+    error = error_of(model, draws)
+    noted["losses"].append(float(error))
+    return error
+
+dp_sgd.DPSGD._set_grad_samples = note_norms
+dp_sgd.DPSGD.step = note_batch
+per_record_gradients.denoising_error = note_loss
+sys.argv = [script, *arguments]
+try:
+    runpy.run_path(script, run_name="__main__")
+finally:
+    noted["batch sizes"] = batches
+    Path(notes).write_text(json.dumps(noted))
+"""
+
+
+def write_marked_photos(directory):
+    """Photographs with marks in their names, their metadata and (being noise) their pixels."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (NUM_RECORDS, 8, 8, 3), dtype=np.uint8)
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("Comment", COMMENT)
+    for number, image in enumerate(pixels):
+        path = directory / ["cat", "dog"][number % 2] / f"{NAME}-{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path, pnginfo=comment)
+    return pixels
+
+
+def observed_run(directory, breaks="no"):
+    pixels = write_marked_photos(directory / "photos")
+    options = {
+        "train_data_dir": "photos",
+        "output_dir": "model",
+        "block_out_channels": "8",
+        "central_train_steps": "2",
+        "train_batch_size": EXPECTED_BATCH,
+        "max_train_steps": "3",
+        "max_physical_batch_size": "128",
+        "noise_multiplicity": "1",
+        "num_inference_steps": "2",
+        "central_noise_multiplier": "20",
+    }
+    arguments = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
+    command = [sys.executable, "-c", OBSERVED_RUN, SCRIPT, "notes.json", breaks, *arguments]
+    environment = {**os.environ, "HF_HOME": str(directory / "hf")}
+    finished = subprocess.run(command, capture_output=True, cwd=directory, env=environment)
+    published = {
+        path.relative_to(directory / "model"): path.read_bytes()
+        for path in (directory / "model").rglob("*")
+        if path.is_file() and "private" not in path.parts
+    }
+    return finished, published, json.loads((directory / "notes.json").read_text()), pixels
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return observed_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def outside(run):
+    """Every published byte, pictures as their pixels too, and all that was printed."""
+    finished, published, _, _ = run
+    assert finished.returncode == 0, finished.stderr
+    assert {str(name) for name in published} >= {"README.md", "privacy.json", "samples.png", "pipeline.py"}
+    pictures = {
+        f"pixels of {name}": Image.open(io.BytesIO(content)).tobytes()
+        for name, content in published.items()
+        if name.suffix == ".png"
+    }
+    return {**published, **pictures, "stdout": finished.stdout, "stderr": finished.stderr}
+
+
+def places_of(mark, outside):
+    return [str(name) for name, content in outside.items() if mark in content]
+
+
+def test_neither_names_nor_metadata_nor_pixels_get_out(run, outside):
+    marks = [NAME.encode(), COMMENT.encode(), b"photos"]
+    for row in run[3][:, 3]:  # of each image, 8 pixels: as bytes, and as the floats that a network sees
+        marks += [row.tobytes(), (row[:, 0] / 127.5 - 1).astype(np.float32).tobytes()]
+    assert [(mark, places_of(mark, outside)) for mark in marks if places_of(mark, outside)] == []
+
+
+def numbers_in(content):
+    return set(re.findall(r"[-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?", content.decode("latin-1")))
+
+
+def test_neither_losses_nor_norms_nor_batch_sizes_get_out(run, outside):
+    noted = run[2]
+    assert len(noted["batch sizes"]) == 3
+    assert all(size > EXPECTED_BATCH / 2 for size in noted["batch sizes"])
+    assert len(noted["norms"]) == sum(noted["batch sizes"])
+    assert len(noted["losses"]) >= 15
+    public = {EXPECTED_BATCH, NUM_RECORDS}
+    secret = {form for size in noted["batch sizes"] if size not in public for form in (f"{size}", f"{size:,}")}
+    for value in noted["losses"] + noted["norms"]:
+        secret |= {f"{value:.4f}", f"{value:.5f}", f"{value:.6g}", repr(value)}
+    texts = {
+        name: content for name, content in outside.items() if Path(str(name)).suffix in ("", ".md", ".json", ".py")
+    }
+    assert {"README.md", "privacy.json", "stdout", "stderr"} <= {str(name) for name in texts}
+    assert {str(name): found for name, content in texts.items() if (found := numbers_in(content) & secret)} == {}
+    assert b"loss" not in outside["stdout"] + outside["stderr"]
+
+
+def test_a_traceback_stays_at_home(tmp_path):
+    """An error in the middle of a step, whose message has a batch size, a name and pixels."""
+    finished, published, _, _ = observed_run(tmp_path, breaks="yes")
+    assert finished.returncode != 0
+    assert b"error: Training broke off with a RuntimeError" in finished.stderr
+    assert published == {}
+    for words in (NAME.encode(), b"a batch of", b"tensor("):
+        assert words not in finished.stdout + finished.stderr
+    kept = (tmp_path / "model" / "private" / "traceback.txt").read_text()
+    assert f"with {NAME}" in kept
+
+
+def test_an_error_kept_at_home_is_not_printed_with_the_one_that_is_raised(tmp_path):
+    with (
+        pytest.raises(TrainingError, match="it is in .*traceback.txt") as raised,
+        confidential_errors(tmp_path / "traceback.txt"),
+    ):
+        raise ZeroDivisionError(NAME)
+    assert NAME not in "".join(traceback.format_exception(raised.value))
+    assert NAME in (tmp_path / "traceback.txt").read_text()
+
+
+def test_what_the_user_gave_is_said_as_ever(tmp_path):
+    with pytest.raises(InputError, match="give fewer"), confidential_errors(tmp_path / "traceback.txt"):
+        raise InputError("give fewer")
+    assert not (tmp_path / "traceback.txt").exists()
+
+
+def test_refusals_of_damaged_files_do_not_name_them(tmp_path):
+    for directory, name in (("photos", f"cat/{NAME}.png"), ("tables", f"{NAME}.parquet")):
+        path = tmp_path / directory / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"not what its name says")
+        with pytest.raises(InputError) as refused:
+            load_image_dataset(train_data_dir=tmp_path / directory)
+        assert NAME not in "".join(traceback.format_exception(refused.value))
