@@ -80,7 +80,7 @@ def plot(audit: Audit) -> plt.Figure:
         axis.set_xlabel("score of a canary")
         axis.legend(frameon=False)
     names = [bound.attack for bound in audit.bounds]
-    proved = [bound.epsilon for bound in audit.bounds]
+    proved = [bound.epsilon_gaussian for bound in audit.bounds]
     bars = axes[2].bar(names, proved, color=["tab:red" if e > audit.claimed_epsilon else "tab:green" for e in proved])
     axes[2].bar_label(bars, fmt="%.2f")
     axes[2].axhline(audit.claimed_epsilon, color="black", linestyle="--")

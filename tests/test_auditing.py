@@ -39,9 +39,9 @@ def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_som
     white_box, black_box = audit.bounds
     assert 0.97 * CLAIM < audit.claimed_epsilon <= CLAIM
     assert (white_box.attack, white_box.canaries, white_box.guesses) == ("white-box", 1000, 250)
-    assert 0.5 < white_box.epsilon < audit.claimed_epsilon
+    assert 0.5 < white_box.epsilon_gaussian < audit.claimed_epsilon
     assert (black_box.attack, black_box.canaries, black_box.guesses) == ("black-box", 100, 24)
-    assert black_box.epsilon < audit.claimed_epsilon
+    assert black_box.epsilon_gaussian < audit.claimed_epsilon
     assert not audit.refuted
     assert "not refuted" in str(audit)
     assert json.loads(json.dumps(audit.to_dict()))["refuted"] is False
@@ -51,7 +51,7 @@ def test_a_mechanism_without_noise_is_found_out():
     audit = small_audit(actual_noise=0.0)
     white_box = audit.bounds[0]
     assert white_box.correct == white_box.guesses
-    assert white_box.epsilon > audit.claimed_epsilon
+    assert white_box.epsilon_gaussian > audit.claimed_epsilon
     assert audit.refuted
     assert "REFUTED" in str(audit)
 
@@ -90,7 +90,7 @@ def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):
     assert finished.returncode == (1 if broken else 0), finished.stderr
     assert ("REFUTED" in finished.stdout) == broken
     audit = json.loads((tmp_path / "audit.json").read_text())
-    proved = audit["bounds"][0]["epsilon"]
+    proved = audit["bounds"][0]["epsilon_gaussian"]
     assert 7.9 < audit["claimed_epsilon"] <= 8
     assert proved > audit["claimed_epsilon"] if broken else 1 < proved < audit["claimed_epsilon"]
     assert Image.open(tmp_path / "audit.png").size[0] > 1000

@@ -127,9 +127,23 @@ VARIANTS = [
     Variant(
         "secure noise of half the size",
         "secure_noise.py",
-        "noise = self.noise_multiplier *",
-        "noise = 0.5 * self.noise_multiplier *",
+        "/ NORMALS_PER_VALUE**0.5",
+        "/ NORMALS_PER_VALUE",
         "test_dp_sgd.py::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "noise in single precision",
+        "randomness.py",
+        "generator=generator, dtype=torch.float64",
+        "generator=generator, dtype=torch.float32",
+        "test_dp_optimizer.py::test_normal_numbers_come_from_53_bits",
+    ),
+    Variant(
+        "norms in single precision",
+        "dp_optimizer.py",
+        "dim=1, dtype=torch.float64",
+        "dim=1",
+        "test_dp_optimizer.py::test_a_constant_gradient_is_clipped_to_the_norm_however_many_values_it_has",
     ),
     Variant(
         "noise for every part of a step",

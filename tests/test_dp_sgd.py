@@ -218,6 +218,25 @@ def test_steps_that_would_pass_the_target_are_refused_before_anything_is_read():
     assert ledger.mechanisms == []
 
 
+def test_a_sample_rate_that_the_sampler_would_exceed_is_refused():
+    """It compares numbers of 24 bits: of 1e-9 it would make 6e-8."""
+    mechanism = make_dp_sgd()
+    ledger = PrivacyLedger(1e-5)
+    with pytest.raises(InputError, match="cannot realise the sample rate 1e-09"):
+        DPSGD(
+            mechanism.model,
+            mechanism.optimizer.original_optimizer,
+            mechanism.loss,
+            mechanism.records,
+            replace(mechanism.mechanism, sample_rate=1e-9),
+            ledger,
+            noise_multiplicity=1,
+            max_physical_batch_size=1,
+            gradients_of=mechanism.gradients_of,
+        )
+    assert ledger.mechanisms == []
+
+
 def test_a_seed_for_the_noise_takes_the_privacy_away_and_says_so():
     ledgers = [PrivacyLedger(1e-5) for _ in range(2)]
     steps = [

@@ -27,10 +27,10 @@ RDP_ORDERS = (
 
 ROUGH_RDP_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]  # whole numbers are quick
 
-# Beyond these PRV needs gigabytes; nothing that is worth publishing is there.
-MAX_PRV_EPSILON = 10_000
+# Beyond these PRV needs gigabytes, or overflows; nothing that is worth publishing is there.
+MAX_PRV_EPSILON = 700
 MAX_PRV_STEPS = 10_000_000
-MIN_DELTA = 1e-12  # below, PRV is at the mercy of rounding
+MIN_DELTA = 1e-12
 
 LOOSE = (
     "The rdp accountant's best order is at the end of its range: this epsilon is valid but larger than need be; the "
@@ -162,6 +162,9 @@ def _prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) ->
     rough, _ = _rdp_epsilon(history, delta, ROUGH_RDP_ORDERS)
     if rough > MAX_PRV_EPSILON or sum(steps for _, _, steps in history) > MAX_PRV_STEPS:
         raise ValueError(f"it takes at most {MAX_PRV_STEPS:,} steps and an epsilon of {MAX_PRV_EPSILON:,}")
+    # It composes by Fourier transforms in float64, whose rounding, a step's 2^-52 times the steps, it does not count.
+    if (rounding := sum(steps for _, _, steps in history) * 2.0**-52) > delta / 10:
+        raise ValueError(f"its rounding errors may reach {rounding:.1g}, which is not far enough below delta")
     with warnings.catch_warnings(), np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         # Its RDP orders only choose how wide the grid of the privacy loss is; a loose choice is a wide, safe grid.
         warnings.filterwarnings("ignore", message="Optimal order is the")

@@ -23,7 +23,7 @@ from .randomness import MechanismRandomness
 
 
 STATISTICS = ("mean", "mode")
-VALUES_AT_ONCE = 2**22  # of the sampled records, in float32
+VALUES_AT_ONCE = 2**22  # of the sampled records; a float32 sum of 2**16 pixels, of 255 at most, is exact
 
 
 class CentralImageDataset(Dataset):
@@ -205,7 +205,7 @@ def _count_weight(values: int) -> float:
 def _poisson_sample(records: ImageDataset, sample_rate: float, generator: torch.Generator):
     """Yield the sampled records in pieces: `(n, channels, height, width)` in [0, 255], and `(n, classes)` one-hot."""
     included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate
-    for index in included.nonzero()[:, 0].split(max(VALUES_AT_ONCE // records.images[0].numel(), 1)):
+    for index in included.nonzero()[:, 0].split(max(VALUES_AT_ONCE // max(records.images[0].numel(), 64), 1)):
         yield records.images[index].float(), F.one_hot(records.labels[index], records.num_classes or 1).float()
 
 

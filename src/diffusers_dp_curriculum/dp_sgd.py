@@ -11,17 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from opacus.optimizers import DPOptimizer
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.nn.utils import get_total_norm
 
 from .accounting import Mechanism
 from .data import ImageDataset
+from .dp_optimizer import ExactDPOptimizer
 from .errors import InputError
 from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws
 from .randomness import MechanismRandomness
-from .secure_noise import SecureDPOptimizer
+
+
+SAMPLER_STEPS = 2**24  # Opacus' sampler compares a random number of 24 bits with the sample rate
 
 
 def dp_sgd_mechanism(
@@ -36,8 +38,7 @@ def dp_sgd_mechanism(
         steps (`int`): Number of optimizer steps.
         max_grad_norm (`float`): C, the L2 norm that a record's gradient is clipped to.
     """
-    # Opacus' sampler compares a random number of 24 bits with q; this is the rate that it realises.
-    sample_rate = math.ceil(expected_batch_size / dataset_size * 2**24) / 2**24
+    sample_rate = math.ceil(expected_batch_size / dataset_size * SAMPLER_STEPS) / SAMPLER_STEPS
     return Mechanism("dp_sgd", noise_multiplier, sample_rate, steps, max_grad_norm)
 
 
@@ -61,7 +62,9 @@ class DPSGD:
         randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
 
     Raises:
-        InputError: If the steps would pass the ledger's target; nothing has been read or recorded then.
+        InputError:
+            If the steps would pass the ledger's target, or the sample rate is not one that the sampler can realise;
+            nothing has been read or recorded then.
     """
 
     def __init__(
@@ -78,6 +81,11 @@ class DPSGD:
         randomness: MechanismRandomness | None = None,
     ):
         randomness = randomness or MechanismRandomness()
+        if mechanism.sample_rate * SAMPLER_STEPS % 1:
+            raise InputError(
+                f"The sampler cannot realise the sample rate {mechanism.sample_rate}: make the mechanism by "
+                "dp_sgd_mechanism, which rounds it up."
+            )
         ledger.check_affordable(mechanism)
         if randomness.why_not_private:
             ledger.mark_not_private(randomness.why_not_private)
@@ -91,13 +99,13 @@ class DPSGD:
         self.gradients_of = gradients_of
         self.device = next(model.parameters()).device
         self.steps_left = mechanism.steps
-        optimizer_class = SecureDPOptimizer if randomness.secure_rng else DPOptimizer
-        self.optimizer = optimizer_class(
+        self.optimizer = ExactDPOptimizer(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.sensitivity,
             expected_batch_size=mechanism.sample_rate * len(records),
             generator=randomness.generator(self.device),
+            normal=randomness.normal,
         )
         self.batches = iter(
             UniformWithReplacementSampler(

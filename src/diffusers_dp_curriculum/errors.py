@@ -29,8 +29,11 @@ def confidential_errors(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        where = f"it is in {path}; read it before you pass it on"
+        try:
+            path.write_text(traceback.format_exc(), encoding="utf-8")
+        except OSError:
+            where = f"it is lost, since {path} could not be written"
         raise TrainingError(
-            f"Training broke off with a {type(error).__name__}, whose text may tell of sensitive records: it is in "
-            f"{path}; read it before you pass it on."
+            f"Training broke off with a {type(error).__name__}, whose text may tell of sensitive records: {where}."
         ) from None

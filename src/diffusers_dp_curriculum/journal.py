@@ -1,11 +1,12 @@
 """The journal: the file that knows what a run has released, whatever becomes of the run.
 
 One JSON line an event, synced to disk before the event happens, chained by checksums, and written by one process at a
-time. Three kinds of events follow the header:
+time. Four kinds of events follow the header:
 
 - `release`: a mechanism is about to be executed;
 - `visible`: something that depends on all releases before it is about to be seen by others, for instance a picture;
-- `resume`: the run goes on from a checkpoint that holds the first `position` releases.
+- `resume`: the run goes on from a checkpoint that was made after the first `position` events;
+- `not_private`: the run gives no privacy, for a reason.
 """
 
 import fcntl
@@ -66,8 +67,8 @@ class Journal:
 
     @property
     def position(self) -> int:
-        """The number of releases so far, abandoned ones included: what a checkpoint remembers."""
-        return sum("release" in event for event in self.events)
+        """The number of events so far: what a checkpoint remembers."""
+        return len(self.events)
 
     def append(self, kind: str, content) -> None:
         """Write an event; it is on disk when this returns."""
@@ -81,22 +82,31 @@ class Journal:
     def counted(self) -> list[Mechanism]:
         """The releases that count, in order.
 
-        All do but those that were abandoned unseen: made after the checkpoint that a run went on from, with nothing
-        visible made after them, and so neither part of what the run ends with nor known to anyone.
+        Those that the run at its present state is made of do, and those that anything was made of that was seen: a
+        picture, or a checkpoint that the run went on from. Others, abandoned unseen, are known to nobody.
         """
-        position = 0
-        counted: list[tuple[int, Mechanism]] = []
-        seen = 0  # the number of releases, from the first, that are known outside or part of a checkpoint that was used
-        for event in self.events:
+        last: list[int | None] = [None]  # after so many events: the last release that the run is made of
+        before: dict[int, int | None] = {}  # of each release: the one before it, which the run was made of then
+        known: set[int] = set()
+
+        def know(release: int | None) -> None:
+            while release is not None and release not in known:
+                known.add(release)
+                release = before[release]
+
+        for number, event in enumerate(self.events):
+            release = last[-1]
             if "release" in event:
-                position += 1
-                counted.append((position, Mechanism(**event["release"])))
+                before[number] = release
+                release = number
             elif "visible" in event:
-                seen = position
+                know(release)
             elif "resume" in event:
-                seen = max(seen, event["resume"]["position"])
-                counted = [(number, mechanism) for number, mechanism in counted if number <= seen]
-        return [mechanism for _, mechanism in counted]
+                release = last[event["resume"]["position"]]
+                know(release)
+            last.append(release)
+        know(last[-1])
+        return [Mechanism(**self.events[number]["release"]) for number in sorted(known)]
 
     def close(self) -> None:
         """Give the lock back."""

@@ -76,7 +76,7 @@ class PrivacyLedger:
         if position > opened.position:
             opened.close()
             raise InputError(
-                f"{journal} ends before the checkpoint was made ({opened.position} releases of {position}), so lines "
+                f"{journal} ends before the checkpoint was made ({opened.position} events of {position}), so lines "
                 "are missing: restore it from a backup, or give the run up and count all of its target epsilon."
             )
         ledger = cls(header["delta"], header["accountant"], target_epsilon=header["target_epsilon"])

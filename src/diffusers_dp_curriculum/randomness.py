@@ -49,10 +49,10 @@ class MechanismRandomness:
         return torch.Generator(device).manual_seed(1000 * self.insecure_noise_seed + self._generators_made)
 
     def normal(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        """Standard normal numbers in float64, from `generator` unless `secure_rng` is on."""
+        """Standard normal numbers in float64, from `generator` (and on its device) unless `secure_rng` is on."""
         if self.secure_rng:
             return secure_normal(shape)
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
     def reseed_global(self) -> None:
         """Make PyTorch's global generators (noise draws, dropout), of every device, unpredictable from here on."""

@@ -10,8 +10,6 @@ import os
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from opacus.optimizers import DPOptimizer
-from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 
 
 VALUES_AT_ONCE = 2**18
@@ -36,19 +34,6 @@ def secure_normal(shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
         for start in range(0, count, VALUES_AT_ONCE)
     ]
     return torch.cat(pieces).view(shape) if pieces else torch.empty(shape, dtype=torch.float64)
-
-
-class SecureDPOptimizer(DPOptimizer):
-    """Opacus' optimizer, with the noise of [`secure_normal`] added in float64."""
-
-    def add_noise(self):
-        """Add noise to the clipped sums, and leave the result in `grad`."""
-        for p in self.params:
-            _check_processed_flag(p.summed_grad)
-            noise = self.noise_multiplier * self.max_grad_norm * secure_normal(p.summed_grad.shape)
-            noisy = p.summed_grad.double() + noise.to(p.device)
-            p.grad = noisy.to(p.summed_grad.dtype).view_as(p)
-            _mark_as_processed(p.summed_grad)
 
 
 class _ChaCha20Stream:

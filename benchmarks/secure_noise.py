@@ -1,0 +1,83 @@
+"""What `--secure_rng` costs: a whole DP-SGD step with cryptographic noise against one with PyTorch's.
+
+    python benchmarks/secure_noise.py
+
+The two take turns on the same records, in one thread; the median of the processor time counts. The noise costs the same
+for every batch, so its share falls as the batch grows.
+"""
+
+import statistics
+import time
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from diffusers_dp_curriculum import ImageDataset, MechanismRandomness, PrivacyLedger
+from diffusers_dp_curriculum.dp_sgd import DPSGD, dp_sgd_mechanism
+from diffusers_dp_curriculum.losses import DenoisingLoss
+from diffusers_dp_curriculum.per_record_gradients import per_record_gradients
+
+
+NUM_RECORDS, NUM_CLASSES, REPETITIONS = 1024, 10, 5
+
+
+def make_dp_sgd(size: int, channels: tuple[int, int], batch_size: int, draws: int, secure_rng: bool) -> DPSGD:
+    """One arm: a network, random records, and the mechanism over them."""
+    unet = UNet2DModel(
+        sample_size=size,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        num_class_embeds=NUM_CLASSES + 1,
+    )
+    images = torch.randint(0, 256, (NUM_RECORDS, 1, size, size), dtype=torch.uint8)
+    records = ImageDataset(images, torch.arange(NUM_RECORDS) % NUM_CLASSES, [str(c) for c in range(NUM_CLASSES)])
+    dp_sgd = DPSGD(
+        unet,
+        torch.optim.Adam(unet.parameters()),
+        DenoisingLoss(DDPMScheduler(prediction_type="v_prediction"), null_label=NUM_CLASSES),
+        records,
+        dp_sgd_mechanism(1.0, batch_size, NUM_RECORDS, REPETITIONS + 1, 1.0),
+        PrivacyLedger(1e-5),
+        noise_multiplicity=draws,
+        max_physical_batch_size=64,
+        gradients_of=lambda batch: per_record_gradients(unet, batch, "folded"),
+        randomness=MechanismRandomness(secure_rng=secure_rng),
+    )
+    dp_sgd.batches = iter([list(range(batch_size))] * (REPETITIONS + 1))  # instead of a sample: as much work each time
+    return dp_sgd
+
+
+def main() -> None:
+    """Print a row for each network and batch."""
+    torch.set_num_threads(1)
+    print("| network | parameters | batch size x draws | PyTorch's noise | secure noise | ratio |")
+    print("|---|---|---|---|---|---|")
+    for size, channels, batch_size, draws in (
+        (8, (16, 32), 128, 4),
+        (8, (16, 32), 512, 4),
+        (28, (32, 64), 16, 8),
+    ):
+        arms = [make_dp_sgd(size, channels, batch_size, draws, secure_rng) for secure_rng in (False, True)]
+        seconds = [[], []]
+        for repetition in range(REPETITIONS + 1):
+            for arm, durations in zip(arms, seconds, strict=True):
+                start = time.process_time()
+                arm.step()
+                if repetition:  # the first one also pays for the allocations
+                    durations.append(time.process_time() - start)
+        plain, secure = (statistics.median(durations) for durations in seconds)
+        parameters = sum(p.numel() for p in arms[0].model.parameters())
+        print(
+            f"| {size}x{size}, channels {channels} | {parameters:,} | {batch_size} x {draws} | {1000 * plain:,.0f} ms "
+            f"| {1000 * secure:,.0f} ms | {secure / plain:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
