@@ -52,6 +52,34 @@ def test_one_record_moves_the_sum_by_at_most_the_sensitivity(statistic, channels
 
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
+@pytest.mark.parametrize("others", ["elsewhere", "none"])
+def test_the_only_record_of_a_class_moves_no_more_than_any_other(statistic, others):
+    """Adding it to an empty class, or to an empty data set, is where a division or a branch would show."""
+    records = random_records(count=40 if others == "elsewhere" else 1)
+    records.labels[1:] = 1
+    records.labels[0] = 2
+    records.images[0] = torch.randint(0, 2, (1, 8, 8), dtype=torch.uint8) * 255  # black and white: the worst case
+    without = without_first(records)
+    moved = (summed(records, statistic) - summed(without, statistic)).norm()
+    sensitivity = central_image_mechanism((1, 8, 8), 1, statistic, 1.0, 1.0).sensitivity
+    assert moved == pytest.approx(sensitivity, rel=1e-4)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_no_image_among_many_moves_the_sums_by_more_than_the_sensitivity(statistic):
+    """A search for the worst record: random ones, extreme ones, and those that sit on the borders between bins."""
+    base = random_records(count=5)
+    expected = summed(base, statistic)
+    sensitivity = central_image_mechanism((1, 8, 8), 1, statistic, 1.0, 1.0).sensitivity
+    for attempt in range(100):
+        pool = [torch.arange(256), torch.tensor([0, 255]), torch.tensor([31, 32, 127, 128, 223, 224])][attempt % 3]
+        image = pool[torch.randint(0, len(pool), (1, 1, 8, 8))].to(torch.uint8)
+        label = torch.randint(0, 3, (1,))
+        added = ImageDataset(torch.cat([base.images, image]), torch.cat([base.labels, label]), base.class_names)
+        assert (summed(added, statistic) - expected).norm() <= sensitivity * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
 def test_a_record_moves_its_own_class_alone(statistic):
     records = random_records()
     moved = (summed(records, statistic) - summed(without_first(records), statistic)).flatten(1).norm(dim=1)

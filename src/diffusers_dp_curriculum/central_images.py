@@ -205,7 +205,8 @@ def _count_weight(values: int) -> float:
 def _poisson_sample(records: ImageDataset, sample_rate: float, generator: torch.Generator):
     """Yield the sampled records in pieces: `(n, channels, height, width)` in [0, 255], and `(n, classes)` one-hot."""
     included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate
-    for index in included.nonzero()[:, 0].split(max(VALUES_AT_ONCE // max(records.images[0].numel(), 64), 1)):
+    at_once = max(VALUES_AT_ONCE // max(records.images.shape[1:].numel(), 64), 1)
+    for index in included.nonzero()[:, 0].split(at_once):
         yield records.images[index].float(), F.one_hot(records.labels[index], records.num_classes or 1).float()
 
 
