@@ -4,6 +4,10 @@ This is one of the two places that read sensitive records. Per step each record 
 probability q; its gradient is the mean over K noise draws and is clipped once (DPDM, Dockhorn et al., TMLR 2023,
 arXiv:2210.09929), so that K does not change the sensitivity. Opacus clips, sums, adds noise and divides by
 the expected batch size.
+
+With several processes there is one sample for all of them, of which each takes an equal share. They clip and sum their
+records; the main process adds the noise to its own sum; then the sums are added up. So a step is the same mechanism
+whatever the number of processes, and no record is in it twice.
 """
 
 import math
@@ -11,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from opacus.optimizers import DPOptimizer
+from opacus.optimizers import DistributedDPOptimizer, DPOptimizer
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.nn.utils import get_total_norm
 
@@ -20,8 +24,9 @@ from .data import ImageDataset
 from .errors import InputError
 from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws
+from .processes import num_processes, process_index
 from .randomness import MechanismRandomness
-from .secure_noise import SecureDPOptimizer
+from .secure_noise import SecureDistributedDPOptimizer, SecureDPOptimizer
 
 
 def dp_sgd_mechanism(
@@ -89,22 +94,24 @@ class DPSGD:
         self.noise_multiplicity = noise_multiplicity
         self.max_physical_batch_size = max_physical_batch_size
         self.gradients_of = gradients_of
+        self.randomness = randomness
         self.device = next(model.parameters()).device
         self.steps_left = mechanism.steps
-        optimizer_class = SecureDPOptimizer if randomness.secure_rng else DPOptimizer
-        self.optimizer = optimizer_class(
+        self.optimizer = _optimizer_class(randomness.secure_rng)(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.sensitivity,
-            expected_batch_size=mechanism.sample_rate * len(records),
+            # Opacus takes the mean over processes of what each divides by this.
+            expected_batch_size=mechanism.sample_rate * len(records) / num_processes(),
             generator=randomness.generator(self.device),
         )
+        self.optimizer.attach_step_hook(_lay_out_alike)
         self.batches = iter(
             UniformWithReplacementSampler(
                 num_samples=len(records),
                 sample_rate=mechanism.sample_rate,
                 steps=mechanism.steps,
-                generator=randomness.generator(),
+                generator=randomness.shared_generator(),
             )
         )
         randomness.reseed_global()
@@ -121,8 +128,10 @@ class DPSGD:
         self.ledger.record(replace(self.mechanism, steps=1))
         self._forget_an_interrupted_step()
         batch = torch.tensor(next(self.batches), dtype=torch.int64)
-        # An empty batch is one empty piece: it takes the same noisy step as any other.
-        pieces = batch.split(self.max_physical_batch_size)
+        share = batch[process_index() :: num_processes()]
+        # An empty share is one empty piece: it takes part in the same noisy step as any other. The processes may have
+        # different numbers of pieces; they meet in the last one.
+        pieces = share.split(self.max_physical_batch_size)
         for number, piece in enumerate(pieces):
             self._set_grad_samples(piece)
             self.optimizer.signal_skip_step(do_skip=number < len(pieces) - 1)
@@ -141,10 +150,32 @@ class DPSGD:
         else:
             images = self.records.images[piece].to(self.device).float() / 127.5 - 1
             labels = self.records.labels[piece].to(self.device)
-            draws = self.loss.draw(images, labels, self.noise_multiplicity)
+            draws = self._draw(piece, images, labels)
             gradients = _without_non_finite_records(self.gradients_of(draws))
         for name, gradient in gradients.items():
             self.model.get_parameter(name).grad_sample = gradient
+
+    def _draw(self, piece: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> NoiseDraws:
+        if self.randomness.insecure_noise_seed is None:
+            return self.loss.draw(images, labels, self.noise_multiplicity)
+        of_records = []
+        for number, record in enumerate(piece.tolist()):
+            self.randomness.seed_draws_insecurely(self.steps_left, record)
+            alone = slice(number, number + 1)
+            of_records.append(self.loss.draw(images[alone], labels[alone], self.noise_multiplicity))
+        return NoiseDraws.cat(of_records)
+
+
+def _lay_out_alike(optimizer: DPOptimizer) -> None:
+    """Before the sums of all processes are added up: that goes by the place in memory, which depends on the batch."""
+    for p in optimizer.params:
+        p.grad = p.grad.contiguous()
+
+
+def _optimizer_class(secure_rng: bool) -> type[DPOptimizer]:
+    if num_processes() > 1:
+        return SecureDistributedDPOptimizer if secure_rng else DistributedDPOptimizer
+    return SecureDPOptimizer if secure_rng else DPOptimizer
 
 
 def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import os
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from opacus.optimizers import DPOptimizer
+from opacus.optimizers import DistributedDPOptimizer, DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 
 
@@ -49,6 +49,10 @@ class SecureDPOptimizer(DPOptimizer):
             noisy = p.summed_grad.double() + noise.to(p.device)
             p.grad = noisy.to(p.summed_grad.dtype).view_as(p)
             _mark_as_processed(p.summed_grad)
+
+
+class SecureDistributedDPOptimizer(DistributedDPOptimizer, SecureDPOptimizer):
+    """The same with several processes: the first adds the noise, to its own clipped sum, before all are summed."""
 
 
 class _ChaCha20Stream:
