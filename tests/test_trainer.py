@@ -218,9 +218,9 @@ def test_two_runs_with_one_seed_agree_in_all_but_what_the_mechanisms_draw(tmp_pa
     )
     warmed = []
 
-    def watch(unet, *others):
-        original_warm_up(unet, *others)
-        warmed.append(copy.deepcopy(unet.state_dict()))
+    def watch(state, *others):
+        original_warm_up(state, *others)
+        warmed.append(copy.deepcopy(state.unet.state_dict()))
 
     monkeypatch.setattr(trainer_module, "warm_up", watch)
     trained = []

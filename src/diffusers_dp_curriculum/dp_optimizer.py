@@ -12,8 +12,10 @@ more than the clipping norm; and matrix products, by which Opacus clips, follow 
 from collections.abc import Callable
 
 import torch
-from opacus.optimizers import DPOptimizer
+from opacus.optimizers import DistributedDPOptimizer, DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+
+from .processes import num_processes
 
 
 class ExactDPOptimizer(DPOptimizer):
@@ -50,3 +52,19 @@ class ExactDPOptimizer(DPOptimizer):
             noise = self.noise_multiplier * self.max_grad_norm * self.normal(p.summed_grad.shape, self.generator)
             p.grad = (p.summed_grad.double() + noise.to(p.device)).to(p.dtype)
             _mark_as_processed(p.summed_grad)
+
+
+class ExactDistributedDPOptimizer(DistributedDPOptimizer, ExactDPOptimizer):
+    """The same with several processes: the first adds the noise, to its own clipped sum, before all are summed."""
+
+    def reduce_gradients(self):
+        """Sum over the processes."""
+        for p in self.params:
+            # What is summed is what lies at the same place in memory, and the layout can depend on the batch.
+            p.grad = p.grad.contiguous()
+        super().reduce_gradients()
+
+
+def dp_optimizer_class() -> type[ExactDPOptimizer]:
+    """The one for as many processes as there are."""
+    return ExactDistributedDPOptimizer if num_processes() > 1 else ExactDPOptimizer

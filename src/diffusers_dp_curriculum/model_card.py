@@ -1,6 +1,5 @@
 """The model card: README.md of a published pipeline, with the privacy budget at the top."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -33,7 +32,7 @@ def make_model_card(
         class_names (`list[str]`, *optional*): None for an unconditional model.
         has_central_images (`bool`): Whether central_images.png lies beside the card.
     """
-    hyper_parameters = network | {name: value for name, value in asdict(config).items() if name != "output_dir"}
+    hyper_parameters = network | config.hyper_parameters()
     return ModelCard.from_template(
         ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS),
         template_path=str(TEMPLATE),
