@@ -42,6 +42,9 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Image folder, directory saved by `datasets`, parquet files, or MNIST-like IDX files."},
     )
+    plan: bool = field(
+        default=False, metadata={"help": "Print noise, epsilon, time and memory, and end: spends and writes nothing."}
+    )
     resolution: int | None = field(
         default=None, metadata={"help": "Resize and crop to this size; the images' own by default."}
     )
@@ -143,7 +146,7 @@ def make_scheduler(script: ScriptArguments) -> DDPMScheduler:
 def main() -> None:
     """Load, plan, train, save, and say where everything is."""
     script, config = parse_arguments(sys.argv[1:])
-    check_output_dir(Path(config.output_dir))  # here already: loading may take long
+    check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)  # here already: loading may take long
     noise_scheduler = make_scheduler(script)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,
@@ -161,9 +164,12 @@ def main() -> None:
         args=config,
         train_dataset=dataset,
     )
+    if script.plan:
+        trainer.print_plan()
+        return
     trainer.train()
     trainer.save_pipeline()
-    print(trainer.summary())
+    trainer.accelerator.print(trainer.summary())
 
 
 if __name__ == "__main__":

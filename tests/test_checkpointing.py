@@ -164,5 +164,7 @@ def test_a_run_killed_three_times_is_whole_in_the_end(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_run_killed_twenty_times_is_whole_in_the_end(tmp_path, num_processes):
-    kill_until_done(tmp_path, kills=20, num_processes=num_processes)
-    check(tmp_path / "model")
+    left = kill_until_done(tmp_path, kills=20, num_processes=num_processes, steps=160)
+    assert len(left) == 20
+    assert 0 < sum(releases > 1 for releases in left) < 20  # in either stage
+    check(tmp_path / "model", steps=160)

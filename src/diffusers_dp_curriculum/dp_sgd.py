@@ -65,6 +65,8 @@ class DPSGD:
         max_physical_batch_size (`int`): Records whose gradients are in memory at a time.
         gradients_of (`Callable`): Gives the draws' per-record gradients, as [`per_record_gradients`] does.
         randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
+        observe (`Callable`, *optional*):
+            Is shown the draws of every physical batch. What it finds is NOT covered by the ledger.
 
     Raises:
         InputError:
@@ -84,6 +86,7 @@ class DPSGD:
         max_physical_batch_size: int,
         gradients_of: Callable[[NoiseDraws], dict[str, torch.Tensor]],
         randomness: MechanismRandomness | None = None,
+        observe: Callable[[NoiseDraws], object] | None = None,
     ):
         randomness = randomness or MechanismRandomness()
         if mechanism.sample_rate * SAMPLER_STEPS % 1:
@@ -103,6 +106,7 @@ class DPSGD:
         self.max_physical_batch_size = max_physical_batch_size
         self.gradients_of = gradients_of
         self.randomness = randomness
+        self.observe = observe
         self.device = next(model.parameters()).device
         self.steps_left = mechanism.steps
         self.optimizer = dp_optimizer_class()(
@@ -159,6 +163,8 @@ class DPSGD:
             images = self.records.images[piece].to(self.device).float() / 127.5 - 1
             labels = self.records.labels[piece].to(self.device)
             draws = self._draw(piece, images, labels)
+            if self.observe is not None:
+                self.observe(draws)
             gradients = _without_non_finite_records(self.gradients_of(draws))
         for name, gradient in gradients.items():
             self.model.get_parameter(name).grad_sample = gradient

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, set_seed
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
@@ -26,9 +27,9 @@ from .errors import InputError, confidential_errors
 from .estimates import estimate
 from .interruption import TerminationRequest
 from .ledger import PrivacyLedger
-from .losses import DenoisingLoss
+from .losses import DenoisingLoss, NoiseDraws, denoising_error
 from .model_card import make_model_card
-from .per_record_gradients import check_records_stay_apart, choose_mode, per_record_gradients
+from .per_record_gradients import LOSS_SCALES, check_records_stay_apart, choose_mode, per_record_gradients
 from .planning import Plan, make_plan
 from .processes import any_process, check_all_equal, from_main, share_parameters
 from .randomness import MechanismRandomness
@@ -38,6 +39,11 @@ from .warm_up import start_warm_up, warm_up
 
 # How long the other processes wait for the main one, which alone queries central images and draws samples.
 PATIENCE = timedelta(hours=6)
+
+SENSITIVE_CURVES = (
+    "The loss on the records was written to private/sensitive_curves.csv, outside of all mechanisms: epsilon covers "
+    "what is published, not what those learn who see that file, nor choices that they make by it."
+)
 
 # The networks that hold something of sensitive records already.
 _TRAINED: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
@@ -93,6 +99,8 @@ class DPCurriculumTrainer:
             null_label=self.records.num_classes,
             random_flip=args.random_flip,
         )
+        if args.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         self.image_shape = tuple(self.records.images.shape[1:])
         conditional = self.records.num_classes is not None
         check_records_stay_apart(self.unet, self.image_shape, conditional)
@@ -134,11 +142,18 @@ class DPCurriculumTrainer:
         self._open_ledger()
         _TRAINED.add(self.unet)
         share_parameters(self.unet)
+        if self.args.logger is not None:
+            plain = {name: str(value) for name, value in self.args.hyper_parameters().items()}
+            self.accelerator.init_trackers("dp-curriculum", config=plain)
         details = self.output_dir / "private" / f"traceback-{self.accelerator.process_index}.txt"
-        with confidential_errors(details), TerminationRequest() as self.termination:
-            if self.plan.central is not None:
-                self._warm_up()
-            self._train_by_dp_sgd()
+        try:
+            with confidential_errors(details), TerminationRequest() as self.termination:
+                if self.plan.central is not None:
+                    self._warm_up()
+                self._train_by_dp_sgd()
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         self.finished = True
 
     def print_plan(self) -> None:
@@ -171,6 +186,8 @@ class DPCurriculumTrainer:
     def _write_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
         privacy = self.ledger.statement(len(self.records))
+        if self._sensitive_curves.exists():  # also those that were written before the run was resumed
+            privacy["remarks"].append(SENSITIVE_CURVES)
         (self.output_dir / "privacy.json").write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
         self.unet.register_to_config(_name_or_path="")  # where it was loaded from is nobody else's business
         self.sampler.pipeline(self.unet).save_pretrained(self.output_dir)
@@ -250,6 +267,8 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None and self.checkpoint.stage != "warm_up":
             return
         self._restore(state)
+        if self.args.logger is not None:
+            self.ledger.mark_visible("curve of the loss on the central images")
         with self._progress_bar(state, "Stage 1, central images", self.args.central_train_steps) as progress:
             warm_up(
                 state,
@@ -257,7 +276,8 @@ class DPCurriculumTrainer:
                 self.central_images,
                 self.args,
                 self.accelerator.autocast,
-                lambda error: self._after_step(state, progress),
+                lambda error: self._after_step(state, progress, {"loss_on_central_images": error.item()}),
+                self.loss_scale,
             )
 
     def _release_central_images(self) -> CentralImageDataset:
@@ -275,7 +295,7 @@ class DPCurriculumTrainer:
         )
 
     def _train_by_dp_sgd(self) -> None:
-        args = self.args
+        args, is_main = self.args, self.accelerator.is_main_process
         state = self._start_dp_sgd()
         if self.checkpoint is not None and self.checkpoint.stage == "dp_sgd":
             self._restore(state)
@@ -298,13 +318,14 @@ class DPCurriculumTrainer:
                 max_physical_batch_size=args.max_physical_batch_size,
                 gradients_of=self.gradients_of,
                 randomness=self.randomness,
+                observe=self._write_sensitive_loss if args.log_sensitive_curves and is_main else None,
             )
             last = state.step + steps
             with self._progress_bar(state, "Stage 2, DP-SGD", last) as progress:
                 while state.step < last:
                     dp_sgd.step()
                     state.advance()
-                    self._after_step(state, progress, is_last=state.step == last)
+                    self._after_step(state, progress, {}, is_last=state.step == last)
         if args.use_ema:
             state.ema.copy_to(self.unet.parameters())
 
@@ -333,18 +354,26 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None:
             state.load_state_dict(self.checkpoint.state)
 
-    def _after_step(self, state: TrainingState, progress: tqdm, is_last: bool = False) -> None:
+    def _after_step(self, state: TrainingState, progress: tqdm, curves: dict, is_last: bool = False) -> None:
         """Show how far the run is, keep what it can go on from, and end it if the cluster asks for that."""
+        number = self._number(state)
         executed = sum(mechanism.steps for mechanism in self.ledger.mechanisms if mechanism.name == "dp_sgd")
+        epsilon = self.plan.epsilon_spent(executed)
         progress.update()
-        progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(executed):.2f}")
+        progress.set_postfix(epsilon=f"{epsilon:.2f}")
+        learning_rate = state.optimizer.param_groups[0]["lr"]
+        self.accelerator.log({"epsilon": epsilon, "learning_rate": learning_rate, **curves}, step=number)
         terminated = any_process(self.termination.received)
-        if is_last or terminated or self._number(state) % self.args.checkpointing_steps == 0:
+        picture = self.args.save_images_steps is not None and number % self.args.save_images_steps == 0
+        # A picture makes all steps count that were taken so far: nothing of them should have to be done again.
+        if is_last or terminated or picture or number % self.args.checkpointing_steps == 0:
             self._save_checkpoint(state)
+        if picture:
+            from_main(lambda: self._save_samples(state))
         if terminated:
             progress.close()
             self.accelerator.print(
-                f"Interrupted by SIGTERM after {self._number(state)} steps: go on with the same command and "
+                f"Interrupted by SIGTERM after {number} steps: go on with the same command and "
                 "--resume_from_checkpoint latest."
             )
             raise SystemExit(0)
@@ -361,20 +390,47 @@ class DPCurriculumTrainer:
             )
         )
 
+    def _save_samples(self, state: TrainingState) -> None:
+        """A grid of what the network, or its average, makes now."""
+        directory = self.output_dir / "private" / "samples"
+        self.ledger.mark_visible("samples")
+        directory.mkdir(exist_ok=True)
+        if self.args.use_ema:
+            state.ema.store(self.unet.parameters())
+            state.ema.copy_to(self.unet.parameters())
+        self.sampler.grid(self.unet).save(directory / f"step-{self._number(state)}.png")
+        if self.args.use_ema:
+            state.ema.restore(self.unet.parameters())
+        self.unet.train()
+
+    @property
+    def _sensitive_curves(self) -> Path:
+        return self.output_dir / "private" / "sensitive_curves.csv"
+
+    def _write_sensitive_loss(self, draws: NoiseDraws) -> None:
+        """NOT private, and asked for: the loss of a physical batch, of the main process alone."""
+        with torch.no_grad(), self.accelerator.autocast():
+            error = denoising_error(self.unet, draws.flatten())
+        with self._sensitive_curves.open("a") as curves:
+            curves.write(f"{self.ledger.position},{error.item()}\n")
+
     def _progress_bar(self, state: TrainingState, title: str, last: int) -> tqdm:
         return tqdm(initial=state.step, total=last, desc=title, disable=not self.accelerator.is_main_process)
 
     def _make_gradients_of(self):
         """Per-record gradients as the configuration and `accelerate launch --dynamo_backend` ask for them."""
         mode, autocast = self.grad_sample_mode, self.accelerator.autocast
+        self.loss_scale = LOSS_SCALES[self.accelerator.mixed_precision]
         dynamo = self.accelerator.state.dynamo_plugin
         if mode == "folded" and dynamo.backend != DynamoBackend.NO:
             if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision != "no":
                 # PyTorch's compiler takes the group normalisation's gradient for float32 there, which it is not.
                 raise InputError("On CPU only float32 can be compiled: leave out --dynamo_backend or bf16.")
+            if self.args.gradient_checkpointing:
+                raise InputError("A compiled pass keeps what it chooses: leave out --gradient_checkpointing.")
             num_records = min(self.args.max_physical_batch_size, len(self.records))
-            return CompiledGradients(self.unet, num_records, autocast, **dynamo.to_kwargs())
-        return partial(per_record_gradients, self.unet, mode=mode, autocast=autocast)
+            return CompiledGradients(self.unet, num_records, autocast, self.loss_scale, **dynamo.to_kwargs())
+        return partial(per_record_gradients, self.unet, mode=mode, autocast=autocast, loss_scale=self.loss_scale)
 
 
 def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
@@ -411,8 +467,16 @@ def _make_accelerator(args: DPCurriculumConfig) -> Accelerator:
     on_cpu = not torch.accelerator.is_available()
     if args.mixed_precision == "fp16" and on_cpu:
         raise InputError("fp16 is for accelerators: use bf16 or no on a CPU.")
+    if args.logger is not None and args.logger not in [str(tracker) for tracker in get_available_trackers()]:
+        raise InputError(f"The logger {args.logger} is not installed: `pip install {args.logger}`.")
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=on_cpu, kwargs_handlers=[patience])
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=on_cpu,
+        kwargs_handlers=[patience],
+        log_with=args.logger,
+        project_dir=Path(args.output_dir) / "private" / args.logging_dir,
+    )
     # Otherwise the process that ends first takes the others' connections along.
     atexit.register(accelerator.state.destroy_process_group)
     return accelerator

@@ -27,7 +27,8 @@ def warm_up(
     central_images: CentralImageDataset,
     config: DPCurriculumConfig,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-    after_step: Callable[[float], object] = lambda error: None,
+    after_step: Callable[[torch.Tensor], object] = lambda error: None,
+    loss_scale: float = 1.0,
 ) -> None:
     """Train on the central images and random affine variations of them.
 
@@ -42,7 +43,8 @@ def warm_up(
         central_images (`CentralImageDataset`): What was released.
         config (`DPCurriculumConfig`): The fields `central_train_steps`, `central_batch_size` and `seed` are used.
         autocast (`Callable`, *optional*): Makes the context of the forward pass.
-        after_step (`Callable`, *optional*): Called after each step with the mean error of the batch.
+        after_step (`Callable`, *optional*): Called after each step with the error of this process's share.
+        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
     """
     unet = state.unet
     device = next(unet.parameters()).device
@@ -59,9 +61,11 @@ def warm_up(
         error = torch.zeros((), device=device)
         if len(share) > 0:
             with autocast():
-                error = denoising_error(unet, draws.of_records(share)) * (len(share) / config.central_batch_size)
-            error.backward()
+                error = denoising_error(unet, draws.of_records(share))
+            (error * (loss_scale * len(share) / config.central_batch_size)).backward()
         _sum_gradients(unet)
+        if loss_scale != 1:
+            _unscale_gradients(unet, loss_scale)
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.advance()
@@ -79,3 +83,10 @@ def _sum_gradients(unet: torch.nn.Module) -> None:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     for p, total in zip(trainable, reduce([p.grad for p in trainable], reduction="sum"), strict=True):
         p.grad = total
+
+
+def _unscale_gradients(unet: torch.nn.Module, loss_scale: float) -> None:
+    """Divide by the factor of the loss; what overflowed takes no part in the step."""
+    for p in unet.parameters():
+        if p.grad is not None:
+            p.grad.div_(loss_scale).nan_to_num_(0.0, 0.0, 0.0)
