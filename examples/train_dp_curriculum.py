@@ -23,6 +23,7 @@ from diffusers_dp_curriculum import (
     InputError,
     load_image_dataset,
 )
+from diffusers_dp_curriculum.hub import prepare_repo
 from diffusers_dp_curriculum.trainer import check_output_dir
 
 
@@ -144,6 +145,9 @@ def main() -> None:
     script, config = parse_arguments(sys.argv[1:])
     check_output_dir(Path(config.output_dir))  # here already: loading may take long
     noise_scheduler = make_scheduler(script)
+    if config.push_to_hub:
+        repo_id = config.hub_model_id or Path(config.output_dir).absolute().name
+        prepare_repo(repo_id, "model", config.hub_private_repo or None, config._hub_token)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,
         train_data_dir=script.train_data_dir,
@@ -162,6 +166,8 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_pipeline()
+    if config.push_to_hub and config.hub_strategy == "end":
+        trainer.push_to_hub()
     print(trainer.summary())
 
 
