@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 from .accounting import LooseEpsilonWarning, Mechanism, recompute_epsilon
 from .cards import adopt_metadata, budget, has_own_text, own_text, update
@@ -292,7 +292,7 @@ def _push(
         api = HfApi(token=token, library_name="diffusers-dp-curriculum")
         repo_id = _create_repo(api, repo_id, repo_type, private)
         head = api.repo_info(repo_id, repo_type=repo_type)
-        pushed = card(_read_card(api, repo_id, repo_type, head.sha), repo_id)
+        pushed = card(_read_card(api, head, repo_type), repo_id)
         operations = [
             CommitOperationAdd(name, pushed.encode() if name == "README.md" else str(path))
             for name, path in files.items()
@@ -321,14 +321,11 @@ def _create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None)
     return repo_id
 
 
-def _read_card(api: HfApi, repo_id: str, repo_type: str, revision: str) -> str | None:
+def _read_card(api: HfApi, head: ModelInfo | DatasetInfo, repo_type: str) -> str | None:
+    if "README.md" not in [sibling.rfilename for sibling in head.siblings]:
+        return None
     with tempfile.TemporaryDirectory() as directory:
-        try:
-            path = api.hf_hub_download(
-                repo_id, "README.md", repo_type=repo_type, revision=revision, local_dir=directory
-            )
-        except EntryNotFoundError:
-            return None
+        path = api.hf_hub_download(head.id, "README.md", repo_type=repo_type, revision=head.sha, local_dir=directory)
         return Path(path).read_text(encoding="utf-8")
 
 
