@@ -7,12 +7,14 @@ It is spoken to by the real clients (`huggingface_hub`, `diffusers`, `datasets`)
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -106,6 +108,17 @@ class HubServer:
     def cut(self, pattern: str, after_bytes: int, times: int = 1) -> None:
         """Read `after_bytes` of the body of the next `times` requests that match `pattern`, and hang up."""
         self.faults.append(Fault(re.compile(pattern), None, "", times, after_bytes))
+
+    def environment(self, cache: Path, **variables: str) -> dict[str, str]:
+        """Of a process that knows this Hub and no other, and has no token unless one is given."""
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            **variables,
+        }
 
     def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
         """What `main` holds."""

@@ -1,7 +1,6 @@
 """Publishing: the real clients against a Hub on loopback, whole and when something goes wrong."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ from huggingface_hub import ModelCard
 from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer, ImageDataset, InputError
 from diffusers_dp_curriculum.hub import prepare_repo, push_model
 from helpers import tiny_records, tiny_scheduler, tiny_unet
-from hub_server import HubServer
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "push_to_hub.py"
@@ -66,30 +64,6 @@ def finished(tmp_path_factory):
 def model(finished, tmp_path):
     """A finished run of one's own."""
     return Path(shutil.copytree(finished, tmp_path / "model"))
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with HubServer() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_writes")
-        yield hub
-
-
-def environment(hub, tmp_path, **variables):
-    """For a process of its own: nothing but the Hub on loopback, and an empty cache."""
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_TOKEN": "hf_writes",
-        **variables,
-    }
 
 
 def edit(path, text):
@@ -217,7 +191,7 @@ def test_an_unfinished_run_is_not_pushed(hub, tmp_path):
     trainer = DPCurriculumTrainer(
         tiny_unet(),
         tiny_scheduler(),
-        DPCurriculumConfig(output_dir=str(tmp_path / "model"), train_batch_size=10),
+        DPCurriculumConfig(output_dir=str(tmp_path / "model"), train_batch_size=10, max_train_steps=1),
         records,
     )
     with pytest.raises(InputError, match="no trained model to push yet"):
@@ -425,7 +399,7 @@ def run_python(code, hub, tmp_path, *arguments):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=environment(hub, tmp_path, HF_TOKEN=""),
+        env=hub.environment(tmp_path / "hf"),
     )
 
 
@@ -487,21 +461,21 @@ assert len(images) == 2
     assert done.returncode == 0, done.stderr
 
 
-def test_the_script(hub, model, tmp_path):
-    def run(*arguments, **variables):
-        command = [sys.executable, SCRIPT, *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=environment(hub, tmp_path, **variables)
-        )
-
-    refused = run("model", "alice/model", HF_TOKEN="hf_invalid")
-    assert refused.returncode == 1
-    assert "log in with `hf auth login`" in refused.stderr.splitlines()[-1]
-    assert "Traceback" not in refused.stderr
-    assert "hf_invalid" not in refused.stdout + refused.stderr
-    pushed = run("model", "alice/model", "--private")
-    assert pushed.returncode == 0, pushed.stderr
-    assert (
-        pushed.stdout == f"Pushed: {hub.url}/alice/model/commit/{hub.repos['model', 'alice/model'].commits[-1].oid}\n"
+@pytest.mark.parametrize("token", ["hf_writes", "hf_invalid"])
+def test_the_script(hub, model, tmp_path, token):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "model", "alice/model", "--private"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=hub.environment(tmp_path / "hf", HF_TOKEN=token),
     )
-    assert hub.repos["model", "alice/model"].private
+    assert token not in done.stdout + done.stderr
+    if token == "hf_writes":
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"Pushed: {hub.url}/alice/model/commit/{hub.commits('alice/model')[-1].oid}\n"
+        assert hub.repos["model", "alice/model"].private
+    else:
+        assert done.returncode == 1
+        assert "log in with `hf auth login`" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr

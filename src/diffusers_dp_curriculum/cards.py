@@ -16,12 +16,13 @@ STATEMENT = "statement"
 SECTION = re.compile(r"<!-- generated: (?P<name>\w+)\b.*?-->.*?<!-- end: (?P=name) -->", re.DOTALL)
 
 
-def privacy_statement(privacy: dict, subject: str, with_label: bool, mechanisms_in_words: str) -> str:
+def privacy_statement(privacy: dict, subject: str, data: str, with_label: bool, mechanisms_in_words: str) -> str:
     """The budget in one sentence that can be quoted on its own.
 
     Args:
         privacy (`dict`): The content of privacy.json.
         subject (`str`): What the sentence is about: "This model".
+        data (`str`): Whose record it is about: "its training data".
         with_label (`bool`): Whether a record is an image with its label.
         mechanisms_in_words (`str`): What the budget was spent on.
     """
@@ -30,7 +31,7 @@ def privacy_statement(privacy: dict, subject: str, with_label: bool, mechanisms_
     record = "one image with its label" if with_label else "one image"
     return (
         f"**{subject} is {budget(privacy)}-differentially private with respect to adding or removing one record "
-        f"({record}) of its training data.** The one budget covers everything that read the data: "
+        f"({record}) of {data}.** The one budget covers everything that read the data: "
         f"{mechanisms_in_words}."
     )
 

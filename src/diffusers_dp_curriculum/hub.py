@@ -149,17 +149,24 @@ def push_dataset(
 
     Args:
         directory (`str` or `Path`): Holds `data/train-*.parquet`, README.md and privacy.json.
+
+    The others are those of [`push_model`], as are the errors. Text on the Hub's card stays.
     """
     directory = Path(directory)
     files = publishable_files(directory, DATASET_FILES)
     privacy = check_statement(directory / "privacy.json")
     local = files["README.md"].read_text(encoding="utf-8")
+
+    def card(hub_card: str | None, repo_id: str) -> str:
+        addressed = with_repo_id(local, repo_id)
+        return addressed if hub_card is None else update(hub_card, addressed)
+
     commit, _ = _push(
         repo_id,
         "dataset",
         files,
         DATASET_FILES,
-        lambda hub_card, repo_id: local if hub_card is None else update(hub_card, local),
+        card,
         commit_message or f"Synthetic images from a {budget(privacy)}-differentially private model",
         "",
         private,

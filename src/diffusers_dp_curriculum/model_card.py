@@ -46,7 +46,9 @@ def make_model_card(
         title=f"Diffusion model under differential privacy, epsilon {round_up(privacy['epsilon'])}"
         if privacy["private"]
         else "Diffusion model WITHOUT privacy",
-        statement=privacy_statement(privacy, "This model", class_names is not None, mechanisms_in_words(privacy)),
+        statement=privacy_statement(
+            privacy, "This model", "its training data", class_names is not None, mechanisms_in_words(privacy)
+        ),
         privacy=privacy,
         epsilon=round_up(privacy["epsilon"]),
         class_names=class_names,
@@ -67,8 +69,8 @@ def mechanisms_in_words(privacy: dict) -> str:
 
 
 def with_repo_id(card: str, repo_id: str) -> str:
-    """The card with the address from which its snippets load."""
-    return re.sub(r'from_pretrained\("[^"]*"', f'from_pretrained("{repo_id}"', card)
+    """The card, of a model or a data set, with the address from which its snippets load."""
+    return re.sub(r'(from_pretrained|load_dataset)\("[^"]*"', rf'\1("{repo_id}"', card)
 
 
 def _example_labels(class_names: list[str] | None) -> str:
