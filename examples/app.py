@@ -8,7 +8,6 @@ this machine alone, and no code of the pipeline's directory or repository is run
 """
 
 import argparse
-import math
 import sys
 import tempfile
 import zipfile
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import diffusers
 import gradio
+import numpy as np
 import torch
-from PIL import Image
+from diffusers.utils import numpy_to_pil
 
 from diffusers_dp_curriculum import InputError
 from diffusers_dp_curriculum.cards import budget
@@ -56,7 +56,7 @@ def make_sampler(pipeline: diffusers.DiffusionPipeline):
     def sample(classes: list[str], count: int, guidance_scale: float, num_inference_steps: int, seed: int):
         """`count` images of each class: a grid to see, and a zip file of them."""
         generator = torch.Generator(pipeline.device).manual_seed(int(seed))
-        options = {"num_inference_steps": int(num_inference_steps), "generator": generator}
+        options = {"num_inference_steps": int(num_inference_steps), "generator": generator, "output_type": "np"}
         if class_names is None:
             labels = ["image"] * int(count)
             images = pipeline(batch_size=len(labels), **options).images
@@ -67,22 +67,15 @@ def make_sampler(pipeline: diffusers.DiffusionPipeline):
             if len(labels) > MAX_IMAGES:
                 raise gradio.Error(f"These are {len(labels)} images: choose at most {MAX_IMAGES}.")
             images = pipeline(class_labels=labels, guidance_scale=guidance_scale, **options).images
-        return _grid(images, int(count)), _zip(labels, images)
+        return image_grid(torch.from_numpy(images).permute(0, 3, 1, 2), int(count)), _zip(labels, images)
 
     return sample
 
 
-def _grid(images: list[Image.Image], columns: int) -> Image.Image:
-    columns = min(columns, GRID_COLUMNS)
-    arrays = torch.from_numpy(diffusers.image_processor.VaeImageProcessor.pil_to_numpy(images)).permute(0, 3, 1, 2)
-    missing = math.ceil(len(arrays) / columns) * columns - len(arrays)
-    return image_grid(torch.cat([arrays, torch.ones(missing, *arrays.shape[1:])]), columns)
-
-
-def _zip(labels: list[str], images: list[Image.Image]) -> str:
+def _zip(labels: list[str], images: np.ndarray) -> str:
     path = Path(tempfile.mkdtemp(), "images.zip")
     with zipfile.ZipFile(path, "w") as archive:
-        for number, (label, image) in enumerate(zip(labels, images, strict=True)):
+        for number, (label, image) in enumerate(zip(labels, numpy_to_pil(images), strict=True)):
             name = "".join(character if character.isalnum() else "_" for character in label)
             with archive.open(f"{number:02d}_{name}.png", "w") as file:
                 image.save(file, "PNG")
