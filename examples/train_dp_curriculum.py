@@ -24,6 +24,8 @@ from diffusers_dp_curriculum import (
     TrainingError,
     load_image_dataset,
 )
+from diffusers_dp_curriculum.hub import prepare_repo
+from diffusers_dp_curriculum.processes import from_main
 from diffusers_dp_curriculum.trainer import check_output_dir
 
 
@@ -167,8 +169,13 @@ def main() -> None:
     if script.plan:
         trainer.print_plan()
         return
+    if config.push_to_hub:  # before training: a repository that cannot be had is better known at once
+        repo_id = config.hub_model_id or Path(config.output_dir).absolute().name
+        from_main(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config._hub_token))
     trainer.train()
     trainer.save_pipeline()
+    if config.push_to_hub and config.hub_strategy == "end":
+        trainer.push_to_hub()
     trainer.accelerator.print(trainer.summary())
 
 

@@ -9,7 +9,8 @@ from .errors import InputError
 # Those of diffusers' `get_scheduler` that need nothing but a number of steps.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
 
-# The fields that say where and how a run is executed; they change no result, and another machine may want others.
+# The fields that say where and how a run is executed and shared: they change no result, another machine may want
+# others, and they have no place on the model's card.
 EXECUTION = (
     "output_dir",
     "max_physical_batch_size",
@@ -23,6 +24,13 @@ EXECUTION = (
     "logger",
     "logging_dir",
     "log_sensitive_curves",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_token",
+    "hub_strategy",
+    "hub_license",
+    "hub_dataset_name",
 )
 
 
@@ -124,7 +132,32 @@ class DPCurriculumConfig:
     num_inference_steps: int = _option(50, "Denoising steps per sampled image.")
     guidance_scale: float = _option(1.0, "Classifier-free guidance of the samples; 1 is none.")
 
+    # Publishing.
+    push_to_hub: bool = _option(False, "Push the pipeline to the Hub when it is saved.")
+    hub_model_id: str | None = _option(
+        None, "Repository to push to, USER/NAME or NAME; the name of output_dir by default."
+    )
+    hub_private_repo: bool = _option(False, "Make the repository private, if it does not exist yet.")
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "Token of the Hub. That of `hf auth login` or HF_TOKEN is better: others see a command line."
+        },
+    )
+    hub_strategy: str = _option(
+        "every_save", '"every_save" pushes whenever the pipeline is saved, "end" at the end. Checkpoints never are.'
+    )
+    hub_license: str | None = _option(
+        None, 'License of the model, for its card, as the Hub calls it, such as "apache-2.0".'
+    )
+    hub_dataset_name: str | None = _option(
+        None, "Name of the training data, for the card, if it may be known; a link if it is a Hub id."
+    )
+
     def __post_init__(self):
+        # Taken out of the field, so that nothing that is written from the fields (a card, a log, a checkpoint) has it.
+        self._hub_token, self.hub_token = self.hub_token, None
         for option in fields(self):
             value = getattr(self, option.name)
             whole = option.type in (int, int | None)
@@ -166,6 +199,11 @@ class DPCurriculumConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number in [0, 1).")
         if self.guidance_scale != 1 and self.label_dropout == 0:
             raise InputError("guidance_scale needs the null class, which label_dropout 0 never trains: raise it.")
+        _one_of(self, "hub_strategy", "every_save", "end")
+        if self.push_to_hub and self.insecure_noise_seed is not None:
+            raise InputError(
+                "push_to_hub is for private runs, and insecure_noise_seed takes privacy away: leave out one."
+            )
 
     def hyper_parameters(self) -> dict:
         """What defines a run's result: every field but those that say where and how it is executed."""

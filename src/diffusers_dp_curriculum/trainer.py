@@ -15,8 +15,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, set_seed
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
+from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
+from .cards import update as update_card
 from .central_images import CentralImageDataset
 from .checkpointing import Checkpoint, Checkpoints, TrainingState, make_ema, run_identity
 from .compilation import CompiledGradients
@@ -25,6 +27,7 @@ from .data import to_image_dataset
 from .dp_sgd import DPSGD
 from .errors import InputError, confidential_errors
 from .estimates import estimate
+from .hub import push_model
 from .interruption import TerminationRequest
 from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws, denoising_error
@@ -203,8 +206,51 @@ class DPCurriculumTrainer:
             "mixed_precision": self.accelerator.mixed_precision,
         }
         card = make_model_card(privacy, self.args, network, self.records.class_names, self.central_images is not None)
-        card.save(self.output_dir / "README.md")
+        readme = self.output_dir / "README.md"
+        text = update_card(readme.read_text(encoding="utf-8"), card.content) if readme.is_file() else card.content
+        readme.write_text(text, encoding="utf-8")
         self.sampler.grid(self.unet).save(self.output_dir / "samples.png")
+        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
+            self.push_to_hub()
+
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo | None:
+        """Push what [`save_pipeline`] wrote to the Hub: the files that may be published, in one commit.
+
+        Args:
+            repo_id (`str`, *optional*): Defaults to `hub_model_id`, or the name of `output_dir`.
+            commit_message (`str`, *optional*): Defaults to one with the privacy budget.
+            private (`bool`, *optional*): Whether a new repository is private; defaults to `hub_private_repo`.
+            token (`str`, *optional*): Defaults to `hub_token`, or to that of `hf auth login` or `HF_TOKEN`.
+            create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: Address and id of the commit; None in all processes but the first.
+
+        Raises:
+            InputError:
+                If the run is not finished, not saved or not private, or if the push does not succeed. Nothing is lost
+                then, and the same call, or `examples/push_to_hub.py`, pushes again.
+        """
+        if not self.finished:
+            raise InputError("There is no trained model to push yet: call train() and save_pipeline() first.")
+        if not self.accelerator.is_main_process:
+            return None
+        return push_model(
+            self.output_dir,
+            repo_id or self.args.hub_model_id or self.output_dir.absolute().name,
+            commit_message=commit_message,
+            private=(self.args.hub_private_repo or None) if private is None else private,
+            token=token or self.args._hub_token,
+            create_pr=create_pr,
+            counted=self.ledger.mechanisms,
+        )
 
     def summary(self) -> str:
         """What was made and where it is, for a person to read when [`save_pipeline`] is done."""
