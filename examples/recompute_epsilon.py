@@ -33,11 +33,11 @@ def main() -> int:
             f"{mechanism['sample_rate']:.6g}, steps {mechanism['steps']}"
         )
     stated = statement.get("epsilon")
-    print(f"  recomputed epsilon   {epsilon:.4f} at delta {statement['delta']:g}, {statement['accountant']} accountant")
+    print(f"  recomputed epsilon   {epsilon:.4f} at delta {statement['delta']}, {statement['accountant']} accountant")
     print(f"  stated epsilon       {stated}")
     for remark in statement.get("remarks", []):
         print(f"  remark               {remark}")
-    if not isinstance(stated, int | float) or stated < (1 - TOLERANCE) * epsilon:
+    if not (isinstance(stated, int | float) and stated >= (1 - TOLERANCE) * epsilon):
         print("The file understates what its mechanisms amount to.")
         return 1
     if statement.get("private") is not True:

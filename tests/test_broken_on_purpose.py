@@ -335,3 +335,4 @@ def test_a_wrong_variant_is_caught_by_the_test_that_is_named(outcomes, variant):
     code, output = outcomes[variant]
     assert code == 1, f"{variant.caught_by} did not fail:\n{output}"
     assert f"FAILED {variant.caught_by}" in output
+    assert "AssertionError" in output or "Failed: " in output, f"it broke instead of failing:\n{output}"

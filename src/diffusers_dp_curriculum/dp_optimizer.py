@@ -34,10 +34,12 @@ class ExactDPOptimizer(DPOptimizer):
     def clip_and_accumulate(self):
         """Scale each record's gradient to `max_grad_norm` at most, and add the results to `summed_grad`."""
         of_parameters = [
-            torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64) for gradient in self.grad_samples
+            torch.linalg.vector_norm(gradient.reshape(len(gradient), p.numel()), dim=1, dtype=torch.float64)
+            for gradient, p in zip(self.grad_samples, self.params, strict=True)
         ]
         norms = torch.linalg.vector_norm(torch.stack(of_parameters), dim=0)
         factors = (self.max_grad_norm / norms.clamp(min=self.max_grad_norm)).float()
+        factors[factors < torch.finfo(torch.float32).tiny] = 0  # those are rounded too far
         for p in self.params:
             _check_processed_flag(p.grad_sample)
             # In place: nobody needs the gradients any more, and a copy would double the memory.

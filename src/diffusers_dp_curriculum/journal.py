@@ -40,7 +40,7 @@ class Journal:
         self.path = Path(path)
         try:
             flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0)
-            self._file = os.fdopen(os.open(path, flags, 0o600), "r+", encoding="utf-8", newline="\n")
+            self._file = os.fdopen(os.open(path, flags, 0o600), "r+", encoding="utf-8", errors="replace", newline="\n")
         except FileNotFoundError as error:
             raise InputError(
                 f"There is no journal {error.filename} to go on with: give the directory of a run."

@@ -523,6 +523,8 @@ def _make_accelerator(args: DPCurriculumConfig) -> Accelerator:
         log_with=args.logger,
         project_dir=Path(args.output_dir) / "private" / args.logging_dir,
     )
+    if accelerator.device.type == "mps":
+        raise InputError("DP noise is in float64, which Apple's GPU has not: use `accelerate launch --cpu`.")
     # Otherwise the process that ends first takes the others' connections along.
     atexit.register(accelerator.state.destroy_process_group)
     return accelerator
