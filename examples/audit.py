@@ -5,7 +5,7 @@
     python examples/audit.py --actual_noise 0      # no noise at all: refuted
 
 Needs a data set for company only: the canaries are its own. Leave it at the digits, or take another public one: an
-audit spends privacy of its records that no privacy.json counts. Writes audit.json and audit.png to the output directory.
+audit spends privacy of its records that no privacy.json counts. Writes audit.json and audit.png to --output_dir.
 """
 
 import argparse
