@@ -1,6 +1,6 @@
 """A page to look at a trained pipeline: choose classes, guidance, steps and seed, and see what comes out.
 
-    pip install "diffusers-dp-curriculum[app]"
+    pip install -c constraints.txt ".[app]"
     python examples/app.py my-model                 # or USER/NAME on the Hub
 
 Sampling is post-processing of the weights: it costs no privacy, however many images are drawn. The page is served on
@@ -105,7 +105,9 @@ def make_page(name: str) -> gradio.Blocks:
                 seed = gradio.Number(0, precision=0, minimum=0, label="Seed")
                 button = gradio.Button("Sample", variant="primary")
             with gradio.Column(scale=2):
-                grid = gradio.Image(label="Samples", type="pil", format="png", interactive=False)
+                grid = gradio.Image(
+                    show_label=False, type="pil", format="png", interactive=False, buttons=["fullscreen", "download"]
+                )
                 download = gradio.File(label="Download", interactive=False)
         inputs, outputs = [classes, count, guidance, steps, seed], [grid, download]
         sample = make_sampler(pipeline)
