@@ -145,28 +145,17 @@ def lines_of(path, count=5):
             "Line 2",
         ),
         (lambda lines: lines[1:], "Line 1 .* is damaged"),
-        (lambda lines: [lines[0], lines[1].replace("name", "n\xe1me"), *lines[2:]], "Line 2 .* is damaged"),
         (lambda lines: ["[]\n", *lines[1:]], "Line 1 .* is damaged"),
         (lambda lines: [], "not a journal of this version"),
     ],
-    ids=[
-        "cut off",
-        "half a line",
-        "a line missing",
-        "out of order",
-        "edited",
-        "no header",
-        "a flipped bit",
-        "not an event",
-        "empty",
-    ],
+    ids=["cut off", "half a line", "a line missing", "out of order", "edited", "no header", "not an event", "empty"],
 )
 def test_a_damaged_journal_is_refused_and_left_as_it_is(path, damage, message):
-    damaged = "".join(damage(lines_of(path))).encode("latin-1")
-    path.write_bytes(damaged)
+    damaged = "".join(damage(lines_of(path)))
+    path.write_text(damaged)
     with pytest.raises(InputError, match=message):
         Journal(path)
-    assert path.read_bytes() == damaged
+    assert path.read_text() == damaged
     with pytest.raises(InputError, match=message):  # nor does the refusal keep it locked
         Journal(path)
 
@@ -203,35 +192,6 @@ def test_a_crash_counts_at_most_one_step_too_many_and_never_one_too_few(tmp_path
         seen = 1 + len(process.stdout.read().splitlines())
         process.wait()
         assert len(Journal(journal).counted()) - seen in (0, 1)
-
-
-def test_a_kill_while_a_line_is_written_leaves_all_of_it_or_none(path, monkeypatch):
-    """One call writes it, within a page, between two of which a killed process may end."""
-    written = []
-    write = os.write
-    monkeypatch.setattr(
-        os, "write", lambda file, line: written.append((path.stat().st_size, line)) or write(file, line)
-    )
-    journal = Journal(path, HEADER)
-    for number in range(60):
-        release(journal, number)
-    assert len(written) == 61
-    assert path.stat().st_size > 2 * 4096
-    for start, line in written:
-        text = line.lstrip()
-        first, last = start + len(line) - len(text), start + len(line) - 1
-        assert first // 4096 == last // 4096
-    journal.close()
-    assert counted(Journal(path)) == list(range(60))
-    path.write_text(path.read_text() + "   ")  # killed between the two pages: nothing of the line is there
-    release(Journal(path), 60)
-
-
-def test_a_process_killed_before_its_header_leaves_a_directory_to_start_in(path):
-    path.touch()
-    with pytest.raises(InputError, match="not a journal"):
-        Journal(path)
-    assert Journal(path, HEADER).counted() == []
 
 
 def test_the_directory_is_synced_too(path, monkeypatch):

@@ -33,8 +33,7 @@ class Plan:
 
     def epsilon_spent(self, steps: int) -> float:
         """An upper bound on epsilon after `steps` DP-SGD steps: that of the next step worked out."""
-        later = (epsilon for after, epsilon in sorted(self.epsilon_after.items()) if after >= steps)
-        return next(later, self.target_epsilon)
+        return next(epsilon for after, epsilon in sorted(self.epsilon_after.items()) if after >= steps)
 
     def __str__(self) -> str:
         central = "none (DP-SGD alone)"
