@@ -144,13 +144,15 @@ def test_neither_losses_nor_norms_nor_batch_sizes_get_out(run, outside):
     public = {EXPECTED_BATCH, NUM_RECORDS}
     secret = {form for size in noted["batch sizes"] if size not in public for form in (f"{size}", f"{size:,}")}
     for value in noted["losses"] + noted["norms"]:
-        secret |= {f"{value:.4f}", f"{value:.5f}", f"{value:.6g}", repr(value)}
+        secret |= {f"{value:.4f}", f"{value:.5f}", f"{value:.6g}", f"{value:.4e}", repr(value)}
     texts = {
         name: content for name, content in outside.items() if Path(str(name)).suffix in ("", ".md", ".json", ".py")
     }
     assert {"README.md", "privacy.json", "stdout", "stderr"} <= {str(name) for name in texts}
     assert {str(name): found for name, content in texts.items() if (found := numbers_in(content) & secret)} == {}
-    assert b"loss" not in outside["stdout"] + outside["stderr"]
+    printed = outside["stdout"] + outside["stderr"]
+    assert b"loss" not in printed
+    assert b"batch of" not in printed
 
 
 def test_a_traceback_stays_at_home(tmp_path):
@@ -173,6 +175,35 @@ def test_an_error_kept_at_home_is_not_printed_with_the_one_that_is_raised(tmp_pa
         raise ZeroDivisionError(NAME)
     assert NAME not in "".join(traceback.format_exception(raised.value))
     assert NAME in (tmp_path / "traceback.txt").read_text()
+
+
+def interrupted_while_an_error_is_handled():
+    try:
+        raise ZeroDivisionError(NAME)
+    except ZeroDivisionError:
+        raise KeyboardInterrupt  # noqa: B904
+
+
+def refused_because_of_an_error():
+    try:
+        raise ZeroDivisionError(NAME)
+    except ZeroDivisionError as error:
+        raise InputError("give fewer") from error
+
+
+def broken_off_with_a_name_that_is_no_text():
+    raise ZeroDivisionError(f"{NAME} \udcff")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [interrupted_while_an_error_is_handled, refused_because_of_an_error, broken_off_with_a_name_that_is_no_text],
+)
+def test_no_way_out_carries_the_text_of_an_error(tmp_path, work):
+    for path in (tmp_path / "traceback.txt", tmp_path / "nowhere" / "traceback.txt"):
+        with pytest.raises((KeyboardInterrupt, InputError, TrainingError)) as raised, confidential_errors(path):
+            work()
+        assert NAME not in "".join(traceback.format_exception(raised.value))
 
 
 def test_what_the_user_gave_is_said_as_ever(tmp_path):

@@ -2,8 +2,8 @@
 
 This is one of the two places that read sensitive records. Per step each record takes part independently with
 probability q; its gradient is the mean over K noise draws and is clipped once (DPDM, Dockhorn et al., TMLR 2023,
-arXiv:2210.09929), so that K does not change the sensitivity. Opacus clips, sums, adds noise and divides by
-the expected batch size.
+arXiv:2210.09929), so that K does not change the sensitivity. Opacus' optimizer, as `dp_optimizer.py` has it, clips,
+sums, adds noise and divides by the expected batch size.
 """
 
 import math

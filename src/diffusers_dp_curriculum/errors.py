@@ -26,12 +26,14 @@ def confidential_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
+    except (InputError, TrainingError) as error:
+        raise error from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None  # whatever it interrupted the handling of
     except Exception as error:
         where = f"it is in {path}; read it before you pass it on"
         try:
-            path.write_text(traceback.format_exc(), encoding="utf-8")
+            path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         except OSError:
             where = f"it is lost, since {path} could not be written"
         raise TrainingError(
