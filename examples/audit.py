@@ -4,7 +4,8 @@
     python examples/audit.py --actual_noise 0.5    # half the noise that the ledger is told of: refuted
     python examples/audit.py --actual_noise 0      # no noise at all: refuted
 
-Needs a data set for company only: the canaries are its own. Writes audit.json and audit.png to the output directory.
+Needs a data set for company only: the canaries are its own. Leave it at the digits, or take another public one: an
+audit spends privacy of its records that no privacy.json counts. Writes audit.json and audit.png to --output_dir.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Attack a run of DP-SGD and bound its epsilon from below.")
     parser.add_argument("--dataset_name", help='Hub id of the data set; "digits" if nothing is given')
-    parser.add_argument("--train_data_dir", help="or a directory with the data set")
+    parser.add_argument("--train_data_dir", help="or a directory with a data set, a public one")
     parser.add_argument("--resolution", type=int, help="resize and crop to this size")
     parser.add_argument("--output_dir", type=Path, default=Path("dp-audit"), help="where audit.json and audit.png go")
     parser.add_argument("--target_epsilon", type=float, default=8.0, help="what the run claims")
@@ -120,7 +121,9 @@ def main() -> int:
             actual_noise=args.actual_noise,
             after_step=progress.update,
         )
-    (args.output_dir / "audit.json").write_text(json.dumps(audit.to_dict(), indent=2) + "\n", encoding="utf-8")
+    (args.output_dir / "audit.json").write_text(
+        json.dumps({"actual_noise": args.actual_noise, **audit.to_dict()}, indent=2) + "\n", encoding="utf-8"
+    )
     plot(audit).savefig(args.output_dir / "audit.png", dpi=120)
     if args.actual_noise != 1:
         print(f"Broken on purpose: {args.actual_noise:g} of the noise that the ledger was told of.")

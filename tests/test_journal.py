@@ -145,17 +145,28 @@ def lines_of(path, count=5):
             "Line 2",
         ),
         (lambda lines: lines[1:], "Line 1 .* is damaged"),
+        (lambda lines: [lines[0], lines[1].replace("name", "n\xe1me"), *lines[2:]], "Line 2 .* is damaged"),
         (lambda lines: ["[]\n", *lines[1:]], "Line 1 .* is damaged"),
         (lambda lines: [], "not a journal of this version"),
     ],
-    ids=["cut off", "half a line", "a line missing", "out of order", "edited", "no header", "not an event", "empty"],
+    ids=[
+        "cut off",
+        "half a line",
+        "a line missing",
+        "out of order",
+        "edited",
+        "no header",
+        "a flipped bit",
+        "not an event",
+        "empty",
+    ],
 )
 def test_a_damaged_journal_is_refused_and_left_as_it_is(path, damage, message):
-    damaged = "".join(damage(lines_of(path)))
-    path.write_text(damaged)
+    damaged = "".join(damage(lines_of(path))).encode("latin-1")
+    path.write_bytes(damaged)
     with pytest.raises(InputError, match=message):
         Journal(path)
-    assert path.read_text() == damaged
+    assert path.read_bytes() == damaged
     with pytest.raises(InputError, match=message):  # nor does the refusal keep it locked
         Journal(path)
 

@@ -6,7 +6,8 @@ so guesses that are right too often prove that epsilon is larger. What is proved
 the bound is below it, and is refuted if it is above. One run is enough, as many canaries take the place of many runs
 (Steinke et al. 2023, "Privacy Auditing with One (1) Training Run", arXiv:2305.08846).
 
-An audit proves nothing in favour of a claim; it is the accounting that does. It finds mistakes.
+An audit proves nothing in favour of a claim; it is the accounting that does. It finds mistakes. Audit on public
+records: what an audit shows of its records no privacy.json counts.
 """
 
 import copy
@@ -138,7 +139,8 @@ def audit_dp_sgd(
         unet (`torch.nn.Module`):
             A `UNet2DModel`. A copy of it is trained, with a parameter `canaries` that it never uses.
         loss (`DenoisingLoss`): Gives the noise draws.
-        records (`ImageDataset`): The records between which the canaries are put.
+        records (`ImageDataset`):
+            The records between which the canaries are put. Public ones: no ledger counts what the audit tells of them.
         noise_multiplier (`float`): What the ledger is told.
         sample_rate (`float`, *optional*, defaults to 0.5): Probability in (0, 1] of each record, per step.
         steps (`int`, *optional*, defaults to 40): DP-SGD steps. Few steps with many records show mistakes most clearly.

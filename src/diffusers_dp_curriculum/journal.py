@@ -36,7 +36,7 @@ class Journal:
     def __init__(self, path: str | Path, header: dict | None = None):
         self.path = Path(path)
         try:
-            self._file = open(path, "r+" if header is None else "x", encoding="utf-8", newline="\n")  # noqa: SIM115
+            self._file = open(path, "r+" if header is None else "x", encoding="utf-8", errors="replace", newline="\n")  # noqa: SIM115
         except FileExistsError:
             raise InputError(f"{path} is the journal of another run: choose another directory.") from None
         except FileNotFoundError as error:
