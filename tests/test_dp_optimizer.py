@@ -53,6 +53,11 @@ def test_no_gradient_keeps_more_than_the_norm_and_small_ones_stay_as_they_are(sc
         assert torch.equal(clipped.float(), gradient[0])
 
 
+def test_a_gradient_whose_factor_is_no_longer_a_normal_number_keeps_no_more_either():
+    signs = torch.tensor([1.0, -1.0]).repeat(500_000)
+    assert clipped_sum(1e36 * signs[None], max_grad_norm=1e-3).double().norm() <= 1e-3 * (1 + 1e-6)
+
+
 def test_the_norm_is_over_all_parameters_and_each_record_is_clipped_alone():
     parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
     parameters[0].grad_sample = torch.tensor([[3.0, 0, 0], [0, 0.3, 0]])

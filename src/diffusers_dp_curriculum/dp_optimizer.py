@@ -36,6 +36,7 @@ class ExactDPOptimizer(DPOptimizer):
         ]
         norms = torch.linalg.vector_norm(torch.stack(of_parameters), dim=0)
         factors = (self.max_grad_norm / norms.clamp(min=self.max_grad_norm)).float()
+        factors[factors < torch.finfo(torch.float32).tiny] = 0  # those are rounded too far
         for p in self.params:
             _check_processed_flag(p.grad_sample)
             # In place: nobody needs the gradients any more, and a copy would double the memory.
