@@ -37,11 +37,12 @@ from diffusers_dp_curriculum import (
     PrivacyLedger,
     generate_dataset,
 )
+from diffusers_dp_curriculum.checkpointing import make_ema
 from diffusers_dp_curriculum.compilation import CompiledGradients
 from diffusers_dp_curriculum.dp_sgd import DPSGD, dp_sgd_mechanism
 from diffusers_dp_curriculum.losses import DenoisingLoss, denoising_error
 from diffusers_dp_curriculum.per_record_gradients import per_record_gradients
-from diffusers_dp_curriculum.warm_up import make_ema, warm_up
+from diffusers_dp_curriculum.warm_up import start_warm_up, warm_up
 
 
 NUM_CLASSES = 10
@@ -262,7 +263,7 @@ def measure_warm_up(case: Case, device: torch.device, autocast: Callable) -> flo
     plain = NonPrivate(Case(case.size, case.channels, batch_size, 1, batch_size), device, autocast)
     ratios = []
     for _ in range(4):
-        ours = seconds(lambda: warm_up(unet, loss, central_images, config, autocast), device)
+        ours = seconds(lambda: warm_up(start_warm_up(unet, config), loss, central_images, config, autocast), device)
         ratios.append(ours / seconds(lambda: [plain() for _ in range(config.central_train_steps)], device))
     return statistics.median(ratios)
 

@@ -4,7 +4,8 @@
 
 The result loads by `datasets.load_dataset("my-synthetic-data")`, and carries the `privacy.json` of the pipeline. It is
 post-processing of what the pipeline released, so it costs no privacy, however many images are drawn. An interrupted run
-goes on where it stopped when it is started again.
+goes on where it stopped when it is started again. With --push_to_hub the data set goes to the Hub as well, and a push
+that did not succeed is repeated by the same command.
 """
 
 import argparse
@@ -16,16 +17,31 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from diffusers_dp_curriculum.central_images import CentralImageDataset
 from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.hub import prepare_repo
 from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
-from diffusers_dp_curriculum.synthesis import generate_dataset
+from diffusers_dp_curriculum.synthesis import apportion, generate_dataset
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Generate an image data set from a trained pipeline.")
     parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
-    parser.add_argument("--images_per_class", type=int, required=True, help="images in all, if there are no classes")
+    parser.add_argument(
+        "--images_per_class",
+        type=int,
+        nargs="+",
+        required=True,
+        help="one number for all classes or one for each; images in all, if there are no classes",
+    )
+    parser.add_argument(
+        "--class_balance",
+        choices=["uniform", "dp_counts"],
+        default="uniform",
+        help="dp_counts: as many images in all, shared out by the noisy counts that the run's central mean images "
+        "released; needs the run's own directory",
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="new, empty, or an interrupted run's")
     parser.add_argument("--file_format", choices=["parquet", "imagefolder"], default="parquet")
     parser.add_argument("--batch_size", type=int, default=250, help="images sampled at once and written as one shard")
@@ -33,6 +49,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
     parser.add_argument("--seed", type=int, default=0, help="chooses the sample; no privacy depends on it")
     parser.add_argument("--scheduler", help="sample with another diffusers scheduler, such as DDIMScheduler")
+    parser.add_argument("--push_to_hub", action="store_true", help="push the data set when it is complete")
+    parser.add_argument("--hub_dataset_id", help="repository, USER/NAME or NAME; the name of --output_dir by default")
+    parser.add_argument(
+        "--hub_private_repo", action="store_true", help="make the repository private, if it does not exist yet"
+    )
+    parser.add_argument("--hub_token", help="token of the Hub; that of `hf auth login` or HF_TOKEN is better")
     return parser.parse_args()
 
 
@@ -76,9 +98,26 @@ def find_privacy_json(name: str) -> Path | None:
         return None
 
 
+def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -> int | list[int]:
+    """How many images there are to be of each class."""
+    if class_balance == "uniform":
+        return numbers[0] if len(numbers) == 1 else numbers
+    if len(numbers) > 1:
+        raise InputError("`--class_balance dp_counts` shares images out itself: give one number as --images_per_class.")
+    path = Path(pipeline_directory, "private", "central_images")
+    class_counts = CentralImageDataset.load_from_disk(path).class_counts
+    if class_counts is None:
+        raise InputError(f"{path} holds mode images, whose queries count nothing: leave out --class_balance.")
+    return apportion(numbers[0] * len(class_counts), class_counts)
+
+
 def main():
-    """Load, generate, report."""
+    """Load, generate, report, push."""
     args = parse_args()
+    images_per_class = share_out(args.images_per_class, args.class_balance, args.pipeline)
+    repo_id = args.hub_dataset_id or args.output_dir.absolute().name
+    if args.push_to_hub:
+        prepare_repo(repo_id, "dataset", args.hub_private_repo or None, args.hub_token)
     pipeline = load_pipeline(args.pipeline)
     if args.scheduler:
         use_scheduler(pipeline, args.scheduler)
@@ -88,7 +127,7 @@ def main():
     privacy_json = find_privacy_json(args.pipeline)
     dataset = generate_dataset(
         pipeline,
-        args.images_per_class,
+        images_per_class,
         output_dir=args.output_dir,
         file_format=args.file_format,
         batch_size=args.batch_size,
@@ -105,6 +144,9 @@ def main():
         print("The pipeline has no privacy.json: nothing is known about the privacy of these images.")
     else:
         print(f"What is guaranteed about them is in {args.output_dir / 'privacy.json'}.")
+    if args.push_to_hub:
+        private = args.hub_private_repo or None
+        print(f"Pushed: {dataset.push_to_hub(repo_id, private=private, token=args.hub_token).commit_url}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> int:
             f"{mechanism['sample_rate']:.6g}, steps {mechanism['steps']}"
         )
     stated = statement.get("epsilon")
-    print(f"  recomputed epsilon   {epsilon:.4f} at delta {statement['delta']:g}, {statement['accountant']} accountant")
+    print(f"  recomputed epsilon   {epsilon:.4f} at delta {statement['delta']}, {statement['accountant']} accountant")
     print(f"  stated epsilon       {stated}")
     for remark in statement.get("remarks", []):
         print(f"  remark               {remark}")

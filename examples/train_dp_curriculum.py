@@ -24,6 +24,8 @@ from diffusers_dp_curriculum import (
     TrainingError,
     load_image_dataset,
 )
+from diffusers_dp_curriculum.hub import prepare_repo
+from diffusers_dp_curriculum.processes import from_main
 from diffusers_dp_curriculum.trainer import check_output_dir
 
 
@@ -41,6 +43,9 @@ class ScriptArguments:
     train_data_dir: str | None = field(
         default=None,
         metadata={"help": "Image folder, directory saved by `datasets`, parquet files, or MNIST-like IDX files."},
+    )
+    plan: bool = field(
+        default=False, metadata={"help": "Print noise, epsilon, time and memory, and end: spends and writes nothing."}
     )
     resolution: int | None = field(
         default=None, metadata={"help": "Resize and crop to this size; the images' own by default."}
@@ -143,7 +148,7 @@ def make_scheduler(script: ScriptArguments) -> DDPMScheduler:
 def main() -> None:
     """Load, plan, train, save, and say where everything is."""
     script, config = parse_arguments(sys.argv[1:])
-    check_output_dir(Path(config.output_dir))  # here already: loading may take long
+    check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)  # here already: loading may take long
     noise_scheduler = make_scheduler(script)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,
@@ -161,9 +166,17 @@ def main() -> None:
         args=config,
         train_dataset=dataset,
     )
+    if script.plan:
+        trainer.print_plan()
+        return
+    if config.push_to_hub:  # before training: a repository that cannot be had is better known at once
+        repo_id = config.hub_model_id or Path(config.output_dir).absolute().name
+        from_main(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config._hub_token))
     trainer.train()
     trainer.save_pipeline()
-    print(trainer.summary())
+    if config.push_to_hub and config.hub_strategy == "end":
+        trainer.push_to_hub()
+    trainer.accelerator.print(trainer.summary())
 
 
 if __name__ == "__main__":

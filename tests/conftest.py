@@ -1,9 +1,25 @@
 import os
 
+import huggingface_hub
+import pytest
 import torch
+
+from hub_server import HubServer
 
 
 # The networks of the tests are too small to share between cores: with one thread they run several times faster, here
 # and in the processes that the tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub on loopback, and this process logged in to it."""
+    with HubServer() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_writes")
+        yield hub

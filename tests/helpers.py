@@ -1,8 +1,11 @@
 """Small networks and data sets for the tests."""
 
+import json
+
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
+from diffusers_dp_curriculum import Mechanism, PrivacyLedger
 from diffusers_dp_curriculum.data import ImageDataset
 
 
@@ -32,3 +35,12 @@ def tiny_records(count=60, num_classes=3, size=8, channels=1, seed=0):
         return ImageDataset(images, torch.zeros(count, dtype=torch.int64), None)
     labels = torch.arange(count) % num_classes
     return ImageDataset(images, labels, [f"class {label}" for label in range(num_classes)])
+
+
+def write_privacy_json(path, **changes):
+    """A privacy.json as a run writes it, but for the changes."""
+    ledger = PrivacyLedger(1e-5, "rdp")
+    ledger.record(Mechanism("central_images_mean", 5.0, 0.1, 5, 4.0))
+    ledger.record(Mechanism("dp_sgd", 2.0, 0.1, 10, 1.0))
+    path.write_text(json.dumps({**ledger.statement(60), **changes}, indent=2))
+    return path

@@ -165,6 +165,20 @@ VARIANTS = [
         "test_dp_sgd.py::test_step_is_mean_over_draws_then_clip_then_sum",
     ),
     Variant(
+        "each process takes the whole batch",
+        "dp_sgd.py",
+        "share = batch[process_index() :: num_processes()]",
+        "share = batch",
+        "test_processes.py::test_no_record_is_taken_twice_and_the_shares_are_even",
+    ),
+    Variant(
+        "noise on every process",
+        "dp_sgd.py",
+        "self.optimizer.attach_step_hook(_lay_out_alike)",
+        "self.optimizer.rank = 0",
+        "test_processes.py::test_noise_of_the_released_sum_does_not_depend_on_the_number_of_processes[2-noise]",
+    ),
+    Variant(
         "DP-SGD divided by the true batch size",
         "dp_sgd.py",
         TAKE_BATCH,
@@ -321,3 +335,4 @@ def test_a_wrong_variant_is_caught_by_the_test_that_is_named(outcomes, variant):
     code, output = outcomes[variant]
     assert code == 1, f"{variant.caught_by} did not fail:\n{output}"
     assert f"FAILED {variant.caught_by}" in output
+    assert "AssertionError" in output or "Failed: " in output, f"it broke instead of failing:\n{output}"

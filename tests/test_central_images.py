@@ -291,3 +291,22 @@ def test_one_query_over_sixty_thousand_images_takes_under_a_second():
         CentralImageDataset.from_dataset(records, 1, sample_rate=1.0, ledger=ledger)
         durations.append(time.perf_counter() - start)
     assert min(durations) < 1
+
+
+@pytest.mark.parametrize("sample_rate", [1.0, 0.25])
+def test_class_counts_are_those_that_the_mean_queries_release(tmp_path, sample_rate):
+    """With next to no noise the numbers of records; with noise not; kept on disk; a mode query counts nothing."""
+    records = records_of_one_value(100)
+    records = ImageDataset(records.images[:1800], records.labels[:1800].clamp(max=1), records.class_names)
+
+    def query(noise_multiplier, statistic="mean"):
+        ledger = PrivacyLedger(1e-5)
+        return CentralImageDataset.from_dataset(records, 9, statistic, noise_multiplier, sample_rate, ledger=ledger)
+
+    exact = query(1e-6)
+    assert exact.class_counts == pytest.approx([600, 1200, 0], abs=0.01 if sample_rate == 1 else 120)
+    exact.save_to_disk(tmp_path / "central")
+    assert CentralImageDataset.load_from_disk(tmp_path / "central").class_counts == exact.class_counts
+    assert min(query(50.0).class_counts) >= 0
+    assert query(50.0).class_counts != query(50.0).class_counts
+    assert query(1.0, "mode").class_counts is None

@@ -205,6 +205,35 @@ def test_a_crash_counts_at_most_one_step_too_many_and_never_one_too_few(tmp_path
         assert len(Journal(journal).counted()) - seen in (0, 1)
 
 
+def test_a_kill_while_a_line_is_written_leaves_all_of_it_or_none(path, monkeypatch):
+    """One call writes it, within a page, between two of which a killed process may end."""
+    written = []
+    write = os.write
+    monkeypatch.setattr(
+        os, "write", lambda file, line: written.append((path.stat().st_size, line)) or write(file, line)
+    )
+    journal = Journal(path, HEADER)
+    for number in range(60):
+        release(journal, number)
+    assert len(written) == 61
+    assert path.stat().st_size > 2 * 4096
+    for start, line in written:
+        text = line.lstrip()
+        first, last = start + len(line) - len(text), start + len(line) - 1
+        assert first // 4096 == last // 4096
+    journal.close()
+    assert counted(Journal(path)) == list(range(60))
+    path.write_text(path.read_text() + "   ")  # killed between the two pages: nothing of the line is there
+    release(Journal(path), 60)
+
+
+def test_a_process_killed_before_its_header_leaves_a_directory_to_start_in(path):
+    path.touch()
+    with pytest.raises(InputError, match="not a journal"):
+        Journal(path)
+    assert Journal(path, HEADER).counted() == []
+
+
 def test_the_directory_is_synced_too(path, monkeypatch):
     synced = []
     monkeypatch.setattr(journal_module, "_sync_directory", synced.append)

@@ -137,10 +137,11 @@ def test_the_script_confirms_a_true_statement_and_convicts_a_false_one(statement
     assert f"{statement['epsilon']:.4f}" in confirmed.stdout
     assert "dp_sgd" in confirmed.stdout
 
-    path.write_text(json.dumps({**statement, "epsilon": 0.9 * statement["epsilon"]}))
-    convicted = recompute(path)
-    assert convicted.returncode == 1
-    assert "understates" in convicted.stdout
+    for stated in (0.9 * statement["epsilon"], float("nan")):
+        path.write_text(json.dumps({**statement, "epsilon": stated}))
+        convicted = recompute(path)
+        assert convicted.returncode == 1
+        assert "understates" in convicted.stdout
 
     path.write_text(json.dumps({**statement, "private": False, "remarks": ["NOT PRIVATE: a test."]}))
     convicted = recompute(path)

@@ -163,7 +163,7 @@ def test_a_traceback_stays_at_home(tmp_path):
     assert published == {}
     for words in (NAME.encode(), b"a batch of", b"tensor("):
         assert words not in finished.stdout + finished.stderr
-    kept = (tmp_path / "model" / "private" / "traceback.txt").read_text()
+    kept = (tmp_path / "model" / "private" / "traceback-0.txt").read_text()
     assert f"with {NAME}" in kept
 
 

@@ -16,7 +16,8 @@ from diffusers.utils import dynamic_modules_utils
 
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
-from diffusers_dp_curriculum.synthesis import generate_dataset
+from diffusers_dp_curriculum.synthesis import apportion, generate_dataset
+from helpers import write_privacy_json
 
 
 FORMATS = ("parquet", "imagefolder")
@@ -48,9 +49,10 @@ def make_pipeline(id2label=None, channels=1, num_class_embeds=4, seed=0):
     return pipe
 
 
-def generate(pipe, output_dir=None, **kwargs):
+def generate(pipe, output_dir=None, images_per_class=5, **kwargs):
     """Five images of each class in batches of four: shards of 4, 4, 4 and 3 rows."""
-    return generate_dataset(pipe, 5, output_dir=output_dir, **{"batch_size": 4, "num_inference_steps": 2, **kwargs})
+    settings = {"batch_size": 4, "num_inference_steps": 2, **kwargs}
+    return generate_dataset(pipe, images_per_class, output_dir=output_dir, **settings)
 
 
 def pixels(dataset):
@@ -78,6 +80,23 @@ def test_in_memory(pipe):
     assert dataset.features == datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     assert list(dataset["label"]) == [0, 1, 2] * 5
     assert {(image.mode, image.size) for image in dataset["image"]} == {("L", (8, 8))}
+
+
+def test_given_numbers_of_images_are_spread_evenly(pipe, tmp_path):
+    dataset = generate(pipe, tmp_path / "data", images_per_class=[6, 0, 2])
+    assert list(dataset["label"]) == [0, 0, 2, 0, 0, 0, 2, 0]
+    assert dataset.features["label"].names == NAMES
+    with pytest.raises(InputError, match=r"other settings \(images_per_class\)"):
+        generate(pipe, tmp_path / "data", images_per_class=[5, 1, 2])
+
+
+def test_images_are_shared_out_in_proportion():
+    assert apportion(10, [1, 1, 1]) == [4, 3, 3]
+    assert apportion(7, [0.5, 0, 99.5]) == [0, 0, 7]
+    assert apportion(1000, [20.5, 59.5, 20.0]) == [205, 595, 200]
+    for weights in ([0, 0], [1, -1], [float("inf"), 1], [float("nan"), 1]):
+        with pytest.raises(InputError, match="cannot have the weights"):
+            apportion(10, weights)
 
 
 def test_the_images_are_those_of_the_pipeline(pipe):
@@ -211,16 +230,14 @@ def test_a_first_batch_that_fails_does_not_bind_the_directory(pipe, tmp_path):
 
 
 def test_nothing_is_generated_for_publication_from_a_run_that_is_not_private(pipe, tmp_path):
-    privacy_json = tmp_path / "privacy.json"
-    privacy_json.write_text('{"epsilon": 1.0, "private": false, "remarks": ["NOT PRIVATE: a test."]}')
+    privacy_json = write_privacy_json(tmp_path / "privacy.json", private=False, remarks=["NOT PRIVATE: a test."])
     with pytest.raises(InputError, match="may not be published.*NOT PRIVATE: a test"):
         generate(pipe, tmp_path / "data", privacy_json=privacy_json)
     assert not (tmp_path / "data").exists()
 
 
 def test_privacy_json_goes_with_the_data(pipe, tmp_path):
-    privacy_json = tmp_path / "privacy.json"
-    privacy_json.write_text('{"epsilon": 1.0, "private": true}')
+    privacy_json = write_privacy_json(tmp_path / "privacy.json")
     for file_format in FORMATS:
         generate(pipe, tmp_path / file_format, file_format=file_format, privacy_json=privacy_json)
         assert (tmp_path / file_format / "privacy.json").read_bytes() == privacy_json.read_bytes()
@@ -243,12 +260,17 @@ def test_unconditional_pipeline(tmp_path, file_format):
     ("kwargs", "message"),
     [
         ({"batch_size": 0}, "batch_size"),
+        ({"images_per_class": 0}, "images_per_class"),
+        ({"images_per_class": [1, 2]}, "2 numbers for 3 classes"),
+        ({"images_per_class": [1, 2, -1]}, "images_per_class"),
+        ({"images_per_class": [0, 0, 0]}, "images_per_class"),
+        ({"pipe": make_pipeline(num_class_embeds=None), "images_per_class": [5]}, "no classes"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 21}, "the 20 steps"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"seed": -1}, "seed"),
         ({"file_format": "csv"}, "file_format"),
-        ({"privacy_json": "privacy.json"}, "output_dir"),
+        ({"privacy_json": "nowhere.json"}, "nowhere.json"),
         ({"privacy_json": "nowhere/privacy.json", "output_dir": "data"}, "nowhere"),
         ({"pipe": make_pipeline(num_class_embeds=None), "guidance_scale": 2.0}, "unconditional"),
     ],
@@ -273,7 +295,7 @@ def run_script(*arguments, tmp_path):
 def test_the_script(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "pipeline.py").write_text("raise RuntimeError('code of the directory was run')")
-    (tmp_path / "model" / "privacy.json").write_text('{"epsilon": 1.0, "private": true}')
+    write_privacy_json(tmp_path / "model" / "privacy.json")
     arguments = ["model", "--images_per_class", 5, "--output_dir", "out", "--batch_size", 4]
     arguments += ["--num_inference_steps", 2, "--guidance_scale", 1.5, "--seed", 7, "--scheduler", "DDIMScheduler"]
 

@@ -154,3 +154,14 @@ def test_network_fits_the_data_set():
     script, _ = module.parse_arguments([])
     unet = module.make_unet(script, load_image_dataset(dataset_name="digits"))
     assert (unet.config.sample_size, unet.config.in_channels, unet.config.num_class_embeds) == (8, 1, 11)
+
+
+def test_a_plan_says_what_a_run_costs_and_leaves_nothing_behind(tmp_path):
+    write_image_folder(tmp_path / "photos")
+    options = {"train_data_dir": tmp_path / "photos", "resolution": 8, "output_dir": tmp_path / "model", **TINY}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    finished = run([*arguments, "--plan"], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    for words in ("noise multiplier", "whole run       epsilon 9.", "expected time   about", "GiB a process"):
+        assert words in finished.stdout
+    assert not (tmp_path / "model").exists()

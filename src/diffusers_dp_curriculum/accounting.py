@@ -27,7 +27,8 @@ RDP_ORDERS = (
 
 ROUGH_RDP_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]  # whole numbers are quick
 
-# Beyond these PRV needs gigabytes; nothing that is worth publishing is there.
+# Beyond these PRV needs gigabytes; nothing that is worth publishing is there. (From about 700 on it overflows and
+# refuses by itself; this compares a rough bound, which is larger.)
 MAX_PRV_EPSILON = 10_000
 MAX_PRV_STEPS = 10_000_000
 MIN_DELTA = 1e-12

@@ -36,6 +36,8 @@ class CentralImageDataset(Dataset):
         labels (`torch.Tensor`): `(M,)` int64; all zero where there are no classes.
         mechanism (`Mechanism`): The ledger entry that paid for the images.
         class_names (`list[str]`, *optional*): None for an unconditional data set.
+        class_counts (`list[float]`, *optional*):
+            How many records each class has about, from the noisy counts that mean queries release; None for a mode.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class CentralImageDataset(Dataset):
         labels: torch.Tensor,
         mechanism: Mechanism,
         class_names: list[str] | None = None,
+        class_counts: list[float] | None = None,
     ):
         self.images = images
         self.labels = labels
         self.mechanism = mechanism
         self.class_names = class_names
+        self.class_counts = class_counts
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,12 +117,13 @@ class CentralImageDataset(Dataset):
         def add_noise(sums: torch.Tensor) -> torch.Tensor:
             return sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)
 
-        pooled = []
+        pooled, counts = [], []
         for _ in range(images_per_class):
             ledger.record(replace(mechanism, steps=1))
             if statistic == "mean":
-                sums = _mean_sums(records, sample_rate, pool_factor, sampling)
-                pooled.append(_means(add_noise(sums)))
+                released = add_noise(_mean_sums(records, sample_rate, pool_factor, sampling))
+                pooled.append(_means(released))
+                counts.append(_counts(released))
             else:
                 votes = _mode_votes(records, sample_rate, pool_factor, mode_bins, sampling)
                 pooled.append(_modes(add_noise(votes)))
@@ -126,14 +131,19 @@ class CentralImageDataset(Dataset):
         images = torch.cat(pooled).float().view(-1, channels, height // pool_factor, width // pool_factor)
         images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
         labels = torch.arange(records.num_classes or 1).repeat(images_per_class)
-        return cls(images, labels, mechanism, records.class_names)
+        class_counts = (torch.stack(counts).mean(0) / sample_rate).clamp(min=0).tolist() if counts else None
+        return cls(images, labels, mechanism, records.class_names, class_counts)
 
     def save_to_disk(self, path: str | Path) -> None:
         """Write the images and the mechanism's entry to the directory `path`."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file({"images": self.images.contiguous(), "labels": self.labels}, path / "central_images.safetensors")
-        entry = {"mechanism": asdict(self.mechanism), "class_names": self.class_names}
+        entry = {
+            "mechanism": asdict(self.mechanism),
+            "class_names": self.class_names,
+            "class_counts": self.class_counts,
+        }
         (path / "central_images.json").write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -149,7 +159,8 @@ class CentralImageDataset(Dataset):
             tensors = load_file(path / "central_images.safetensors")
         except FileNotFoundError as error:
             raise InputError(f"{path} holds no central images ({error.filename} is missing).") from None
-        return cls(tensors["images"], tensors["labels"], Mechanism(**entry["mechanism"]), entry["class_names"])
+        mechanism = Mechanism(**entry["mechanism"])
+        return cls(tensors["images"], tensors["labels"], mechanism, entry["class_names"], entry["class_counts"])
 
     def to_grid(self, images_per_class: int = 10):
         """A `PIL.Image` with one row a class and up to `images_per_class` columns."""
@@ -240,9 +251,12 @@ def _mode_votes(records, sample_rate: float, pool_factor: int, mode_bins: int, g
 
 
 def _means(released: torch.Tensor) -> torch.Tensor:
-    values = released.shape[1] - 1
-    counts = released[:, -1:] / _count_weight(values)
-    return (0.5 + released[:, :-1] / counts.clamp(min=1)).clamp(0, 1)
+    return (0.5 + released[:, :-1] / _counts(released)[:, None].clamp(min=1)).clamp(0, 1)
+
+
+def _counts(released: torch.Tensor) -> torch.Tensor:
+    """The noisy number of sampled records of each class, `(classes,)`."""
+    return released[:, -1] / _count_weight(released.shape[1] - 1)
 
 
 def _modes(released: torch.Tensor) -> torch.Tensor:

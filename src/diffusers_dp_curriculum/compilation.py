@@ -20,13 +20,22 @@ class CompiledGradients:
         model (`torch.nn.Module`): A network that [`choose_mode`] folds.
         num_records (`int`): Records a call, at most.
         autocast (`Callable`, *optional*): Makes the context of the forward pass.
+        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
         options: Those of `torch.compile`, such as `backend` and `mode`.
     """
 
-    def __init__(self, model: torch.nn.Module, num_records: int, autocast: Autocast = nullcontext, **options):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        num_records: int,
+        autocast: Autocast = nullcontext,
+        loss_scale: float = 1.0,
+        **options,
+    ):
         self.model = model
         self.num_records = num_records
         self.autocast = autocast
+        self.loss_scale = loss_scale
         self.options = options
         self.compiled = None
 
@@ -46,4 +55,4 @@ class CompiledGradients:
     def _gradients(self, parameters: dict[str, torch.Tensor], tensors: list[torch.Tensor]) -> Gradients:
         noisy, timesteps, *labels, target = tensors
         draws = NoiseDraws(noisy, timesteps, labels[0] if labels else None, target)
-        return folded_gradients_of(parameters, self.model, draws, self.autocast)
+        return folded_gradients_of(parameters, self.model, draws, self.autocast, self.loss_scale)

@@ -1,13 +1,37 @@
 """Everything a run can be told, each field documented where it is declared."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from .errors import InputError
 
 
 # Those of diffusers' `get_scheduler` that need nothing but a number of steps.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
+
+# The fields that say where and how a run is executed and shared: they change no result, another machine may want
+# others, and they have no place on the model's card.
+EXECUTION = (
+    "output_dir",
+    "max_physical_batch_size",
+    "grad_sample_mode",
+    "gradient_checkpointing",
+    "mixed_precision",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "save_images_steps",
+    "logger",
+    "logging_dir",
+    "log_sensitive_curves",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_token",
+    "hub_strategy",
+    "hub_license",
+    "hub_dataset_name",
+)
 
 
 def _option(default, help: str):
@@ -24,7 +48,29 @@ class DPCurriculumConfig:
 
     output_dir: str = _option("dp-curriculum-model", "Directory for the pipeline, privacy.json and the model card.")
     seed: int = _option(0, "Seed of initial weights, warm-up and samples, never of what the mechanisms draw.")
-    mixed_precision: str = _option("no", '"no" or "bf16": type of the passes. DP arithmetic stays in float32.')
+    mixed_precision: str | None = _option(
+        None, '"no", "fp16" or "bf16": type of the passes; `accelerate launch` says by default. DP stays in float32.'
+    )
+    gradient_checkpointing: bool = _option(False, "Compute activations twice instead of keeping them: saves memory.")
+
+    # Interruptions and what is seen meanwhile.
+    checkpointing_steps: int = _option(500, "Steps of either stage between two checkpoints, kept in private/.")
+    checkpoints_total_limit: int | None = _option(None, "Checkpoints to keep; all by default.")
+    resume_from_checkpoint: str | None = _option(
+        None, 'Go on from "latest" (a new run where there is none), or from the path of one of this output_dir.'
+    )
+    save_images_steps: int | None = _option(
+        None, "Steps of either stage between two grids of samples, in private/; none by default."
+    )
+    logger: str | None = _option(
+        None, '"tensorboard", "wandb" or "trackio": gets epsilon, learning rate and the loss on the central images.'
+    )
+    logging_dir: str = _option("logs", "Directory in private/ for the logger.")
+    log_sensitive_curves: bool = _option(
+        False,
+        "Write the loss on the sensitive records to private/sensitive_curves.csv. NOT covered by epsilon: who sees it, "
+        "or chooses by it, learns of the records.",
+    )
 
     # The budget, for everything together.
     target_epsilon: float = _option(10.0, "Epsilon of the whole run, > 0, for adding or removing one record.")
@@ -86,7 +132,32 @@ class DPCurriculumConfig:
     num_inference_steps: int = _option(50, "Denoising steps per sampled image.")
     guidance_scale: float = _option(1.0, "Classifier-free guidance of the samples; 1 is none.")
 
+    # Publishing.
+    push_to_hub: bool = _option(False, "Push the pipeline to the Hub when it is saved.")
+    hub_model_id: str | None = _option(
+        None, "Repository to push to, USER/NAME or NAME; the name of output_dir by default."
+    )
+    hub_private_repo: bool = _option(False, "Make the repository private, if it does not exist yet.")
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "Token of the Hub. That of `hf auth login` or HF_TOKEN is better: others see a command line."
+        },
+    )
+    hub_strategy: str = _option(
+        "every_save", '"every_save" pushes whenever the pipeline is saved, "end" at the end. Checkpoints never are.'
+    )
+    hub_license: str | None = _option(
+        None, 'License of the model, for its card, as the Hub calls it, such as "apache-2.0".'
+    )
+    hub_dataset_name: str | None = _option(
+        None, "Name of the training data, for the card, if it may be known; a link if it is a Hub id."
+    )
+
     def __post_init__(self):
+        # Taken out of the field, so that nothing that is written from the fields (a card, a log, a checkpoint) has it.
+        self._hub_token, self.hub_token = self.hub_token, None
         for option in fields(self):
             value = getattr(self, option.name)
             whole = option.type in (int, int | None)
@@ -99,11 +170,18 @@ class DPCurriculumConfig:
             1, self, "central_images_per_class", "central_pool_factor", "central_batch_size", "num_inference_steps"
         )
         _at_least(0, self, "central_train_steps", "lr_warmup_steps", "guidance_scale", "adam_weight_decay")
+        _at_least(1, self, "checkpointing_steps")
+        for name in ("checkpoints_total_limit", "save_images_steps"):
+            if getattr(self, name) is not None:
+                _at_least(1, self, name)
         _at_least(2, self, "central_mode_bins")
         _above(0, self, "ema_inv_gamma", "ema_power", "noise_level_std")
         _one_of(self, "accountant", "prv", "rdp")
         _one_of(self, "central_statistic", "mean", "mode", "none")
-        _one_of(self, "mixed_precision", "no", "bf16")
+        if self.mixed_precision is not None:
+            _one_of(self, "mixed_precision", "no", "fp16", "bf16")
+        if self.logger is not None:
+            _one_of(self, "logger", "tensorboard", "wandb", "trackio")
         _one_of(self, "grad_sample_mode", "auto", "folded", "loop")
         _one_of(self, "lr_scheduler", *LR_SCHEDULERS)
         _one_of(self, "timestep_sampling", "log_normal", "uniform")
@@ -121,6 +199,15 @@ class DPCurriculumConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number in [0, 1).")
         if self.guidance_scale != 1 and self.label_dropout == 0:
             raise InputError("guidance_scale needs the null class, which label_dropout 0 never trains: raise it.")
+        _one_of(self, "hub_strategy", "every_save", "end")
+        if self.push_to_hub and self.insecure_noise_seed is not None:
+            raise InputError(
+                "push_to_hub is for private runs, and insecure_noise_seed takes privacy away: leave out one."
+            )
+
+    def hyper_parameters(self) -> dict:
+        """What defines a run's result: every field but those that say where and how it is executed."""
+        return {name: value for name, value in asdict(self).items() if name not in EXECUTION}
 
 
 def _above(bound, config, *names):

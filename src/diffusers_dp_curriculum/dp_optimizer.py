@@ -12,8 +12,10 @@ more than the clipping norm; and matrix products, by which Opacus clips, follow 
 from collections.abc import Callable
 
 import torch
-from opacus.optimizers import DPOptimizer
+from opacus.optimizers import DistributedDPOptimizer, DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+
+from .processes import num_processes
 
 
 class ExactDPOptimizer(DPOptimizer):
@@ -32,7 +34,8 @@ class ExactDPOptimizer(DPOptimizer):
     def clip_and_accumulate(self):
         """Scale each record's gradient to `max_grad_norm` at most, and add the results to `summed_grad`."""
         of_parameters = [
-            torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64) for gradient in self.grad_samples
+            torch.linalg.vector_norm(gradient.reshape(len(gradient), p.numel()), dim=1, dtype=torch.float64)
+            for gradient, p in zip(self.grad_samples, self.params, strict=True)
         ]
         norms = torch.linalg.vector_norm(torch.stack(of_parameters), dim=0)
         factors = (self.max_grad_norm / norms.clamp(min=self.max_grad_norm)).float()
@@ -51,3 +54,19 @@ class ExactDPOptimizer(DPOptimizer):
             noise = self.noise_multiplier * self.max_grad_norm * self.normal(p.summed_grad.shape, self.generator)
             p.grad = (p.summed_grad.double() + noise.to(p.device)).to(p.dtype)
             _mark_as_processed(p.summed_grad)
+
+
+class ExactDistributedDPOptimizer(DistributedDPOptimizer, ExactDPOptimizer):
+    """The same with several processes: the first adds the noise, to its own clipped sum, before all are summed."""
+
+    def reduce_gradients(self):
+        """Sum over the processes."""
+        for p in self.params:
+            # What is summed is what lies at the same place in memory, and the layout can depend on the batch.
+            p.grad = p.grad.contiguous()
+        super().reduce_gradients()
+
+
+def dp_optimizer_class() -> type[ExactDPOptimizer]:
+    """The one for as many processes as there are."""
+    return ExactDistributedDPOptimizer if num_processes() > 1 else ExactDPOptimizer

@@ -4,6 +4,10 @@ This is one of the two places that read sensitive records. Per step each record 
 probability q; its gradient is the mean over K noise draws and is clipped once (DPDM, Dockhorn et al., TMLR 2023,
 arXiv:2210.09929), so that K does not change the sensitivity. Opacus' optimizer, as `dp_optimizer.py` has it, clips,
 sums, adds noise and divides by the expected batch size.
+
+With several processes there is one sample for all of them, of which each takes an equal share. They clip and sum their
+records; the main process adds the noise to its own sum; then the sums are added up. So a step is the same mechanism
+whatever the number of processes, and no record is in it twice.
 """
 
 import math
@@ -16,10 +20,11 @@ from torch.nn.utils import get_total_norm
 
 from .accounting import Mechanism
 from .data import ImageDataset
-from .dp_optimizer import ExactDPOptimizer
+from .dp_optimizer import dp_optimizer_class
 from .errors import InputError
 from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws
+from .processes import num_processes, process_index
 from .randomness import MechanismRandomness
 
 
@@ -60,6 +65,8 @@ class DPSGD:
         max_physical_batch_size (`int`): Records whose gradients are in memory at a time.
         gradients_of (`Callable`): Gives the draws' per-record gradients, as [`per_record_gradients`] does.
         randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
+        observe (`Callable`, *optional*):
+            Is shown the draws of every physical batch. What it finds is NOT covered by the ledger.
 
     Raises:
         InputError:
@@ -79,6 +86,7 @@ class DPSGD:
         max_physical_batch_size: int,
         gradients_of: Callable[[NoiseDraws], dict[str, torch.Tensor]],
         randomness: MechanismRandomness | None = None,
+        observe: Callable[[NoiseDraws], object] | None = None,
     ):
         randomness = randomness or MechanismRandomness()
         if mechanism.sample_rate * SAMPLER_STEPS % 1:
@@ -97,13 +105,16 @@ class DPSGD:
         self.noise_multiplicity = noise_multiplicity
         self.max_physical_batch_size = max_physical_batch_size
         self.gradients_of = gradients_of
+        self.randomness = randomness
+        self.observe = observe
         self.device = next(model.parameters()).device
         self.steps_left = mechanism.steps
-        self.optimizer = ExactDPOptimizer(
+        self.optimizer = dp_optimizer_class()(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.sensitivity,
-            expected_batch_size=mechanism.sample_rate * len(records),
+            # Opacus takes the mean over processes of what each divides by this.
+            expected_batch_size=mechanism.sample_rate * len(records) / num_processes(),
             generator=randomness.generator(self.device),
             normal=randomness.normal,
         )
@@ -112,7 +123,7 @@ class DPSGD:
                 num_samples=len(records),
                 sample_rate=mechanism.sample_rate,
                 steps=mechanism.steps,
-                generator=randomness.generator(),
+                generator=randomness.shared_generator(),
             )
         )
         randomness.reseed_global()
@@ -129,8 +140,10 @@ class DPSGD:
         self.ledger.record(replace(self.mechanism, steps=1))
         self._forget_an_interrupted_step()
         batch = torch.tensor(next(self.batches), dtype=torch.int64)
-        # An empty batch is one empty piece: it takes the same noisy step as any other.
-        pieces = batch.split(self.max_physical_batch_size)
+        share = batch[process_index() :: num_processes()]
+        # An empty share is one empty piece: it takes part in the same noisy step as any other. The processes may have
+        # different numbers of pieces; they meet in the last one.
+        pieces = share.split(self.max_physical_batch_size)
         for number, piece in enumerate(pieces):
             self._set_grad_samples(piece)
             self.optimizer.signal_skip_step(do_skip=number < len(pieces) - 1)
@@ -149,10 +162,22 @@ class DPSGD:
         else:
             images = self.records.images[piece].to(self.device).float() / 127.5 - 1
             labels = self.records.labels[piece].to(self.device)
-            draws = self.loss.draw(images, labels, self.noise_multiplicity)
+            draws = self._draw(piece, images, labels)
+            if self.observe is not None:
+                self.observe(draws)
             gradients = _without_non_finite_records(self.gradients_of(draws))
         for name, gradient in gradients.items():
             self.model.get_parameter(name).grad_sample = gradient
+
+    def _draw(self, piece: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> NoiseDraws:
+        if self.randomness.insecure_noise_seed is None:
+            return self.loss.draw(images, labels, self.noise_multiplicity)
+        of_records = []
+        for number, record in enumerate(piece.tolist()):
+            self.randomness.seed_draws_insecurely(self.steps_left, record)
+            alone = slice(number, number + 1)
+            of_records.append(self.loss.draw(images[alone], labels[alone], self.noise_multiplicity))
+        return NoiseDraws.cat(of_records)
 
 
 def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

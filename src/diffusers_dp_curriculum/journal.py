@@ -20,6 +20,7 @@ from .errors import InputError
 
 
 FORMAT = 1
+PAGE = 4096  # bytes; larger pages are multiples of it
 
 
 class Journal:
@@ -27,7 +28,9 @@ class Journal:
 
     Args:
         path (`str` or `Path`): The file.
-        header (`dict`, *optional*): Starts a new journal with it. Without it an existing one is gone on with.
+        header (`dict`, *optional*):
+            Starts a new journal with it; an empty file, of a process killed before it wrote its header, counts as none.
+            Without it an existing one is gone on with.
 
     Raises:
         InputError: If a new journal would replace a file, or an existing one is missing, in use or damaged.
@@ -36,9 +39,8 @@ class Journal:
     def __init__(self, path: str | Path, header: dict | None = None):
         self.path = Path(path)
         try:
-            self._file = open(path, "r+" if header is None else "x", encoding="utf-8", errors="replace", newline="\n")  # noqa: SIM115
-        except FileExistsError:
-            raise InputError(f"{path} is the journal of another run: choose another directory.") from None
+            flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0)
+            self._file = os.fdopen(os.open(path, flags, 0o600), "r+", encoding="utf-8", errors="replace", newline="\n")
         except FileNotFoundError as error:
             raise InputError(
                 f"There is no journal {error.filename} to go on with: give the directory of a run."
@@ -49,14 +51,15 @@ class Journal:
         except BlockingIOError:
             self._file.close()
             raise InputError(f"Another process is writing {path}: wait for it to end, or end it.") from None
-        if header is None:
-            try:
-                self.events = _read(self._file.read(), self.path)
-            except InputError:
-                self._file.close()
-                raise
-        else:
-            self.events = []
+        text = self._file.read()
+        try:
+            if header is not None and text:
+                raise InputError(f"{path} is the journal of another run: choose another directory.")
+            self.events = [] if header is not None else _read(text, self.path)
+        except InputError:
+            self._file.close()
+            raise
+        if header is not None:
             self.append("header", {"format": FORMAT, **header})
             _sync_directory(self.path.parent)
 
@@ -71,11 +74,21 @@ class Journal:
         return len(self.events)
 
     def append(self, kind: str, content) -> None:
-        """Write an event; it is on disk when this returns."""
+        """Write an event; it is on disk when this returns.
+
+        A process killed meanwhile leaves all of its line or none: one call writes it, and it never crosses the border
+        of a page, between two of which the operating system may end a killed process.
+        """
         event = {"n": len(self.events), kind: content}
         event["check"] = _checksum(event, self.events[-1]["check"] if self.events else 0)
-        self._file.write(json.dumps(event) + "\n")
-        self._file.flush()
+        line = json.dumps(event) + "\n"
+        size = os.fstat(self._file.fileno()).st_size
+        left_of_page = PAGE - size % PAGE
+        if left_of_page < len(line) <= PAGE:
+            line = " " * left_of_page + line
+        if os.write(self._file.fileno(), line.encode()) < len(line):
+            os.ftruncate(self._file.fileno(), size)
+            raise InputError(f"The disk of {self.path} is full: make room, and resume the run.")
         os.fsync(self._file.fileno())
         self.events.append(event)
 
@@ -129,12 +142,12 @@ def _read(text: str, path: Path) -> list[dict]:
                 "a backup, or give the run up and count all of its target epsilon as spent."
             )
         events.append(event)
-    if lines[-1]:
-        # The process ended while it wrote the line, before what the line announces began. Whether that is what
-        # happened is for a person to say.
+    if lines[-1].strip():
+        # No kill does this (see `append`): the machine failed before what the line announces began, or the file was
+        # damaged since. Which of them is for a person to say.
         raise InputError(
-            f"The last line of {path} is cut off: if the run was killed or the disk was full, delete that line (what "
-            "it announces had not begun) and go on; otherwise restore the file from a backup."
+            f"The last line of {path} is cut off: if the machine failed during the run, delete that line (what it "
+            "announces had not begun) and go on; otherwise restore the file from a backup."
         )
     if not events or events[0].get("header", {}).get("format") != FORMAT:
         raise InputError(f"{path} is not a journal of this version: go on with the version that wrote it.")

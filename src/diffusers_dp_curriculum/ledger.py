@@ -88,6 +88,13 @@ class PrivacyLedger:
         ledger.not_private = reasons[0] if reasons else None
         return ledger
 
+    def in_memory(self) -> "PrivacyLedger":
+        """What was executed so far, without the journal: for the processes of a run that do not write it."""
+        ledger = PrivacyLedger(self.delta, self.accountant, target_epsilon=self.target_epsilon)
+        ledger.not_private = self.not_private
+        ledger._mechanisms = self.mechanisms
+        return ledger
+
     @property
     def mechanisms(self) -> list[Mechanism]:
         """What was executed, in order, with equal neighbours merged."""
@@ -95,8 +102,8 @@ class PrivacyLedger:
 
     @property
     def position(self) -> int:
-        """How far the journal is: kept in a checkpoint, and given to [`resume`]."""
-        return self._journal.position
+        """How far the journal is: kept in a checkpoint, and given to [`resume`]. Without a journal it is 0."""
+        return 0 if self._journal is None else self._journal.position
 
     def record(self, mechanism: Mechanism) -> None:
         """Count `mechanism`. Call it before computing what the mechanism releases.

@@ -41,6 +41,14 @@ class NoiseDraws:
         """The K draws of each of some records, in that order."""
         return self._each(lambda tensor: tensor[numbers])
 
+    @staticmethod
+    def cat(pieces: "list[NoiseDraws]") -> "NoiseDraws":
+        """The draws of all pieces, one after the other."""
+        noisy, timesteps, labels, target = zip(*(vars(piece).values() for piece in pieces), strict=True)
+        return NoiseDraws(
+            torch.cat(noisy), torch.cat(timesteps), None if labels[0] is None else torch.cat(labels), torch.cat(target)
+        )
+
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "NoiseDraws":
         labels = None if self.labels is None else change(self.labels)
         return NoiseDraws(change(self.noisy), change(self.timesteps), labels, change(self.target))

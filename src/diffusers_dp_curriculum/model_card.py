@@ -1,10 +1,11 @@
 """The model card: README.md of a published pipeline, with the privacy budget at the top."""
 
-from dataclasses import asdict
+import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .cards import privacy_statement, round_up
 from .config import DPCurriculumConfig
 
 
@@ -15,6 +16,8 @@ IN_WORDS = {
     "dp_sgd": "training by DP-SGD",
 }
 TAGS = ["diffusers", "differential-privacy", "dp-sgd", "opacus", "image-generation"]
+REPO_ID_TO_COME = "PATH_OR_REPO_ID"  # until the model is pushed
+HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def make_model_card(
@@ -33,18 +36,44 @@ def make_model_card(
         class_names (`list[str]`, *optional*): None for an unconditional model.
         has_central_images (`bool`): Whether central_images.png lies beside the card.
     """
-    hyper_parameters = network | {name: value for name, value in asdict(config).items() if name != "output_dir"}
+    metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS)
+    metadata.license = config.hub_license
+    if config.hub_dataset_name and HUB_DATASET_ID.fullmatch(config.hub_dataset_name):
+        metadata.datasets = [config.hub_dataset_name]
     return ModelCard.from_template(
-        ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS),
+        metadata,
         template_path=str(TEMPLATE),
-        title=f"Diffusion model under differential privacy, epsilon {privacy['epsilon']:.4g}"
+        title=f"Diffusion model under differential privacy, epsilon {round_up(privacy['epsilon'])}"
         if privacy["private"]
         else "Diffusion model WITHOUT privacy",
+        statement=privacy_statement(
+            privacy, "This model", "its training data", class_names is not None, mechanisms_in_words(privacy)
+        ),
         privacy=privacy,
-        mechanisms_in_words=" and ".join(IN_WORDS[mechanism["name"]] for mechanism in privacy["mechanisms"]),
+        epsilon=round_up(privacy["epsilon"]),
         class_names=class_names,
+        example_labels=_example_labels(class_names),
         has_central_images=has_central_images,
-        hyper_parameters=hyper_parameters,
+        dataset_name=config.hub_dataset_name,
+        hyper_parameters=network | config.hyper_parameters(),
         guidance_scale=config.guidance_scale,
         num_inference_steps=config.num_inference_steps,
+        repo_id=REPO_ID_TO_COME,
     )
+
+
+def mechanisms_in_words(privacy: dict) -> str:
+    """What the budget of a privacy.json was spent on, each kind of mechanism once."""
+    names = dict.fromkeys(mechanism["name"] for mechanism in privacy["mechanisms"])
+    return " and ".join(IN_WORDS[name] for name in names)
+
+
+def with_repo_id(card: str, repo_id: str) -> str:
+    """The card, of a model or a data set, with the address from which its snippets load."""
+    return re.sub(r'(from_pretrained|load_dataset)\("[^"]*"', rf'\1("{repo_id}"', card)
+
+
+def _example_labels(class_names: list[str] | None) -> str:
+    if class_names is None or class_names[0] == "0":
+        return "[0, 1]" if class_names and len(class_names) > 1 else "[0, 0]"
+    return repr(class_names[:2])

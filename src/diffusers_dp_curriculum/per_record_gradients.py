@@ -22,7 +22,11 @@ Autocast = Callable[[], AbstractContextManager]
 
 
 def per_record_gradients(
-    model: torch.nn.Module, draws: NoiseDraws, mode: str, autocast: Autocast = nullcontext
+    model: torch.nn.Module,
+    draws: NoiseDraws,
+    mode: str,
+    autocast: Autocast = nullcontext,
+    loss_scale: float = 1.0,
 ) -> Gradients:
     """The gradient of each record's mean loss over its K draws, for every trainable parameter.
 
@@ -31,30 +35,64 @@ def per_record_gradients(
         draws (`NoiseDraws`): The K draws of B records.
         mode (`str`): `"folded"` or `"loop"`, as [`choose_mode`] has it for this model.
         autocast (`Callable`, *optional*): Makes the context of the forward pass.
+        loss_scale (`float`, *optional*, defaults to 1.0):
+            See [`LOSS_SCALES`]. The gradients are divided by it again, in the parameter's type and before anything is
+            clipped, so that it changes nothing but what a pass in a small type can represent.
 
     Returns:
         `dict[str, torch.Tensor]`: For each parameter's name a tensor of shape `(B, *parameter.shape)` and the
         parameter's type, whatever the type of the pass.
     """
-    return {"folded": _folded_gradients, "loop": _loop_gradients}[mode](model, draws, autocast)
+    return {"folded": _folded_gradients, "loop": _loop_gradients}[mode](model, draws, autocast, loss_scale)
 
 
-def _folded_gradients(model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast) -> Gradients:
-    return folded_gradients_of(trainable_parameters(model), model, draws, autocast)
+# By what the loss is multiplied before the backward pass, by the type of the pass: in fp16 the gradients of activations
+# would vanish otherwise. It is fixed: one that is adapted to overflows, as is usual, would depend on the records.
+LOSS_SCALES = {"no": 1.0, "bf16": 1.0, "fp16": 1024.0}
+
+
+def _folded_gradients(
+    model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast, loss_scale: float = 1.0
+) -> Gradients:
+    return folded_gradients_of(trainable_parameters(model), model, draws, autocast, loss_scale)
+
+
+class _BothPasses(torch.nn.Module):
+    """Forward and backward pass as one call.
+
+    With gradient checkpointing the second one computes layers anew, for which the model must have its stand-ins still.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, draws: NoiseDraws, autocast: Autocast, factor: float, leaves: list[torch.Tensor]):
+        with autocast():
+            error = denoising_error(self.model, draws)
+        return torch.autograd.grad(error * factor, leaves, allow_unused=True, materialize_grads=True)
 
 
 def folded_gradients_of(
-    parameters: dict[str, torch.Tensor], model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast
+    parameters: dict[str, torch.Tensor],
+    model: torch.nn.Module,
+    draws: NoiseDraws,
+    autocast: Autocast,
+    loss_scale: float = 1.0,
 ) -> Gradients:
     """All records in one pass, as a function of the trainable parameters; see `folded_layers.py`."""
     num_records = len(draws.noisy)
     stand_ins = {name: PerRecordParameter.of(name, p, num_records) for name, p in parameters.items()}
-    with autocast():
-        error = denoising_error(lambda *inputs: functional_call(model, stand_ins, inputs), draws.transpose().flatten())
-    # The mean over B records of their means over K draws, times B, is the sum of what each record is differentiated by.
     leaves = [stand_in.per_record for stand_in in stand_ins.values()]
-    gradients = torch.autograd.grad(error * num_records, leaves, allow_unused=True, materialize_grads=True)
-    return dict(zip(stand_ins, gradients, strict=True))
+    # The mean over B records of their means over K draws, times B, is the sum of what each record is differentiated by.
+    inputs = (draws.transpose().flatten(), autocast, num_records * loss_scale, leaves)
+    in_place = {f"model.{name}": stand_in for name, stand_in in stand_ins.items()}
+    gradients = functional_call(_BothPasses(model), in_place, inputs)
+    return _unscaled(dict(zip(stand_ins, gradients, strict=True)), loss_scale)
+
+
+def _unscaled(gradients: Gradients, loss_scale: float) -> Gradients:
+    return gradients if loss_scale == 1 else {name: gradient / loss_scale for name, gradient in gradients.items()}
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -62,16 +100,20 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _loop_gradients(model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast) -> Gradients:
+def _loop_gradients(
+    model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast, loss_scale: float = 1.0
+) -> Gradients:
     trainable = trainable_parameters(model)
     gradients = {name: p.new_empty(len(draws.noisy), *p.shape) for name, p in trainable.items()}
     for number in range(len(draws.noisy)):
         with autocast():
             error = denoising_error(model, draws.of_record(number))
-        of_record = torch.autograd.grad(error, trainable.values(), allow_unused=True, materialize_grads=True)
+        of_record = torch.autograd.grad(
+            error * loss_scale, trainable.values(), allow_unused=True, materialize_grads=True
+        )
         for name, gradient in zip(trainable, of_record, strict=True):
             gradients[name][number] = gradient
-    return gradients
+    return _unscaled(gradients, loss_scale)
 
 
 # From how many pixels of its draws on a record keeps two CPU cores busy alone (benchmarks/dp_step.py: 32 draws of 28x28

@@ -33,7 +33,8 @@ class Plan:
 
     def epsilon_spent(self, steps: int) -> float:
         """An upper bound on epsilon after `steps` DP-SGD steps: that of the next step worked out."""
-        return next(epsilon for after, epsilon in sorted(self.epsilon_after.items()) if after >= steps)
+        later = (epsilon for after, epsilon in sorted(self.epsilon_after.items()) if after >= steps)
+        return next(later, self.target_epsilon)
 
     def __str__(self) -> str:
         central = "none (DP-SGD alone)"

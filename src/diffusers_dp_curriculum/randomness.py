@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .errors import InputError
+from .processes import from_main
 from .secure_noise import secure_normal
 
 
@@ -48,6 +49,12 @@ class MechanismRandomness:
         self._generators_made += 1
         return torch.Generator(device).manual_seed(1000 * self.insecure_noise_seed + self._generators_made)
 
+    def shared_generator(self) -> torch.Generator:
+        """A new generator on the CPU, in the same state on every process."""
+        generator = self.generator()
+        generator.set_state(from_main(generator.get_state))
+        return generator
+
     def normal(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         """Standard normal numbers in float64, from `generator` (and on its device) unless `secure_rng` is on."""
         if self.secure_rng:
@@ -61,6 +68,11 @@ class MechanismRandomness:
             return
         torch.manual_seed(secrets.randbits(63))
         torch.set_rng_state(entropy_generator().get_state())
+
+    def seed_draws_insecurely(self, step: int, record: int) -> None:
+        """For tests alone: what is drawn next follows from the seed, the step and the record, wherever it is drawn."""
+        words = np.random.SeedSequence([self.insecure_noise_seed, step, record]).generate_state(1)
+        torch.manual_seed(int(words[0]))
 
 
 def entropy_generator(device: torch.device | str = "cpu") -> torch.Generator:

@@ -3,8 +3,11 @@
 import hashlib
 import io
 import json
+import math
 import os
 import re
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,108 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import CommitInfo
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .cards import update as update_card
+from .dataset_card import make_dataset_card
 from .errors import InputError
-from .ledger import check_publishable
+from .hub import check_statement, push_dataset
+
+
+MAX_SHARD_BYTES = 500_000_000  # of a parquet file on the Hub, as `datasets` has it
+
+
+class SyntheticDataset(datasets.Dataset):
+    """A `datasets.Dataset` of generated images that knows the budget of the model they came from.
+
+    What is made of it by `select`, `map` and the like is a plain `datasets.Dataset`.
+
+    Attributes:
+        privacy (`dict`, *optional*): The content of the model's privacy.json; None if it is not known.
+        card (`str`, *optional*): The data set card, where `privacy` is known.
+    """
+
+    @classmethod
+    def wrap(cls, dataset: datasets.Dataset, privacy: dict | None, card: str | None = None) -> "SyntheticDataset":
+        """`dataset` with the budget of its model."""
+        wrapped = cls(dataset.data, info=dataset.info, split=dataset.split, fingerprint=dataset._fingerprint)
+        wrapped.privacy = privacy
+        wrapped.card = card or (_card(dataset, privacy) if privacy else None)
+        return wrapped
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Push the images as parquet files, with a card that states the budget, and privacy.json; in one commit.
+
+        Args:
+            repo_id (`str`): `"user/name"`, or a name in the namespace of the token's owner.
+            commit_message (`str`, *optional*): One line; the privacy budget by default.
+            private (`bool`, *optional*): Whether a new repository is private; the namespace's default by default.
+            token (`str`, *optional*): That of `hf auth login` or `HF_TOKEN` by default.
+            create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: Address and id of the commit.
+
+        Raises:
+            [`InputError`]: If the budget is not known, or the push does not succeed; nothing is lost then.
+        """
+        if self.privacy is None:
+            raise InputError(
+                "The budget of the model is not known, and the images may not be published without: give "
+                "`generate_dataset` its `privacy_json`."
+            )
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "README.md").write_text(self.card, encoding="utf-8")
+            Path(directory, "privacy.json").write_text(json.dumps(self.privacy, indent=2) + "\n", encoding="utf-8")
+            Path(directory, "data").mkdir()
+            num_shards = max(math.ceil(self.data.nbytes / MAX_SHARD_BYTES), 1)
+            for index in range(num_shards):
+                shard = self.shard(num_shards, index, contiguous=True).flatten_indices()
+                table = datasets.table.embed_table_storage(shard.data.table)
+                Path(directory, f"data/train-{index:05d}-of-{num_shards:05d}.parquet").write_bytes(_parquet(table))
+            return push_dataset(
+                directory,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+            )
+
+
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers that add up to `total`, in proportion to `weights` (by the method of largest remainders).
+
+    Args:
+        total (`int`): The number of images in all.
+        weights (`Sequence[float]`): One a class, such as [`CentralImageDataset.class_counts`].
+
+    Raises:
+        [`InputError`]: If no weight is above 0, or one is below.
+    """
+    if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise InputError(f"The classes cannot have the weights {list(weights)}: give them 0 or more, and not all 0.")
+    quotas = [total * weight / sum(weights) for weight in weights]
+    counts = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(counts)), key=lambda index: counts[index] - quotas[index])
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
+    return counts
 
 
 def generate_dataset(
     pipeline: DiffusionPipeline,
-    images_per_class: int,
+    images_per_class: int | Sequence[int],
     *,
     output_dir: str | os.PathLike | None = None,
     file_format: str = "parquet",
@@ -32,10 +127,10 @@ def generate_dataset(
     guidance_scale: float = 1.0,
     seed: int = 0,
     privacy_json: str | os.PathLike | None = None,
-) -> datasets.Dataset:
-    """Sample a balanced image data set with labels.
+) -> SyntheticDataset:
+    """Sample an image data set with labels, balanced or with given numbers of images.
 
-    The classes take turns, row by row, so that every prefix and every shard of the data set is balanced. With
+    The classes take turns, row by row, so that every prefix and every shard is as balanced as the whole. With
     `output_dir`, each batch becomes a shard that depends on nothing but the settings and its index, and whose files
     appear whole or not at all: the same call after an interruption goes on where the first one stopped, and ends with
     the same bytes. `datasets.load_dataset(output_dir)` loads what was written.
@@ -44,8 +139,9 @@ def generate_dataset(
         pipeline ([`DiffusionPipeline`]):
             A [`ClassConditionalPipeline`], or an unconditional pipeline such as [`DDPMPipeline`], on the device that
             is to do the work.
-        images_per_class (`int`):
-            The number of images of each class; for an unconditional pipeline, the number of images.
+        images_per_class (`int` or `Sequence[int]`):
+            The number of images of each class, one for all or one for each (see [`apportion`]); for an unconditional
+            pipeline, the number of images.
         output_dir (`str` or `os.PathLike`, *optional*):
             Where to write the data set: a directory that is new, empty, or holds a part of this very data set. Without
             it, the data set stays in memory.
@@ -62,20 +158,30 @@ def generate_dataset(
         seed (`int`, *optional*, defaults to 0):
             Chooses the sample. No privacy depends on it.
         privacy_json (`str` or `os.PathLike`, *optional*):
-            The `privacy.json` of the pipeline, copied into `output_dir` when all images are there.
+            The `privacy.json` of the pipeline: copied into `output_dir` when all images are there, with a data set card
+            beside it, and needed by `push_to_hub`.
 
     Returns:
-        `datasets.Dataset`: The column `image` (`datasets.Image`) and, for a class-conditional pipeline, `label`
-        (`datasets.ClassLabel`).
+        [`SyntheticDataset`]: A `datasets.Dataset` with the column `image` (`datasets.Image`) and, for a
+        class-conditional pipeline, `label` (`datasets.ClassLabel`).
 
     Raises:
         [`InputError`]: If an argument is out of its range, or `output_dir` holds anything but a part of this data set.
     """
     class_names = getattr(pipeline, "class_names", None)  # an unconditional pipeline has none
     num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
-    if images_per_class < 1 or batch_size < 1:
+    each = images_per_class if isinstance(images_per_class, int) else list(images_per_class)
+    if class_names is None and not isinstance(each, int):
+        raise InputError("An unconditional pipeline has no classes, so give `images_per_class` as one number.")
+    counts = None if class_names is None else [each] * len(class_names) if isinstance(each, int) else each
+    if counts is not None and len(counts) != len(class_names):
         raise InputError(
-            f"`images_per_class` and `batch_size` must be 1 or more, but they are {images_per_class} and {batch_size}."
+            f"`images_per_class` has {len(counts)} numbers for {len(class_names)} classes, so give one number for all "
+            "or one for each."
+        )
+    if min(counts or [each]) < 0 or sum(counts or [each]) < 1 or batch_size < 1:
+        raise InputError(
+            f"`images_per_class` and `batch_size` must be 1 or more, but they are {each} and {batch_size}."
         )
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise InputError(
@@ -90,26 +196,22 @@ def generate_dataset(
         raise InputError(f"`seed` must be 0 or more, but it is {seed}.")
     if file_format not in ("parquet", "imagefolder"):
         raise InputError(f'`file_format` must be "parquet" or "imagefolder", but it is {file_format!r}.')
-    if privacy_json is not None and output_dir is None:
-        raise InputError("`privacy_json` is copied beside a data set on disk, so give an `output_dir` as well.")
     if privacy_json is not None and not Path(privacy_json).is_file():
         raise InputError(f"`privacy_json` names {privacy_json}, which is not a file, so give the path of one.")
-    if privacy_json is not None:
-        check_publishable(json.loads(Path(privacy_json).read_text(encoding="utf-8")))
+    privacy = None if privacy_json is None else check_statement(Path(privacy_json))
 
     features = datasets.Features({"image": datasets.Image()})
     labels = None
-    num_images = images_per_class
     if class_names is not None:
         features["label"] = datasets.ClassLabel(names=class_names)
-        labels = list(range(len(class_names))) * images_per_class
-        num_images = len(labels)
+        labels = _take_turns(counts)
+    num_images = each if labels is None else len(labels)
     shards = [range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size)]
 
     directory = None
     if output_dir is not None:
         settings = {
-            "images_per_class": images_per_class,
+            "images_per_class": each,
             "class_names": class_names,
             "file_format": file_format,
             "batch_size": batch_size,
@@ -144,10 +246,28 @@ def generate_dataset(
             progress.update(len(rows))
 
     if directory is None:
-        return datasets.Dataset(pa.concat_tables(tables))
-    directory.finish(privacy_json)
+        return SyntheticDataset.wrap(datasets.Dataset(pa.concat_tables(tables)), privacy)
+    directory.finish()
     # By its absolute path, lest a relative one be the name of a loader, such as "parquet".
-    return datasets.load_dataset(str(directory.path), split="train")
+    dataset = SyntheticDataset.wrap(datasets.load_dataset(str(directory.path), split="train"), privacy)
+    if privacy is not None:
+        dataset.card = directory.describe(privacy_json, dataset.card)
+    return dataset
+
+
+def _take_turns(counts: list[int]) -> list[int]:
+    """Labels in which each class comes as often as `counts` says, spread evenly."""
+    turns = [((turn + 0.5) / count, label) for label, count in enumerate(counts) for turn in range(count)]
+    return [label for _, label in sorted(turns)]
+
+
+def _card(dataset: datasets.Dataset, privacy: dict) -> str:
+    counts = None
+    if "label" in dataset.features:
+        names = dataset.features["label"].names
+        numbers = np.bincount(dataset["label"][:], minlength=len(names)).tolist()
+        counts = dict(zip(names, numbers, strict=True))
+    return make_dataset_card(privacy, len(dataset), counts).content
 
 
 class _Directory:
@@ -183,11 +303,18 @@ class _Directory:
         for name, content in zip(self.layout.file_names(index, rows), self.layout.contents(table), strict=True):
             self._write(name, content)
 
-    def finish(self, privacy_json: str | os.PathLike | None):
+    def finish(self):
         for name, content in self.layout.closing_files().items():
             self._write(name, content)
-        if privacy_json is not None:
-            self._write("privacy.json", Path(privacy_json).read_bytes())
+
+    def describe(self, privacy_json: str | os.PathLike, card: str) -> str:
+        """Put the budget beside the images; text that people wrote into the card stays."""
+        readme = self.path / "README.md"
+        if readme.is_file():
+            card = update_card(readme.read_text(encoding="utf-8"), card)
+        self._write("privacy.json", Path(privacy_json).read_bytes())
+        self._write("README.md", card.encode())
+        return card
 
     def _write(self, name: str, content: bytes):
         """Write a file that is there whole or not at all."""

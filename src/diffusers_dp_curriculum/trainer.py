@@ -1,39 +1,52 @@
 """The two stages in order. What is computed in them lives in the mechanisms' own files."""
 
+import atexit
 import json
 import os
-import time
 import weakref
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend, set_seed
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, set_seed
+from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
+from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
+from .cards import update as update_card
 from .central_images import CentralImageDataset
+from .checkpointing import Checkpoint, Checkpoints, TrainingState, make_ema, run_identity
 from .compilation import CompiledGradients
 from .config import DPCurriculumConfig
 from .data import to_image_dataset
 from .dp_sgd import DPSGD
 from .errors import InputError, confidential_errors
+from .estimates import estimate
+from .hub import push_model
+from .interruption import TerminationRequest
 from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws, denoising_error
 from .model_card import make_model_card
-from .per_record_gradients import check_records_stay_apart, choose_mode, per_record_gradients
-from .pictures import image_grid
-from .pipeline import ClassConditionalPipeline
+from .per_record_gradients import LOSS_SCALES, check_records_stay_apart, choose_mode, per_record_gradients
 from .planning import Plan, make_plan
+from .processes import any_process, check_all_equal, from_main, share_parameters
 from .randomness import MechanismRandomness
-from .warm_up import make_ema, warm_up
+from .samples import Sampler
+from .warm_up import start_warm_up, warm_up
 
 
-GRID_COLUMNS = 10
-MAX_GRID_ROWS = 20
+# How long the other processes wait for the main one, which alone queries central images and draws samples.
+PATIENCE = timedelta(hours=6)
+
+SENSITIVE_CURVES = (
+    "The loss on the records was written to private/sensitive_curves.csv, outside of all mechanisms: epsilon covers "
+    "what is published, not what those learn who see that file, nor choices that they make by it."
+)
 
 # The networks that hold something of sensitive records already.
 _TRAINED: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
@@ -73,13 +86,8 @@ class DPCurriculumTrainer:
             )
         self.args = args
         self.output_dir = Path(args.output_dir)
-        check_output_dir(self.output_dir)
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
-        if self.accelerator.num_processes > 1:
-            raise InputError(
-                f"Training runs in one process, not {self.accelerator.num_processes}: launch it with `accelerate "
-                "launch --num_processes 1`."
-            )
+        self.accelerator = _make_accelerator(args)
+        from_main(lambda: check_output_dir(self.output_dir, args.resume_from_checkpoint))
         set_seed(args.seed)
         self.records = to_image_dataset(train_dataset, resolution=unet.config.sample_size)
         _check_unet(unet, self.records)
@@ -94,17 +102,29 @@ class DPCurriculumTrainer:
             null_label=self.records.num_classes,
             random_flip=args.random_flip,
         )
-        image_shape = tuple(self.records.images.shape[1:])
+        if args.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.image_shape = tuple(self.records.images.shape[1:])
         conditional = self.records.num_classes is not None
-        check_records_stay_apart(self.unet, image_shape, conditional)
+        check_records_stay_apart(self.unet, self.image_shape, conditional)
         self.grad_sample_mode = choose_mode(
-            self.unet, image_shape, conditional, args.noise_multiplicity, args.grad_sample_mode
+            self.unet, self.image_shape, conditional, args.noise_multiplicity, args.grad_sample_mode
         )
         self.gradients_of = self._make_gradients_of()
-        if self.records.num_classes is None and args.guidance_scale != 1:
-            raise InputError("Without classes there is nothing to guide to: leave guidance_scale at 1.")
-        self._check_sampling()
-        self.plan: Plan = make_plan(args, image_shape, len(self.records))
+        self.sampler = Sampler(noise_scheduler, self.records, args)
+        self.sampler.check(self.unet)
+        identity = run_identity(args, unet, noise_scheduler, self.records)
+        check_all_equal(json.dumps(identity), "settings, network and records")
+        self.checkpoints = Checkpoints(
+            self.output_dir / "private" / "checkpoints", identity, args.checkpoints_total_limit
+        )
+        self.checkpoint: Checkpoint | None = None
+        if args.resume_from_checkpoint is not None:
+            self.checkpoint = from_main(lambda: self.checkpoints.load(args.resume_from_checkpoint))
+        if self.checkpoint is not None:
+            self.plan: Plan = self.checkpoint.plan
+        else:
+            self.plan = make_plan(args, self.image_shape, len(self.records))
         self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
         self.ledger: PrivacyLedger | None = None
         self.central_images: CentralImageDataset | None = None
@@ -113,35 +133,44 @@ class DPCurriculumTrainer:
     def train(self) -> None:
         """Print the plan, release the central images, warm up on them, and train by DP-SGD.
 
+        With `resume_from_checkpoint` it goes on from the checkpoint. On SIGTERM it writes one after the current step,
+        says how to go on, and ends the process with exit code 0.
+
         Raises:
             TrainingError: If something breaks on the way; what it says is kept in `output_dir/private`.
         """
         if self.ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
+        self.print_plan()
+        self._open_ledger()
+        _TRAINED.add(self.unet)
+        share_parameters(self.unet)
+        if self.args.logger is not None:
+            plain = {name: str(value) for name, value in self.args.hyper_parameters().items()}
+            self.accelerator.init_trackers("dp-curriculum", config=plain)
+        details = self.output_dir / "private" / f"traceback-{self.accelerator.process_index}.txt"
+        try:
+            with confidential_errors(details), TerminationRequest() as self.termination:
+                if self.plan.central is not None:
+                    self._warm_up()
+                self._train_by_dp_sgd()
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        self.finished = True
+
+    def print_plan(self) -> None:
+        """Print what the run will do and cost; spends no privacy and writes nothing."""
         classes = "" if self.records.num_classes is None else f" in {self.records.num_classes} classes"
+        processes = self.accelerator.num_processes
+        expected = estimate(self.unet, self.loss, self.gradients_of, self.image_shape, self.args, processes)
         self.accelerator.print(
             f"Plan for {len(self.records):,} records of {self.records.resolution}x{self.records.resolution}"
             f"x{self.records.num_channels}{classes or ', without labels'}\n{self.plan}\n"
             f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
-            f"  expected time   {_duration(self._expected_seconds())}"
+            f"  processes       {processes} on {self.accelerator.device.type}\n"
+            f"{expected}"
         )
-        check_output_dir(self.output_dir)
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / "private").mkdir(mode=0o700)
-        except OSError as error:
-            raise InputError(f"{self.output_dir} cannot be created ({error.strerror}): choose another.") from error
-        journal = self.output_dir / "private" / "journal.jsonl"
-        self.ledger = PrivacyLedger(
-            self.args.target_delta, self.args.accountant, journal, target_epsilon=self.args.target_epsilon
-        )
-        _TRAINED.add(self.unet)
-        with confidential_errors(self.output_dir / "private" / "traceback.txt"):
-            if self.plan.central is not None:
-                self.central_images = self._release_central_images()
-                self._warm_up()
-            self._train_by_dp_sgd()
-        self.finished = True
 
     def save_pipeline(self) -> Path:
         """Write what may be published to `output_dir`: pipeline, privacy.json, model card and pictures.
@@ -154,12 +183,17 @@ class DPCurriculumTrainer:
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
+        from_main(self._write_pipeline)
+        return self.output_dir
+
+    def _write_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
         privacy = self.ledger.statement(len(self.records))
+        if self._sensitive_curves.exists():  # also those that were written before the run was resumed
+            privacy["remarks"].append(SENSITIVE_CURVES)
         (self.output_dir / "privacy.json").write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
         self.unet.register_to_config(_name_or_path="")  # where it was loaded from is nobody else's business
-        pipeline = self._pipeline()
-        pipeline.save_pretrained(self.output_dir)
+        self.sampler.pipeline(self.unet).save_pretrained(self.output_dir)
         if self.central_images is not None:
             self.central_images.to_grid().save(self.output_dir / "central_images.png")
             self.central_images.save_to_disk(self.output_dir / "private" / "central_images")
@@ -169,11 +203,54 @@ class DPCurriculumTrainer:
             "parameters": f"{self.unet.num_parameters():,}",
             "prediction_type": self.noise_scheduler.config.prediction_type,
             "beta_schedule": self.noise_scheduler.config.beta_schedule,
+            "mixed_precision": self.accelerator.mixed_precision,
         }
         card = make_model_card(privacy, self.args, network, self.records.class_names, self.central_images is not None)
-        card.save(self.output_dir / "README.md")
-        self._sample_grid(pipeline).save(self.output_dir / "samples.png")
-        return self.output_dir
+        readme = self.output_dir / "README.md"
+        text = update_card(readme.read_text(encoding="utf-8"), card.content) if readme.is_file() else card.content
+        readme.write_text(text, encoding="utf-8")
+        self.sampler.grid(self.unet).save(self.output_dir / "samples.png")
+        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
+            self.push_to_hub()
+
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo | None:
+        """Push what [`save_pipeline`] wrote to the Hub: the files that may be published, in one commit.
+
+        Args:
+            repo_id (`str`, *optional*): Defaults to `hub_model_id`, or the name of `output_dir`.
+            commit_message (`str`, *optional*): Defaults to one with the privacy budget.
+            private (`bool`, *optional*): Whether a new repository is private; defaults to `hub_private_repo`.
+            token (`str`, *optional*): Defaults to `hub_token`, or to that of `hf auth login` or `HF_TOKEN`.
+            create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: Address and id of the commit; None in all processes but the first.
+
+        Raises:
+            InputError:
+                If the run is not finished, not saved or not private, or if the push does not succeed. Nothing is lost
+                then, and the same call, or `examples/push_to_hub.py`, pushes again.
+        """
+        if not self.finished:
+            raise InputError("There is no trained model to push yet: call train() and save_pipeline() first.")
+        if not self.accelerator.is_main_process:
+            return None
+        return push_model(
+            self.output_dir,
+            repo_id or self.args.hub_model_id or self.output_dir.absolute().name,
+            commit_message=commit_message,
+            private=(self.args.hub_private_repo or None) if private is None else private,
+            token=token or self.args._hub_token,
+            create_pr=create_pr,
+            counted=self.ledger.mechanisms,
+        )
 
     def summary(self) -> str:
         """What was made and where it is, for a person to read when [`save_pipeline`] is done."""
@@ -190,6 +267,65 @@ class DPCurriculumTrainer:
         ]
         return "\n".join(lines)
 
+    def _open_ledger(self) -> None:
+        """Make the directories and the journal of a new run, or go on with those of an interrupted one."""
+        private = self.output_dir / "private"
+        journal = private / "journal.jsonl"
+
+        def open_ledger() -> PrivacyLedger:
+            check_output_dir(self.output_dir, self.args.resume_from_checkpoint)
+            try:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                private.mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{self.output_dir} cannot be created ({error.strerror}): choose another.") from error
+            settings = {
+                "delta": self.args.target_delta,
+                "accountant": self.args.accountant,
+                "target_epsilon": self.args.target_epsilon,
+            }
+            if self.checkpoint is None and not _has_run(private):
+                self.ledger = PrivacyLedger(journal=journal, **settings)
+            else:
+                position = 0 if self.checkpoint is None else self.checkpoint.position
+                self.ledger = PrivacyLedger.resume(journal, position)
+                started_with = {name: getattr(self.ledger, name) for name in settings}
+                if started_with != settings:
+                    raise InputError(f"The run in {self.output_dir} has {started_with}: resume it with these.")
+            self.checkpoints.remove_partial()
+            return self.ledger.in_memory()
+
+        followed = from_main(open_ledger)
+        if not self.accelerator.is_main_process:
+            self.ledger = followed
+        if self.checkpoint is not None:
+            self.central_images = self.checkpoint.central_images
+            self.accelerator.print(f"Going on from {self.checkpoint.name}.")
+
+    def _warm_up(self) -> None:
+        state = start_warm_up(self.unet, self.args)
+        if self.central_images is None:
+            self.central_images = from_main(self._release_central_images)
+            ledger = from_main(lambda: self.ledger.in_memory())
+            if not self.accelerator.is_main_process:
+                self.ledger = ledger
+            self._save_checkpoint(state)  # so that they are queried once, whatever happens
+        if self.checkpoint is not None and self.checkpoint.stage != "warm_up":
+            return
+        self._restore(state)
+        if self.args.logger is not None:
+            self.ledger.mark_visible("curve of the loss on the central images")
+        with self._progress_bar(state, "Stage 1, central images", self.args.central_train_steps) as progress:
+            warm_up(
+                state,
+                self.loss,
+                self.central_images,
+                self.args,
+                self.accelerator.autocast,
+                lambda error: self._after_step(state, progress, {"loss_on_central_images": error.item()}),
+                self.loss_scale,
+            )
+
     def _release_central_images(self) -> CentralImageDataset:
         args = self.args
         return CentralImageDataset.from_dataset(
@@ -204,12 +340,42 @@ class DPCurriculumTrainer:
             randomness=self.randomness,
         )
 
-    def _warm_up(self) -> None:
-        with tqdm(total=self.args.central_train_steps, desc="Stage 1, central images") as progress:
-            progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(0):.2f}")
-            warm_up(self.unet, self.loss, self.central_images, self.args, self.accelerator.autocast, progress.update)
-
     def _train_by_dp_sgd(self) -> None:
+        args, is_main = self.args, self.accelerator.is_main_process
+        state = self._start_dp_sgd()
+        if self.checkpoint is not None and self.checkpoint.stage == "dp_sgd":
+            self._restore(state)
+        self.unet.train()
+        steps = from_main(lambda: self._affordable_steps(state.step))
+        if state.step + steps < self.plan.dp_sgd.steps:
+            self.accelerator.print(
+                f"DP-SGD stops after {state.step + steps} of {self.plan.dp_sgd.steps} steps: the next one would pass "
+                f"the target epsilon {args.target_epsilon:g}."
+            )
+        if steps > 0:
+            dp_sgd = DPSGD(
+                self.unet,
+                state.optimizer,
+                self.loss,
+                self.records,
+                replace(self.plan.dp_sgd, steps=steps),
+                self.ledger,
+                noise_multiplicity=args.noise_multiplicity,
+                max_physical_batch_size=args.max_physical_batch_size,
+                gradients_of=self.gradients_of,
+                randomness=self.randomness,
+                observe=self._write_sensitive_loss if args.log_sensitive_curves and is_main else None,
+            )
+            last = state.step + steps
+            with self._progress_bar(state, "Stage 2, DP-SGD", last) as progress:
+                while state.step < last:
+                    dp_sgd.step()
+                    state.advance()
+                    self._after_step(state, progress, {}, is_last=state.step == last)
+        if args.use_ema:
+            state.ema.copy_to(self.unet.parameters())
+
+    def _start_dp_sgd(self) -> TrainingState:
         args = self.args
         optimizer = torch.optim.AdamW(
             [p for p in self.unet.parameters() if p.requires_grad],
@@ -224,140 +390,144 @@ class DPCurriculumTrainer:
             num_warmup_steps=args.lr_warmup_steps,
             num_training_steps=args.max_train_steps,
         )
-        ema = make_ema(self.unet, args)
-        self.unet.train()
-        steps = self.ledger.affordable_steps(self.plan.dp_sgd)
-        if steps < self.plan.dp_sgd.steps:
+        return TrainingState("dp_sgd", self.unet, optimizer, make_ema(self.unet, args), lr_scheduler)
+
+    def _affordable_steps(self, taken: int) -> int:
+        remaining = self.plan.dp_sgd.steps - taken
+        return 0 if remaining == 0 else self.ledger.affordable_steps(replace(self.plan.dp_sgd, steps=remaining))
+
+    def _restore(self, state: TrainingState) -> None:
+        if self.checkpoint is not None:
+            state.load_state_dict(self.checkpoint.state)
+
+    def _after_step(self, state: TrainingState, progress: tqdm, curves: dict, is_last: bool = False) -> None:
+        """Show how far the run is, keep what it can go on from, and end it if the cluster asks for that."""
+        number = self._number(state)
+        executed = sum(mechanism.steps for mechanism in self.ledger.mechanisms if mechanism.name == "dp_sgd")
+        epsilon = self.plan.epsilon_spent(executed)
+        progress.update()
+        progress.set_postfix(epsilon=f"{epsilon:.2f}")
+        learning_rate = state.optimizer.param_groups[0]["lr"]
+        self.accelerator.log({"epsilon": epsilon, "learning_rate": learning_rate, **curves}, step=number)
+        terminated = any_process(self.termination.received)
+        picture = self.args.save_images_steps is not None and number % self.args.save_images_steps == 0
+        # A picture makes all steps count that were taken so far: nothing of them should have to be done again.
+        if is_last or terminated or picture or number % self.args.checkpointing_steps == 0:
+            self._save_checkpoint(state)
+        if picture:
+            from_main(lambda: self._save_samples(state))
+        if terminated:
+            progress.close()
             self.accelerator.print(
-                f"DP-SGD stops after {steps} of {self.plan.dp_sgd.steps} steps: the next one would pass the target "
-                f"epsilon {args.target_epsilon:g}."
+                f"Interrupted by SIGTERM after {number} steps: go on with the same command and "
+                "--resume_from_checkpoint latest."
             )
-        if steps == 0:
-            return
-        dp_sgd = DPSGD(
-            self.unet,
-            optimizer,
-            self.loss,
-            self.records,
-            replace(self.plan.dp_sgd, steps=steps),
-            self.ledger,
-            noise_multiplicity=args.noise_multiplicity,
-            max_physical_batch_size=args.max_physical_batch_size,
-            gradients_of=self.gradients_of,
-            randomness=self.randomness,
+            raise SystemExit(0)
+
+    def _number(self, state: TrainingState) -> int:
+        """Steps taken in both stages."""
+        before = self.args.central_train_steps if state.stage == "dp_sgd" and self.plan.central is not None else 0
+        return before + state.step
+
+    def _save_checkpoint(self, state: TrainingState) -> None:
+        from_main(
+            lambda: self.checkpoints.save(
+                self._number(state), state, self.ledger.position, self.plan, self.central_images
+            )
         )
-        progress = tqdm(range(1, steps + 1), desc="Stage 2, DP-SGD")
-        for step in progress:
-            dp_sgd.step()
-            lr_scheduler.step()
-            ema.step(self.unet.parameters())
-            progress.set_postfix(epsilon=f"{self.plan.epsilon_spent(step):.2f}")
-        if args.use_ema:
-            ema.copy_to(self.unet.parameters())
+
+    def _save_samples(self, state: TrainingState) -> None:
+        """A grid of what the network, or its average, makes now."""
+        directory = self.output_dir / "private" / "samples"
+        self.ledger.mark_visible("samples")
+        directory.mkdir(exist_ok=True)
+        if self.args.use_ema:
+            state.ema.store(self.unet.parameters())
+            state.ema.copy_to(self.unet.parameters())
+        self.sampler.grid(self.unet).save(directory / f"step-{self._number(state)}.png")
+        if self.args.use_ema:
+            state.ema.restore(self.unet.parameters())
+        self.unet.train()
+
+    @property
+    def _sensitive_curves(self) -> Path:
+        return self.output_dir / "private" / "sensitive_curves.csv"
+
+    def _write_sensitive_loss(self, draws: NoiseDraws) -> None:
+        """NOT private, and asked for: the loss of a physical batch, of the main process alone."""
+        with torch.no_grad(), self.accelerator.autocast():
+            error = denoising_error(self.unet, draws.flatten())
+        with self._sensitive_curves.open("a") as curves:
+            curves.write(f"{self.ledger.position},{error.item()}\n")
+
+    def _progress_bar(self, state: TrainingState, title: str, last: int) -> tqdm:
+        return tqdm(initial=state.step, total=last, desc=title, disable=not self.accelerator.is_main_process)
 
     def _make_gradients_of(self):
         """Per-record gradients as the configuration and `accelerate launch --dynamo_backend` ask for them."""
         mode, autocast = self.grad_sample_mode, self.accelerator.autocast
+        self.loss_scale = LOSS_SCALES[self.accelerator.mixed_precision]
         dynamo = self.accelerator.state.dynamo_plugin
         if mode == "folded" and dynamo.backend != DynamoBackend.NO:
             if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision != "no":
                 # PyTorch's compiler takes the group normalisation's gradient for float32 there, which it is not.
                 raise InputError("On CPU only float32 can be compiled: leave out --dynamo_backend or bf16.")
+            if self.args.gradient_checkpointing:
+                raise InputError("A compiled pass keeps what it chooses: leave out --gradient_checkpointing.")
             num_records = min(self.args.max_physical_batch_size, len(self.records))
-            return CompiledGradients(self.unet, num_records, autocast, **dynamo.to_kwargs())
-        return partial(per_record_gradients, self.unet, mode=mode, autocast=autocast)
-
-    def _pipeline(self) -> DDPMPipeline | ClassConditionalPipeline:
-        self.unet.eval()
-        if self.records.class_names is None:
-            return DDPMPipeline(unet=self.unet, scheduler=self.noise_scheduler)
-        id2label = dict(enumerate(self.records.class_names))
-        return ClassConditionalPipeline(unet=self.unet, scheduler=self.noise_scheduler, id2label=id2label)
-
-    def _sample(self, pipeline, label: int, count: int, num_inference_steps: int, generator) -> torch.Tensor:
-        """`count` images of a class, or of an unconditional model: `(count, channels, height, width)` in [0, 1]."""
-        options = {"num_inference_steps": num_inference_steps, "generator": generator}
-        if self.records.num_classes is None:
-            images = pipeline(batch_size=count, output_type="np", **options).images
-            return torch.from_numpy(images).permute(0, 3, 1, 2)
-        guidance_scale = self.args.guidance_scale
-        return pipeline(class_labels=[label] * count, guidance_scale=guidance_scale, output_type="pt", **options).images
-
-    def _sample_grid(self, pipeline):
-        generator = torch.Generator(self.accelerator.device).manual_seed(self.args.seed)
-        rows = min(self.records.num_classes or GRID_COLUMNS, MAX_GRID_ROWS)
-        pipeline.set_progress_bar_config(disable=True)
-        samples = [
-            self._sample(pipeline, label, GRID_COLUMNS, self.args.num_inference_steps, generator).cpu()
-            for label in tqdm(range(rows), desc="Sampling")
-        ]
-        return image_grid(torch.cat(samples), GRID_COLUMNS)
-
-    def _check_sampling(self) -> None:
-        """Draw one image in one step: what cannot be sampled must not be trained."""
-        steps, most = self.args.num_inference_steps, self.noise_scheduler.config.num_train_timesteps
-        if steps > most:
-            raise InputError(f"num_inference_steps {steps} is above the {most} timesteps of the schedule: give fewer.")
-        try:
-            pipeline = self._pipeline()
-            pipeline.set_progress_bar_config(disable=True)
-            self._sample(pipeline, 0, 1, 1, None)
-        except Exception as error:
-            raise InputError(
-                f"The pipeline of this UNet and noise scheduler cannot be sampled ({error}): correct one of them."
-            ) from error
-
-    def _expected_seconds(self) -> float:
-        """Time one physical batch of DP-SGD and one warm-up step on random data, and extrapolate."""
-        args, device = self.args, self.accelerator.device
-        shape = self.records.images.shape[1:]
-        self.unet.train()  # as it will be in earnest, also for a compiler, which traces the network here
-
-        def seconds(batch_size: int, noise_multiplicity: int, work) -> float:
-            images = torch.rand(batch_size, *shape, device=device) * 2 - 1
-            labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-            durations = []
-            for _ in range(3):  # the first one also pays for the allocations
-                start = time.perf_counter()
-                work(self.loss.draw(images, labels, noise_multiplicity))
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                durations.append(time.perf_counter() - start)
-            return min(durations)
-
-        def warm_up(draws: NoiseDraws):
-            denoising_error(self.unet, draws.flatten()).backward()
-            self.unet.zero_grad(set_to_none=True)
-
-        physical = min(args.max_physical_batch_size, args.train_batch_size, 16)
-        private = seconds(physical, args.noise_multiplicity, self.gradients_of)
-        total = args.max_train_steps * args.train_batch_size / physical * private
-        if self.plan.central is not None:
-            total += args.central_train_steps * seconds(args.central_batch_size, 1, warm_up)
-        return total
+            return CompiledGradients(self.unet, num_records, autocast, self.loss_scale, **dynamo.to_kwargs())
+        return partial(per_record_gradients, self.unet, mode=mode, autocast=autocast, loss_scale=self.loss_scale)
 
 
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"about {seconds / length:.0f} {unit}"
-    return f"about {seconds:.0f} seconds"
-
-
-def check_output_dir(output_dir: Path) -> None:
+def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
     """Refuse a directory that a run must not write to.
 
+    Args:
+        output_dir (`Path`): Where the run is to write.
+        resume_from_checkpoint (`str`, *optional*): Given for a run that may be there already.
+
     Raises:
-        InputError: If `output_dir` is a file, holds anything, or cannot be created.
+        InputError: If `output_dir` is a file, holds anything but the run to go on with, or cannot be created.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise InputError(
-            f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose another "
-            "--output_dir, or move it away."
-        )
+        if resume_from_checkpoint is None:
+            raise InputError(
+                f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "
+                "another --output_dir, move it away, or go on with it by --resume_from_checkpoint latest."
+            )
+        if not (output_dir / "private").is_dir():
+            raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
+    elif resume_from_checkpoint not in (None, "latest"):
+        raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
     existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
+
+
+def _has_run(private: Path) -> bool:
+    """Whether anything can have been released: a process killed right at its start leaves an empty journal at most."""
+    return any(path.name != "journal.jsonl" or path.stat().st_size > 0 for path in private.iterdir())
+
+
+def _make_accelerator(args: DPCurriculumConfig) -> Accelerator:
+    on_cpu = not torch.accelerator.is_available()
+    if args.mixed_precision == "fp16" and on_cpu:
+        raise InputError("fp16 is for accelerators: use bf16 or no on a CPU.")
+    if args.logger is not None and args.logger not in [str(tracker) for tracker in get_available_trackers()]:
+        raise InputError(f"The logger {args.logger} is not installed: `pip install {args.logger}`.")
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=on_cpu,
+        kwargs_handlers=[patience],
+        log_with=args.logger,
+        project_dir=Path(args.output_dir) / "private" / args.logging_dir,
+    )
+    if accelerator.device.type == "mps":
+        raise InputError("DP noise is in float64, which Apple's GPU has not: use `accelerate launch --cpu`.")
+    # Otherwise the process that ends first takes the others' connections along.
+    atexit.register(accelerator.state.destroy_process_group)
+    return accelerator
 
 
 def _check_unet(unet: UNet2DModel, records) -> None:

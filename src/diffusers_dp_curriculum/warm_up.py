@@ -4,62 +4,89 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import kornia.augmentation
+import numpy as np
 import torch
-from diffusers.training_utils import EMAModel
+from accelerate.utils import reduce
 
 from .central_images import CentralImageDataset
+from .checkpointing import TrainingState, make_ema
 from .config import DPCurriculumConfig
 from .losses import DenoisingLoss, denoising_error
+from .processes import num_processes, process_index
+
+
+def start_warm_up(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:
+    """The warm-up before its first step; for the arguments see [`warm_up`]."""
+    optimizer = torch.optim.Adam(unet.parameters(), lr=config.central_learning_rate)
+    return TrainingState("warm_up", unet, optimizer, make_ema(unet, config))
 
 
 def warm_up(
-    unet: torch.nn.Module,
+    state: TrainingState,
     loss: DenoisingLoss,
     central_images: CentralImageDataset,
     config: DPCurriculumConfig,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-    after_step: Callable[[], object] = lambda: None,
+    after_step: Callable[[torch.Tensor], object] = lambda error: None,
+    loss_scale: float = 1.0,
 ) -> None:
-    """Train `unet` on the central images and random affine variations of them.
+    """Train on the central images and random affine variations of them.
+
+    Every process draws the whole batch, from a seed of the step, and learns from its share: the weights depend neither
+    on the number of processes nor on whether the run was interrupted.
 
     Args:
-        unet (`torch.nn.Module`): The network, trained in place; with `config.use_ema` it ends as the average.
+        state (`TrainingState`):
+            Of [`start_warm_up`] or a checkpoint; its network is trained in place, and with `config.use_ema` it ends as
+            the average.
         loss (`DenoisingLoss`): Gives the noise draws.
         central_images (`CentralImageDataset`): What was released.
-        config (`DPCurriculumConfig`): The fields `central_train_steps`, `central_batch_size`, `central_learning_rate`
-            and those of the average.
+        config (`DPCurriculumConfig`): The fields `central_train_steps`, `central_batch_size` and `seed` are used.
         autocast (`Callable`, *optional*): Makes the context of the forward pass.
-        after_step (`Callable`, *optional*): Called after each step.
+        after_step (`Callable`, *optional*): Called after each step with the error of this process's share.
+        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
     """
+    unet = state.unet
     device = next(unet.parameters()).device
     vary = kornia.augmentation.RandomAffine(
         degrees=10.0, translate=(0.1, 0.1), scale=(0.9, 1.1), padding_mode="border", p=0.8
     )
-    optimizer = torch.optim.Adam(unet.parameters(), lr=config.central_learning_rate)
-    ema = make_ema(unet, config)
+    share = torch.arange(process_index(), config.central_batch_size, num_processes(), device=device)
     unet.train()
-    for _ in range(config.central_train_steps):
+    while state.step < config.central_train_steps:
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, state.step]).generate_state(1)[0]))
         chosen = torch.randint(len(central_images), (config.central_batch_size,))
         images = vary(central_images.images[chosen].to(device)) * 2 - 1
-        draws = loss.draw(images, central_images.labels[chosen].to(device), noise_multiplicity=1)
-        with autocast():
-            error = denoising_error(unet, draws.flatten())
-        error.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(unet.parameters())
-        after_step()
+        draws = loss.draw(images, central_images.labels[chosen].to(device), noise_multiplicity=1).flatten()
+        error = torch.zeros((), device=device)
+        if len(share) > 0:
+            with autocast():
+                error = denoising_error(unet, draws.of_records(share))
+            (error * (loss_scale * len(share) / config.central_batch_size)).backward()
+        _sum_gradients(unet)
+        if loss_scale != 1:
+            _unscale_gradients(unet, loss_scale)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.advance()
+        after_step(error.detach())
     if config.use_ema:
-        ema.copy_to(unet.parameters())
+        state.ema.copy_to(unet.parameters())
 
 
-def make_ema(unet: torch.nn.Module, config: DPCurriculumConfig) -> EMAModel:
-    """The exponential moving average of the weights that each stage keeps."""
-    return EMAModel(
-        unet.parameters(),
-        decay=config.ema_max_decay,
-        use_ema_warmup=True,
-        inv_gamma=config.ema_inv_gamma,
-        power=config.ema_power,
-        foreach=True,
-    )
+def _sum_gradients(unet: torch.nn.Module) -> None:
+    """Add up the gradients of all processes' shares."""
+    if num_processes() == 1:
+        return
+    trainable = [p for p in unet.parameters() if p.requires_grad]
+    for p in trainable:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    for p, total in zip(trainable, reduce([p.grad for p in trainable], reduction="sum"), strict=True):
+        p.grad = total
+
+
+def _unscale_gradients(unet: torch.nn.Module, loss_scale: float) -> None:
+    """Divide by the factor of the loss; what overflowed takes no part in the step."""
+    for p in unet.parameters():
+        if p.grad is not None:
+            p.grad.div_(loss_scale).nan_to_num_(0.0, 0.0, 0.0)

@@ -1,0 +1,132 @@
+"""A page to look at a trained pipeline: choose classes, guidance, steps and seed, and see what comes out.
+
+    pip install -c constraints.txt ".[app]"
+    python examples/app.py my-model                 # or USER/NAME on the Hub
+
+Sampling is post-processing of the weights: it costs no privacy, however many images are drawn. The page is served on
+this machine alone, and no code of the pipeline's directory or repository is run.
+"""
+
+import argparse
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import diffusers
+import gradio
+import numpy as np
+import torch
+from diffusers.utils import numpy_to_pil
+
+from diffusers_dp_curriculum import InputError
+from diffusers_dp_curriculum.cards import budget
+from diffusers_dp_curriculum.hub import check_statement
+from diffusers_dp_curriculum.pictures import image_grid
+from generate_dataset import find_privacy_json, load_pipeline
+
+
+GRID_COLUMNS = 8
+MAX_IMAGES = 64
+
+
+def describe(privacy_json: Path | None) -> str:
+    """What is guaranteed about the images, in Markdown."""
+    if privacy_json is None:
+        return "**No privacy.json:** nothing is known about the privacy of these images."
+    try:
+        privacy = check_statement(privacy_json)
+    except InputError as error:
+        return f"**Not for sharing.** {error}"
+    mechanisms = "".join(
+        f"\n| {m['name']} | {m['noise_multiplier']:.4g} | {m['sample_rate']:.4g} | {m['steps']} |"
+        for m in privacy["mechanisms"]
+    )
+    return (
+        f"**{budget(privacy)}-differentially private** with respect to adding or removing one record of the "
+        f"{privacy['dataset_size']}. Looking at samples, however many, changes nothing about it.\n\n"
+        f"| mechanism | noise multiplier | sample rate | steps |\n|---|---|---|---|{mechanisms}"
+    )
+
+
+def make_sampler(pipeline: diffusers.DiffusionPipeline):
+    """The function behind the button."""
+    class_names = getattr(pipeline, "class_names", None)
+
+    def sample(classes: list[str], count: int, guidance_scale: float, num_inference_steps: int, seed: int):
+        """`count` images of each class: a grid to see, and a zip file of them."""
+        generator = torch.Generator(pipeline.device).manual_seed(int(seed))
+        options = {"num_inference_steps": int(num_inference_steps), "generator": generator, "output_type": "np"}
+        if class_names is None:
+            labels = ["image"] * int(count)
+            images = pipeline(batch_size=len(labels), **options).images
+        else:
+            if not classes:
+                raise gradio.Error("Choose at least one class.")
+            labels = [name for name in classes for _ in range(int(count))]
+            if len(labels) > MAX_IMAGES:
+                raise gradio.Error(f"These are {len(labels)} images: choose at most {MAX_IMAGES}.")
+            images = pipeline(class_labels=labels, guidance_scale=guidance_scale, **options).images
+        return image_grid(torch.from_numpy(images).permute(0, 3, 1, 2), int(count)), _zip(labels, images)
+
+    return sample
+
+
+def _zip(labels: list[str], images: np.ndarray) -> str:
+    path = Path(tempfile.mkdtemp(), "images.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (label, image) in enumerate(zip(labels, numpy_to_pil(images), strict=True)):
+            name = "".join(character if character.isalnum() else "_" for character in label)
+            with archive.open(f"{number:02d}_{name}.png", "w") as file:
+                image.save(file, "PNG")
+    return str(path)
+
+
+def make_page(name: str) -> gradio.Blocks:
+    """The page of a pipeline in a directory or on the Hub."""
+    pipeline = load_pipeline(name)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    class_names = getattr(pipeline, "class_names", None)
+    most_steps = pipeline.scheduler.config.num_train_timesteps
+    with gradio.Blocks(title="Images under differential privacy", analytics_enabled=False) as page:
+        gradio.Markdown(f"# {Path(name).name}")
+        gradio.Markdown(describe(find_privacy_json(name)))
+        with gradio.Row():
+            with gradio.Column(scale=1):
+                classes = gradio.CheckboxGroup(
+                    class_names or [], value=(class_names or [])[:4], label="Classes", visible=class_names is not None
+                )
+                count = gradio.Slider(1, GRID_COLUMNS, value=GRID_COLUMNS, step=1, label="Images of each class")
+                guidance = gradio.Slider(
+                    0, 5, value=1, step=0.25, label="Guidance (1 is none)", visible=class_names is not None
+                )
+                steps = gradio.Slider(1, most_steps, value=min(50, most_steps), step=1, label="Denoising steps")
+                seed = gradio.Number(0, precision=0, minimum=0, label="Seed")
+                button = gradio.Button("Sample", variant="primary")
+            with gradio.Column(scale=2):
+                grid = gradio.Image(
+                    show_label=False, type="pil", format="png", interactive=False, buttons=["fullscreen", "download"]
+                )
+                download = gradio.File(label="Download", interactive=False)
+        inputs, outputs = [classes, count, guidance, steps, seed], [grid, download]
+        sample = make_sampler(pipeline)
+        button.click(sample, inputs, outputs, api_name="sample")
+        page.load(sample, inputs, outputs, api_name=False)
+    return page
+
+
+def main() -> None:
+    """Serve the page until interrupted."""
+    parser = argparse.ArgumentParser(description="A page to look at a trained pipeline.")
+    parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
+    parser.add_argument("--port", type=int, default=7860)
+    args = parser.parse_args()
+    make_page(args.pipeline).launch(server_name="127.0.0.1", server_port=args.port, share=False)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

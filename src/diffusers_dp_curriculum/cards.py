@@ -1,0 +1,93 @@
+"""Cards that people may edit: generated sections between comments, and everything else left alone.
+
+A generated section stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`, which no reader of the rendered
+card sees. What is outside belongs to whoever wrote it, the metadata at the top included. Taking the two comments away
+makes a section one's own; only the privacy statement comes back.
+"""
+
+import re
+from decimal import ROUND_CEILING, Context
+
+import yaml
+from huggingface_hub import RepoCard
+
+
+STATEMENT = "statement"
+SECTION = re.compile(r"<!-- generated: (?P<name>\w+)\b.*?-->.*?<!-- end: (?P=name) -->", re.DOTALL)
+
+
+def privacy_statement(privacy: dict, subject: str, data: str, with_label: bool, mechanisms_in_words: str) -> str:
+    """The budget in one sentence that can be quoted on its own.
+
+    Args:
+        privacy (`dict`): The content of privacy.json.
+        subject (`str`): What the sentence is about: "This model".
+        data (`str`): Whose record it is about: "its training data".
+        with_label (`bool`): Whether a record is an image with its label.
+        mechanisms_in_words (`str`): What the budget was spent on.
+    """
+    if not privacy["private"]:
+        return "\n\n".join([f"**{subject} is NOT private. Do not share it.**", *privacy["remarks"]])
+    record = "one image with its label" if with_label else "one image"
+    return (
+        f"**{subject} is {budget(privacy)}-differentially private with respect to adding or removing one record "
+        f"({record}) of {data}.** The one budget covers everything that read the data: "
+        f"{mechanisms_in_words}."
+    )
+
+
+def budget(privacy: dict) -> str:
+    """(epsilon, delta) as the cards write it."""
+    return f"({round_up(privacy['epsilon'])}, {round_up(privacy['delta'])})"
+
+
+def round_up(value: float) -> str:
+    """A number with four digits that is not below `value`: a budget must not be understated."""
+    return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(value))):.4g}"
+
+
+def own_text(card: str) -> str:
+    """What people wrote: the metadata and the text outside the generated sections."""
+    return SECTION.sub("", card).strip()
+
+
+def has_own_text(card: str) -> bool:
+    """Whether a person wrote any text into the card."""
+    return bool(SECTION.sub("", _text(card)).strip())
+
+
+def update(card: str, fresh: str) -> str:
+    """A card that may have been edited, with its generated sections and metadata replaced by those of `fresh`.
+
+    Metadata that `fresh` does not have stay, and so do tags.
+
+    Args:
+        card (`str`): The card as it is.
+        fresh (`str`): The same kind of card, newly rendered.
+    """
+    sections = {match["name"]: match[0] for match in SECTION.finditer(fresh)}
+    text = SECTION.sub(lambda match: sections.get(match["name"], ""), _text(card))
+    if f"<!-- generated: {STATEMENT}" not in text:
+        # A card that is not one of ours yet gets all of it, one whose owner has taken the sentence out gets that back.
+        missing = sections[STATEMENT] if SECTION.search(text) else _text(fresh)
+        text = f"{missing.strip()}\n\n{text.strip()}"
+    return _compose({**_metadata(card), **_metadata(fresh)}, text, card, fresh)
+
+
+def adopt_metadata(card: str, other: str) -> str:
+    """`card` with the metadata of `other` besides its own, which win."""
+    return _compose({**_metadata(other), **_metadata(card)}, _text(card), card, other)
+
+
+def _metadata(card: str) -> dict:
+    return RepoCard(card, ignore_metadata_errors=True).data.to_dict()
+
+
+def _text(card: str) -> str:
+    return RepoCard(card, ignore_metadata_errors=True).text.strip()
+
+
+def _compose(metadata: dict, text: str, *cards: str) -> str:
+    tags = dict.fromkeys(tag for card in cards for tag in _metadata(card).get("tags", []))
+    header = yaml.safe_dump({**metadata, **({"tags": list(tags)} if tags else {})}, sort_keys=False, allow_unicode=True)
+    return f"---\n{header.strip()}\n---\n\n{text.strip()}\n"

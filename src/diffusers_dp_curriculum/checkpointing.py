@@ -1,0 +1,248 @@
+"""What is saved while a run goes on, and what it can go on from after an interruption.
+
+A checkpoint holds no state of any random generator: after a resume sampling and noise are seeded afresh, or whoever
+found the file could take the noise away.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
+
+from .accounting import Mechanism
+from .central_images import CentralImageDataset
+from .config import DPCurriculumConfig
+from .data import ImageDataset
+from .errors import InputError
+from .planning import Plan
+
+
+PARTIAL = ".partial"
+
+
+@dataclass
+class TrainingState:
+    """What the steps of a stage change.
+
+    Args:
+        stage (`str`): `"warm_up"` or `"dp_sgd"`.
+        unet (`torch.nn.Module`): The network.
+        optimizer (`torch.optim.Optimizer`): Its optimizer.
+        ema (`EMAModel`): The average of its weights.
+        lr_scheduler (`torch.optim.lr_scheduler.LRScheduler`, *optional*): The schedule, if the stage has one.
+        step (`int`): Steps taken in this stage.
+    """
+
+    stage: str
+    unet: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    step: int = 0
+
+    def advance(self) -> None:
+        """Follow a step of the optimizer."""
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        self.ema.step(self.unet.parameters())
+        self.step += 1
+
+    def state_dict(self) -> dict:
+        """Everything but the names, as tensors and plain values."""
+        return {
+            "unet": self.unet.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what [`state_dict`] gave, on any device."""
+        self.unet.load_state_dict(state["unet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(next(self.unet.parameters()).device)
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.step = state["step"]
+
+
+def make_ema(unet: torch.nn.Module, config: DPCurriculumConfig) -> EMAModel:
+    """The exponential moving average of the weights that each stage keeps."""
+    return EMAModel(
+        unet.parameters(),
+        decay=config.ema_max_decay,
+        use_ema_warmup=True,
+        inv_gamma=config.ema_inv_gamma,
+        power=config.ema_power,
+        foreach=True,
+    )
+
+
+@dataclass
+class Checkpoint:
+    """Where a run can go on from.
+
+    Args:
+        name (`str`): `"checkpoint-N"`, N being the steps taken in both stages.
+        stage (`str`): The stage of `state`.
+        state (`dict`): Content of a [`TrainingState`].
+        position (`int`): The ledger's position.
+        plan (`Plan`): The run's plan; its noise multiplier was found once and stays.
+        central_images (`CentralImageDataset`, *optional*): What was released in the first stage.
+    """
+
+    name: str
+    stage: str
+    state: dict
+    position: int
+    plan: Plan
+    central_images: CentralImageDataset | None
+
+
+class Checkpoints:
+    """The checkpoints of one run: directories `checkpoint-N`, each complete or not there at all.
+
+    Args:
+        directory (`Path`): Where they are.
+        identity (`dict`): What makes two runs the same one, as [`run_identity`] has it.
+        total_limit (`int`, *optional*): How many to keep, the newest ones; all by default.
+    """
+
+    def __init__(self, directory: Path, identity: dict, total_limit: int | None = None):
+        self.directory = directory
+        self.identity = identity
+        self.total_limit = total_limit
+
+    def save(
+        self,
+        number: int,
+        state: TrainingState,
+        position: int,
+        plan: Plan,
+        central_images: CentralImageDataset | None,
+    ) -> Path:
+        """Write `checkpoint-{number}`, replacing one of that name; a crash leaves those that were there usable."""
+        path = self.directory / f"checkpoint-{number}"
+        partial = path.with_name(path.name + PARTIAL)
+        partial.mkdir(parents=True)
+        torch.save(state.state_dict(), partial / "state.pt")
+        if central_images is not None:
+            central_images.save_to_disk(partial / "central_images")
+        facts = {"stage": state.stage, "position": position, "plan": asdict(plan), "identity": self.identity}
+        (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        _sync(partial)
+        if path.exists():  # of an attempt that was given up for an earlier checkpoint, which is still there
+            _remove(path)
+        partial.rename(path)
+        _sync_entries(self.directory)
+        if self.total_limit is not None:
+            for superseded in self._all()[: -self.total_limit]:
+                _remove(superseded)
+        return path
+
+    def load(self, which: str) -> Checkpoint | None:
+        """Read a checkpoint.
+
+        Args:
+            which (`str`): `"latest"`, for which there may be none, or the path or name of one of this run.
+
+        Raises:
+            InputError: If it is missing, unreadable, or of a run with other settings, network or records.
+        """
+        if which == "latest":
+            there = self._all()
+            if not there:
+                return None
+            path = there[-1]
+        else:
+            path = self.directory / Path(which).name
+            if not path.is_dir() or (Path(which).exists() and not path.samefile(which)):
+                raise InputError(
+                    f"{which} is no checkpoint of the run in {self.directory.parents[1]}: give latest, or one of "
+                    f"{', '.join(p.name for p in self._all()) or 'none that there are'}."
+                )
+        try:
+            facts = _facts(path)
+            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            plan, central_images = facts["plan"], None
+            if plan["central"] is not None:
+                central_images = CentralImageDataset.load_from_disk(path / "central_images")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{path} cannot be read ({error}): give an earlier checkpoint.") from error
+        self._check_same_run(path, facts["identity"])
+        plan = Plan(
+            **plan
+            | {
+                "central": None if plan["central"] is None else Mechanism(**plan["central"]),
+                "dp_sgd": Mechanism(**plan["dp_sgd"]),
+                "epsilon_after": {int(steps): epsilon for steps, epsilon in plan["epsilon_after"].items()},
+            }
+        )
+        return Checkpoint(path.name, facts["stage"], state, facts["position"], plan, central_images)
+
+    def remove_partial(self) -> None:
+        """Remove what a crash left half written."""
+        for partial in self.directory.glob(f"*{PARTIAL}"):
+            shutil.rmtree(partial)
+
+    def _all(self) -> list[Path]:
+        """All complete ones, in the order in which they were written."""
+        there = [
+            path for path in self.directory.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()
+        ]
+        return sorted(there, key=lambda path: (_facts(path)["position"], int(path.name.removeprefix("checkpoint-"))))
+
+    def _check_same_run(self, path: Path, identity: dict) -> None:
+        for name, value in self.identity.items():
+            if identity.get(name) != value:
+                raise InputError(
+                    f"{path} was made with other {name}: resume with the settings, network and records that the run "
+                    "was started with."
+                )
+
+
+def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler, records: ImageDataset) -> dict:
+    """What must be the same when a run is resumed, as values that JSON can hold."""
+    public = {
+        **{f"unet {name}": value for name, value in unet.config.items()},
+        **{f"scheduler {name}": value for name, value in noise_scheduler.config.items()},
+        **config.hyper_parameters(),
+    }
+    identity = {name: value for name, value in public.items() if not name.split()[-1].startswith("_")}
+    # Checkpoints are private, and a refusal says no more than that the records differ.
+    checksum = zlib.crc32(records.images.contiguous().numpy(), zlib.crc32(records.labels.numpy()))
+    return json.loads(json.dumps(identity | {"records": checksum}))
+
+
+def _facts(path: Path) -> dict:
+    return json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that a crash leaves no half of it under its name."""
+    superseded = path.with_name(f"{path.name}.superseded{PARTIAL}")
+    path.rename(superseded)
+    shutil.rmtree(superseded)
+
+
+def _sync(directory: Path) -> None:
+    """Make a directory's files durable, and their names."""
+    for path in directory.rglob("*"):
+        _sync_entries(path)
+    _sync_entries(directory)
+
+
+def _sync_entries(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

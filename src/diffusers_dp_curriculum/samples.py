@@ -1,0 +1,78 @@
+"""Samples of a network: the pipeline it is published in, and a grid of what it makes."""
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .config import DPCurriculumConfig
+from .data import ImageDataset
+from .errors import InputError
+from .pictures import image_grid
+from .pipeline import ClassConditionalPipeline
+
+
+GRID_COLUMNS = 10
+MAX_GRID_ROWS = 20
+
+
+class Sampler:
+    """Makes pipelines and samples of networks for one data set.
+
+    Args:
+        noise_scheduler (`DDPMScheduler`): The scheduler of the pipeline.
+        records (`ImageDataset`): Its classes are used, no image.
+        config (`DPCurriculumConfig`): The fields `num_inference_steps`, `guidance_scale` and `seed` are used.
+    """
+
+    def __init__(self, noise_scheduler: DDPMScheduler, records: ImageDataset, config: DPCurriculumConfig):
+        self.noise_scheduler = noise_scheduler
+        self.class_names = records.class_names
+        self.config = config
+
+    def pipeline(self, unet: UNet2DModel) -> DDPMPipeline | ClassConditionalPipeline:
+        """The pipeline of `unet`, which it leaves in eval mode."""
+        unet.eval()
+        if self.class_names is None:
+            return DDPMPipeline(unet=unet, scheduler=self.noise_scheduler)
+        id2label = dict(enumerate(self.class_names))
+        return ClassConditionalPipeline(unet=unet, scheduler=self.noise_scheduler, id2label=id2label)
+
+    def check(self, unet: UNet2DModel) -> None:
+        """Draw one image in one step: what cannot be sampled must not be trained.
+
+        Raises:
+            InputError: If it cannot be.
+        """
+        steps, most = self.config.num_inference_steps, self.noise_scheduler.config.num_train_timesteps
+        if steps > most:
+            raise InputError(f"num_inference_steps {steps} is above the {most} timesteps of the schedule: give fewer.")
+        if self.class_names is None and self.config.guidance_scale != 1:
+            raise InputError("Without classes there is nothing to guide to: leave guidance_scale at 1.")
+        try:
+            self._sample(self.pipeline(unet), 0, 1, 1, None)
+        except Exception as error:
+            raise InputError(
+                f"The pipeline of this UNet and noise scheduler cannot be sampled ({error}): correct one of them."
+            ) from error
+
+    def grid(self, unet: UNet2DModel) -> Image.Image:
+        """Samples of every class, a row each; always from the same noise, so that two grids can be compared."""
+        generator = torch.Generator(unet.device).manual_seed(self.config.seed)
+        rows = min(GRID_COLUMNS if self.class_names is None else len(self.class_names), MAX_GRID_ROWS)
+        pipeline = self.pipeline(unet)
+        samples = [
+            self._sample(pipeline, label, GRID_COLUMNS, self.config.num_inference_steps, generator).cpu()
+            for label in tqdm(range(rows), desc="Sampling", leave=False)
+        ]
+        return image_grid(torch.cat(samples), GRID_COLUMNS)
+
+    def _sample(self, pipeline, label: int, count: int, num_inference_steps: int, generator) -> torch.Tensor:
+        """`count` images of a class, or of an unconditional model: `(count, channels, height, width)` in [0, 1]."""
+        pipeline.set_progress_bar_config(disable=True)
+        options = {"num_inference_steps": num_inference_steps, "generator": generator}
+        if self.class_names is None:
+            images = pipeline(batch_size=count, output_type="np", **options).images
+            return torch.from_numpy(images).permute(0, 3, 1, 2)
+        guided = {"guidance_scale": self.config.guidance_scale, "output_type": "pt"}
+        return pipeline(class_labels=[label] * count, **guided, **options).images

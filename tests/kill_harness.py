@@ -1,0 +1,118 @@
+"""Kill a run at points of chance, resume it, and repeat until it is done; then see that nothing is wrong.
+
+    python tests/kill_harness.py DIRECTORY [--kills 20] [--processes 1]
+
+Every kill is a SIGKILL to all processes of the run, at a moment of chance after it has started its work.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+from diffusers_dp_curriculum import recompute_epsilon
+from diffusers_dp_curriculum.journal import Journal
+
+
+TESTS = Path(__file__).parent
+RUN = """
+import sys
+import torch
+from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
+from helpers import tiny_records, tiny_scheduler, tiny_unet
+from test_trainer import make_config
+
+torch.manual_seed(0)
+args = make_config(
+    sys.argv[1], resume_from_checkpoint="latest", checkpointing_steps=3, checkpoints_total_limit=2,
+    central_train_steps=int(sys.argv[2]), max_train_steps=int(sys.argv[2]), save_images_steps=None,
+)
+trainer = DPCurriculumTrainer(tiny_unet(), tiny_scheduler(), args, tiny_records())
+print("ready", flush=True)
+trainer.train()
+trainer.save_pipeline()
+"""
+
+
+def command(directory, num_processes, steps):
+    script = directory / "run.py"
+    script.write_text(RUN, encoding="utf-8")
+    launcher = [sys.executable]
+    if num_processes > 1:
+        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
+        launcher += ["--num_processes", str(num_processes)]
+    return [*launcher, script, directory / "model", str(steps)]
+
+
+def start(directory, num_processes=1, steps=15):
+    """Start the run, in a process group of its own, and wait until it begins to work."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        command(directory, num_processes, steps),
+        stdout=subprocess.PIPE,
+        stderr=(directory / "stderr").open("w"),
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    while (line := process.stdout.readline()) not in ("ready\n", ""):
+        pass
+    assert line, f"The run could not go on: {(directory / 'stderr').read_text()}"
+    return process
+
+
+def kill_until_done(directory, kills, num_processes=1, steps=15, longest=4.0):
+    """Returns for each attempt that was killed how many releases its journal knew."""
+    left = []
+    journal = directory / "model" / "private" / "journal.jsonl"
+    while len(left) < kills:
+        process = start(directory, num_processes, steps)
+        try:
+            process.wait(timeout=random.uniform(0, longest))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, (directory / "stderr").read_text()
+        left.append(journal.read_text().count('"release"') if journal.exists() else 0)
+    process = start(directory, num_processes, steps)
+    process.stdout.read()
+    assert process.wait() == 0, (directory / "stderr").read_text()
+    return left
+
+
+def check(output_dir, steps=15):
+    """What must hold of a finished run, however often it was killed."""
+    statement = json.loads((output_dir / "privacy.json").read_text())
+    journal = Journal(output_dir / "private" / "journal.jsonl")
+    counted = [(mechanism.name, mechanism.steps) for mechanism in journal.counted()]
+    totals = {name: sum(n for other, n in counted if other == name) for name, _ in counted}
+    stated = {entry["name"]: entry["steps"] for entry in statement["mechanisms"]}
+    assert stated == totals, f"stated {stated}, released {totals}"
+    assert stated["dp_sgd"] == steps
+    assert recompute_epsilon(statement) == statement["epsilon"] <= 10
+    assert any(event.get("visible") == "pipeline" for event in journal.events)
+    journal.close()
+    assert not [path for path in output_dir.rglob("*") if "partial" in path.name or path.suffix in (".tmp", ".part")]
+    pipeline = DiffusionPipeline.from_pretrained(output_dir, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    assert len(pipeline(class_labels=[0, 2], num_inference_steps=2).images) == 2
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    options.directory.mkdir(parents=True)
+    many = 8 * options.kills  # steps of each stage, so that the kills are spread over both
+    left = kill_until_done(options.directory, options.kills, options.processes, many)
+    check(options.directory / "model", many)
+    print(f"killed {len(left)} times, after {left} releases; resumed each time, and all is well at the end")

@@ -1,0 +1,135 @@
+"""What `test_processes.py` launches: facts about a step and about a run, written by the main process.
+
+accelerate launch --multi_gpu --num_processes 2 several_processes.py DIRECTORY
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+
+from diffusers_dp_curriculum import CentralImageDataset, DPCurriculumConfig
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.losses import DenoisingLoss
+from diffusers_dp_curriculum.processes import any_process, from_main, num_processes, process_index
+from diffusers_dp_curriculum.randomness import MechanismRandomness
+from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
+from diffusers_dp_curriculum.warm_up import start_warm_up, warm_up
+from helpers import tiny_records, tiny_scheduler, tiny_unet
+from test_dp_sgd import make_dp_sgd, parameters, take_step
+from test_trainer import make_config
+
+
+def run_of_five_steps(directory):
+    """A whole run, with sampling, noise and draws held fixed by the insecure seed."""
+    torch.manual_seed(process_index())  # the network of the main process is the one that is trained
+    trainer = DPCurriculumTrainer(
+        unet=tiny_unet(),
+        noise_scheduler=tiny_scheduler(),
+        args=make_config(
+            directory / "model",
+            insecure_noise_seed=3,
+            max_train_steps=5,
+            max_physical_batch_size=3,
+            central_train_steps=0,  # its Adam blows rounding up where a gradient is zero; see `gradient_of_warm_up`
+        ),
+        train_dataset=tiny_records(),
+    )
+    trainer.train()
+    trainer.save_pipeline()
+    return {
+        "parameters": parameters(trainer.unet),
+        "central_images": trainer.central_images.images,
+        "epsilon": trainer.ledger.epsilon(),
+        "steps": [(mechanism.name, mechanism.steps) for mechanism in trainer.ledger.mechanisms],
+        "not_private": trainer.ledger.not_private,
+    }
+
+
+def released_sum(mechanism):
+    """What the optimizer under Opacus' gets, times the expected batch size: without the rounding of a weight's step."""
+    gradients = []
+    step = mechanism.optimizer.original_optimizer.step
+    mechanism.optimizer.original_optimizer.step = lambda: (
+        gradients.extend(p.grad.flatten() for p in mechanism.model.parameters()),
+        step(),
+    )
+    mechanism.step()
+    return torch.cat(gradients) * mechanism.mechanism.sample_rate * len(mechanism.records)
+
+
+def summed_clipped_gradient():
+    insecure = MechanismRandomness(insecure_noise_seed=5)
+    return released_sum(make_dp_sgd(noise_multiplier=1e-9, batch_size=30, randomness=insecure))
+
+
+def gradient_of_warm_up():
+    torch.manual_seed(0)
+    unet = tiny_unet()
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    central_images = CentralImageDataset(images, torch.arange(6) % 3, mechanism=None)
+    config = DPCurriculumConfig(central_train_steps=1, central_batch_size=5, use_ema=False)
+    state = start_warm_up(unet, config)
+    state.optimizer = torch.optim.SGD(unet.parameters(), lr=1.0)
+    before = parameters(unet)
+    warm_up(state, DenoisingLoss(tiny_scheduler(), null_label=3), central_images, config)
+    return before - parameters(unet)
+
+
+def noise_of_empty_batches(secure_rng):
+    mechanism = make_dp_sgd(2.0, 1e-6, max_grad_norm=0.5, randomness=MechanismRandomness(secure_rng))
+    return torch.stack([take_step(mechanism) for _ in range(10)]) * num_processes()
+
+
+def step_with_empty_shares():
+    """A batch of one record: all processes but the first have nothing to do, and take the same step."""
+    mechanism = make_dp_sgd(noise_multiplier=1e-9, randomness=MechanismRandomness(insecure_noise_seed=5))
+    mechanism.batches = iter([[7]])
+    return released_sum(mechanism)
+
+
+def records_of_steps():
+    """For three steps the records that each process takes."""
+    mechanism = make_dp_sgd(physical=1000)
+    taken = []
+    original = mechanism._set_grad_samples
+    mechanism._set_grad_samples = lambda piece: (taken.append(piece.tolist()), original(piece))
+    for _ in range(3):
+        mechanism.step()
+    return taken
+
+
+def error_of(function):
+    try:
+        function()
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def refuse():
+    raise InputError("The main process refuses.")
+
+
+def main(directory):
+    of_this_process = {
+        "run": run_of_five_steps(directory),
+        "gradient": summed_clipped_gradient(),
+        "noise": noise_of_empty_batches(secure_rng=False),
+        "secure_noise": noise_of_empty_batches(secure_rng=True),
+        "warm_up": gradient_of_warm_up(),
+        "empty_shares": step_with_empty_shares(),
+        "records": records_of_steps(),
+        "first_draws": torch.rand(4),
+        "expected_batch_size": make_dp_sgd(batch_size=20).optimizer.expected_batch_size * num_processes(),
+        "refusal": error_of(lambda: from_main(refuse)),
+        "any": [any_process(False), any_process(process_index() == num_processes() - 1)],
+    }
+    everybody = gather_object([of_this_process])
+    if process_index() == 0:
+        torch.save(everybody, directory / "facts.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

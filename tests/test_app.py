@@ -1,0 +1,83 @@
+"""The page, as a person with a browser meets it."""
+
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from browser import CHROMIUM, Browser
+from diffusers_dp_curriculum import ClassConditionalPipeline
+from diffusers_dp_curriculum.cards import round_up
+from helpers import tiny_scheduler, tiny_unet, write_privacy_json
+
+
+pytest.importorskip("gradio")
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "app.py"
+# The address of the grid, once it is shown.
+GRID = "Array.from(document.images).filter(i => i.src.includes('file=') && i.naturalWidth > 100).map(i => i.src)[0]"
+
+
+@pytest.fixture
+def page(hub, tmp_path):
+    """The address of the page of a model, and the model's directory."""
+    pipe = ClassConditionalPipeline(tiny_unet(), tiny_scheduler(), id2label={0: "sneaker", 1: "ankle boot", 2: "bag"})
+    pipe.save_pretrained(tmp_path / "shoes")
+    write_privacy_json(tmp_path / "shoes" / "privacy.json")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, SCRIPT, tmp_path / "shoes", "--port", str(port)]
+    environment = hub.environment(tmp_path / "hf", GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tmp_path)
+    try:
+        url = f"http://127.0.0.1:{port}/"
+        for _ in range(600):
+            if process.poll() is not None or "Running on" in (tmp_path / "log").read_text():
+                break
+            time.sleep(0.2)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_visitor_sees_the_budget_and_samples_and_takes_them_home(page, tmp_path):
+    with Browser(tmp_path / "profile") as browser:
+
+        def toggle(box):
+            browser.run(f"document.querySelectorAll('input[type=checkbox]')[{box}].click()")
+
+        def sample():
+            browser.run("Array.from(document.querySelectorAll('button')).find(b => b.innerText == 'Sample').click()")
+
+        browser.open(page)
+        first = browser.wait_for(GRID)
+        text = browser.text()
+        privacy = json.loads((tmp_path / "shoes" / "privacy.json").read_text())
+        assert f"({round_up(privacy['epsilon'])}, 1e-05)-differentially private with respect to" in text
+        assert all(name in text for name in ("sneaker", "ankle boot", "bag"))
+        browser.screenshot(tmp_path / "page.png")
+
+        link = browser.wait_for("(document.querySelector('a[href*=\"images.zip\"]') || {}).href")
+        with zipfile.ZipFile(io.BytesIO(urllib.request.urlopen(link).read())) as archive:
+            names = archive.namelist()
+            assert [name[3:] for name in names] == ["sneaker.png"] * 8 + ["ankle_boot.png"] * 8 + ["bag.png"] * 8
+            assert Image.open(archive.open(names[0])).size == (8, 8)
+
+        toggle(1), toggle(2), sample()
+        browser.wait_for(f"{GRID} && {GRID} != {json.dumps(first)}")
+        toggle(0), sample()
+        browser.wait_for("document.body.innerText.includes('Choose at least one class.')")

@@ -1,0 +1,481 @@
+"""Publishing: the real clients against a Hub on loopback, whole and when something goes wrong."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import ModelCard
+
+from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer, ImageDataset, InputError
+from diffusers_dp_curriculum.hub import prepare_repo, push_model
+from helpers import tiny_records, tiny_scheduler, tiny_unet
+
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "push_to_hub.py"
+PUBLISHED = [
+    "README.md",
+    "central_images.png",
+    "model_index.json",
+    "pipeline.py",
+    "privacy.json",
+    "samples.png",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+]
+NAMES = ["sneaker", "ankle boot", "bag"]
+
+
+def train(output_dir, records=None, **options):
+    settings = {
+        "central_train_steps": 1,
+        "central_noise_multiplier": 10.0,
+        "train_batch_size": 10,
+        "max_train_steps": 1,
+        "noise_multiplicity": 1,
+        "num_inference_steps": 2,
+    }
+    records = records or ImageDataset(tiny_records().images, tiny_records().labels, NAMES)
+    trainer = DPCurriculumTrainer(
+        unet=tiny_unet(num_classes=records.num_classes),
+        noise_scheduler=tiny_scheduler(),
+        args=DPCurriculumConfig(output_dir=str(output_dir), **{**settings, **options}),
+        train_dataset=records,
+    )
+    trainer.train()
+    trainer.save_pipeline()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run") / "model"
+    train(directory, hub_license="mit", hub_dataset_name="Images of the city archive")
+    return directory
+
+
+@pytest.fixture
+def model(finished, tmp_path):
+    """A finished run of one's own."""
+    return Path(shutil.copytree(finished, tmp_path / "model"))
+
+
+def edit(path, text):
+    path.write_text(path.read_text() + text)
+
+
+# What leaves, and how
+
+
+def test_one_commit_of_the_published_files_and_no_others(hub, model):
+    (model / "notes.txt").write_text("patient 17")
+    (model / "unet" / "optimizer.bin").write_bytes(b"moments")
+    (model / "private" / "README.md").write_text("private")
+    commit = push_model(model, "model")
+    assert sorted(hub.files("alice/model")) == [".gitattributes", *PUBLISHED]
+    assert [made.title for made in hub.commits("alice/model")] == [commit.commit_message]
+    privacy = json.loads((model / "privacy.json").read_text())
+    assert re.fullmatch(r"Diffusion model, \([\d.]+, 1e-05\)-differentially private", commit.commit_message)
+    assert hub.files("alice/model")["privacy.json"] == (model / "privacy.json").read_bytes()
+    assert privacy["private"]
+    for name, content in hub.files("alice/model").items():
+        assert str(model).encode() not in content, name
+        assert b"hf_writes" not in content, name
+
+
+def test_the_same_push_again_changes_nothing(hub, model):
+    push_model(model, "alice/model")
+    push_model(model, "alice/model")
+    assert len(hub.commits("alice/model")) == 1
+
+
+def test_what_is_no_longer_part_of_the_model_goes_and_what_others_put_there_stays(hub, model):
+    push_model(model, "model")
+    hub.edit("alice/model", "LICENSE.txt", b"theirs")
+    (model / "central_images.png").unlink()
+    push_model(model, "model")
+    assert sorted(hub.files("alice/model")) == sorted(
+        {".gitattributes", "LICENSE.txt", *PUBLISHED} - {"central_images.png"}
+    )
+    assert len(hub.commits("alice/model")) == 3
+
+
+@pytest.mark.parametrize("name", ["samples.png", "unet", "unet/diffusion_pytorch_model.safetensors", "pipeline.py"])
+def test_links_are_refused(hub, model, tmp_path, name):
+    shutil.move(model / name, tmp_path / "elsewhere")
+    (model / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is a link or no file"):
+        push_model(model, "model")
+    assert not hub.requests
+
+
+def write_privacy(model, **changes):
+    path = model / "privacy.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: (model / "samples.png").unlink(), "has no samples.png, so it is not finished"),
+        (lambda model: (model / "privacy.json").unlink(), "has no privacy.json"),
+        (lambda model: shutil.rmtree(model / "unet"), "has no unet/config.json"),
+        (lambda model: shutil.rmtree(model), "is not a directory"),
+        (lambda model: (model / "privacy.json").write_text("{"), "cannot be read"),
+        (lambda model: write_privacy(model, private=False, remarks=["NOT PRIVATE: a test."]), "not private.*a test"),
+        (lambda model: write_privacy(model, private="yes"), "not private"),
+        (lambda model: write_privacy(model, epsilon=0.5), r"states epsilon 0\.5, but its mechanisms amount to"),
+        (lambda model: write_privacy(model, epsilon=None), "states epsilon None"),
+        (
+            lambda model: write_privacy(
+                model, mechanisms=json.loads((model / "privacy.json").read_text())["mechanisms"][:1]
+            ),
+            "releases that privacy.json does not count",
+        ),
+        (lambda model: (model / "README.md").write_text("# Mine"), "does not state the budget"),
+        (lambda model: (model / "private" / "journal.jsonl").write_text("{}\n"), "Line 1 of .* is damaged"),
+    ],
+)
+def test_what_may_not_be_published_is_refused_before_the_hub_is_asked(hub, model, spoil, message):
+    spoil(model)
+    with pytest.raises(InputError, match=message) as refusal:
+        push_model(model, "model")
+    assert "\n" not in str(refusal.value)
+    assert not hub.requests
+
+
+# The trainer and the flags
+
+
+def test_trainer_pushes_what_it_saves(hub, tmp_path):
+    options = {"push_to_hub": True, "hub_model_id": "shoes", "hub_private_repo": True, "hub_token": "hf_bobs"}
+    trainer = train(tmp_path / "model", **options)
+    assert sorted(hub.files("bob/shoes")) == [".gitattributes", *PUBLISHED]
+    assert hub.repos["model", "bob/shoes"].private
+    trainer.push_to_hub("bags", commit_message="Second home", token="hf_writes")
+    assert [commit.title for commit in hub.commits("alice/bags")] == ["Second home"]
+    for written in [*(tmp_path / "model").rglob("*"), None]:
+        if written is None or written.is_file():
+            content = repr((trainer.args, asdict(trainer.args))).encode() if written is None else written.read_bytes()
+            assert b"hf_bobs" not in content
+    assert "hub_" not in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_strategy_end_leaves_the_push_to_the_user(hub, tmp_path):
+    trainer = train(tmp_path / "boots", push_to_hub=True, hub_strategy="end")
+    assert not hub.requests
+    trainer.push_to_hub()
+    assert "README.md" in hub.files("alice/boots")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hub_strategy": "checkpoint"}, 'hub_strategy is "checkpoint": choose every_save or end'),
+        ({"push_to_hub": True, "insecure_noise_seed": 1}, "push_to_hub is for private runs"),
+    ],
+)
+def test_configurations_that_would_publish_too_much_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        DPCurriculumConfig(**options)
+
+
+def test_an_unfinished_run_is_not_pushed(hub, tmp_path):
+    records = tiny_records()
+    trainer = DPCurriculumTrainer(
+        tiny_unet(),
+        tiny_scheduler(),
+        DPCurriculumConfig(output_dir=str(tmp_path / "model"), train_batch_size=10, max_train_steps=1),
+        records,
+    )
+    with pytest.raises(InputError, match="no trained model to push yet"):
+        trainer.push_to_hub()
+    assert not hub.requests
+
+
+def test_a_run_with_seeded_noise_is_not_pushed(hub, tmp_path):
+    trainer = train(tmp_path / "model", insecure_noise_seed=1)
+    with pytest.raises(InputError, match="not private and may not be published"):
+        trainer.push_to_hub()
+    assert not hub.requests
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "advice"),
+    [
+        ("POST /api/repos/create", 401, "log in with `hf auth login`"),
+        ("GET /api/models/alice/model", 401, "log in"),
+        ("POST .*/preupload", 403, "use a token that may write there"),
+        ("POST .*/lfs/objects/batch", 403, "make room in the account"),
+        ("PUT /lfs-storage", 403, "use a token"),
+        ("POST .*/commit/main", 409, "wait for whoever else"),
+        ("POST .*/commit/main", 412, "look at what somebody else"),
+        ("POST .*/commit/main", 413, "make room"),
+        ("POST .*/commit/main", 500, "wait for the Hub to recover"),
+    ],
+)
+def test_a_push_that_fails_says_what_to_do_and_can_be_repeated(hub, model, line, status, advice):
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    hub.fail(line, status, "Storage quota exceeded")
+    with pytest.raises(InputError, match=advice) as failure:
+        push_model(model, "alice/model")
+    assert re.search(
+        r"Storage quota exceeded.*nothing is lost, and `python examples/push_to_hub.py", str(failure.value)
+    )
+    assert "\n" not in str(failure.value)
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+    assert not hub.repos or not hub.commits("alice/model")
+
+    push_model(model, "alice/model")
+    assert sorted(hub.files("alice/model")) == [".gitattributes", *PUBLISHED]
+    assert len(hub.commits("alice/model")) == 1
+
+
+def test_a_server_error_and_a_cut_connection_in_the_middle_of_an_upload_are_survived(hub, model):
+    hub.fail("POST .*/lfs/objects/batch", 500)
+    hub.cut("PUT /lfs-storage", after_bytes=1000)
+    push_model(model, "model")
+    assert sorted(hub.files("alice/model")) == [".gitattributes", *PUBLISHED]
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert hub.files("alice/model")[weights] == (model / weights).read_bytes()
+    assert not any(fault.times for fault in hub.faults)
+
+
+def test_a_connection_cut_in_the_middle_of_the_commit_leaves_the_repository_as_it_was(hub, model):
+    hub.cut("POST .*/commit/main", after_bytes=1000)
+    with pytest.raises(InputError, match="check the connection"):
+        push_model(model, "model")
+    assert not hub.commits("alice/model")
+    push_model(model, "model")
+    assert len(hub.commits("alice/model")) == 1
+
+
+def test_no_hub_at_all(hub, model, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="check the connection; nothing is lost"):
+        push_model(model, "model")
+
+
+@pytest.mark.parametrize("token", ["hf_invalid", "hf_reads"])
+def test_a_token_that_will_not_do_is_found_before_training_and_shown_to_nobody(hub, token):
+    with pytest.raises(InputError) as failure:
+        prepare_repo("model", "model", None, token)
+    assert token not in str(failure.value)
+    assert failure.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "message"), [("a b/c", "give a repository as USER/NAME"), ("bob/model", "use a token that may write")]
+)
+def test_repositories_that_cannot_be(hub, model, repo_id, message):
+    with pytest.raises(InputError, match=message):
+        push_model(model, repo_id)
+
+
+def test_a_public_repository_does_not_take_what_was_meant_to_be_private(hub, model):
+    push_model(model, "model")
+    with pytest.raises(InputError, match="exists and is public"):
+        push_model(model, "model", private=True)
+
+
+def test_a_license_that_the_hub_does_not_know(hub, model):
+    readme = model / "README.md"
+    readme.write_text(readme.read_text().replace("license: mit", "license: mine"))
+    with pytest.raises(InputError, match='"license" must be one of .*correct the lines at the top of README.md'):
+        push_model(model, "model")
+    assert not hub.commits("alice/model")
+
+
+# The card
+
+
+def test_card_header_and_snippet(hub, model):
+    push_model(model, "model")
+    card = ModelCard(hub.files("alice/model")["README.md"].decode())
+    assert (card.data.license, card.data.library_name) == ("mit", "diffusers")
+    assert {"differential-privacy", "dp-sgd", "opacus"} <= set(card.data.tags)
+    assert card.data.datasets is None  # that name is no Hub id
+    assert "Trained on Images of the city archive." in card.text
+    assert 'DiffusionPipeline.from_pretrained("alice/model", trust_remote_code=True)' in card.text
+
+
+def test_the_data_set_is_named_only_if_the_user_says_so(tmp_path):
+    train(tmp_path / "named", hub_dataset_name="ylecun/mnist")
+    assert ModelCard.load(tmp_path / "named" / "README.md").data.datasets == ["ylecun/mnist"]
+    train(tmp_path / "unnamed")
+    card = ModelCard.load(tmp_path / "unnamed" / "README.md")
+    assert card.data.datasets is None
+    assert card.data.license is None
+    assert "Trained on" not in card.text
+
+
+def test_text_written_into_the_card_stays_wherever_it_was_written(hub, model):
+    readme = model / "README.md"
+    push_model(model, "model")
+
+    edit(readme, "\nOur own words.\n")  # here
+    push_model(model, "model")
+    assert "Our own words." in hub.files("alice/model")["README.md"].decode()
+
+    on_hub = hub.files("alice/model")["README.md"].decode().replace("license: mit", "license: mit\nlanguage: en")
+    hub.edit("alice/model", "README.md", f"{on_hub}\nWords of the website.\n".encode())  # there
+    push_model(model, "model")
+    for text in (readme.read_text(), hub.files("alice/model")["README.md"].decode()):
+        assert "Our own words." in text
+        assert "Words of the website." in text
+        assert "language: en" in text
+
+    readme.write_text(readme.read_text().replace("Our own words.", ""))  # taken back
+    push_model(model, "model")
+    assert "Our own words." not in hub.files("alice/model")["README.md"].decode()
+
+
+def test_text_written_in_both_places_is_for_a_person_to_merge(hub, model):
+    readme = model / "README.md"
+    push_model(model, "model")
+    hub.edit("alice/model", "README.md", readme.read_bytes() + b"\nTheirs.\n")
+    edit(readme, "\nOurs.\n")
+    with pytest.raises(InputError, match="edited both in .* and on the Hub") as conflict:
+        push_model(model, "model")
+    seen = model / "private" / "README.hub.md"
+    assert str(seen) in str(conflict.value)
+    assert "Theirs." in seen.read_text()
+
+    edit(readme, "\nTheirs, and ours.\n")
+    push_model(model, "model")
+    assert "Theirs, and ours." in hub.files("alice/model")["README.md"].decode()
+
+
+def test_a_new_run_brings_new_figures_into_a_card_that_was_edited(hub, model, tmp_path):
+    push_model(model, "model")
+    old = hub.files("alice/model")["README.md"].decode()
+    edited = old.replace("# Diffusion model under", "# Our model under").replace(
+        "## Training", "## How\n\nNeatly.\n\n## T"
+    )
+    edited = edited.replace("<!-- end: statement -->", "<!-- end: statement -->\n\nAsk Jo about it.")
+    hub.edit("alice/model", "README.md", edited.encode())
+
+    train(tmp_path / "again", target_epsilon=3.0)
+    push_model(tmp_path / "again", "model")
+    new = hub.files("alice/model")["README.md"].decode()
+    epsilon = json.loads((tmp_path / "again" / "privacy.json").read_text())["epsilon"]
+    assert epsilon <= 3
+    assert "Ask Jo about it." in new
+    assert re.findall(r"\(([\d.]+), 1e-05\)-differentially", new) == [re.search(r"\(([\d.]+), 1e-05\)", new)[1]]
+    assert float(re.search(r"\(([\d.]+), 1e-05\)-differentially", new)[1]) == pytest.approx(epsilon, rel=1e-3)
+    assert "Neatly." not in new  # within a generated section
+    assert "license: mit" in new
+
+
+def test_saving_again_keeps_what_was_written(tmp_path):
+    trainer = train(tmp_path / "model")
+    readme = tmp_path / "model" / "README.md"
+    text = readme.read_text().replace("<!-- generated: limits -->", "").replace("<!-- end: limits -->", "")
+    text = text.replace("for teaching", "for teaching in our school").replace("## Privacy", "## Secrecy")
+    readme.write_text(re.sub("<!-- generated: statement.*end: statement -->", "", text, flags=re.DOTALL))
+    trainer.save_pipeline()
+    saved = readme.read_text()
+    assert saved.count("for teaching in our school") == 1
+    assert "## Privacy" in saved
+    assert "-differentially private with respect to" in saved  # the one section that cannot be taken out
+    assert saved.count("# Diffusion model under") == 1
+
+
+# Loading from the Hub
+
+
+def run_python(code, hub, tmp_path, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=hub.environment(tmp_path / "hf"),
+    )
+
+
+def test_a_stranger_runs_the_snippet_of_the_card(hub, model, tmp_path):
+    """In a process that cannot import this package, with nothing from here but the Hub."""
+    push_model(model, "model")
+    code = """
+import re, sys
+sys.modules["diffusers_dp_curriculum"] = None
+from huggingface_hub import ModelCard
+snippet = re.search("```python\\n(.*?)```", ModelCard.load("alice/model").text, re.DOTALL)[1]
+exec(snippet)
+assert [image.size for image in images] == [(8, 8)] * 2, images
+assert pipe.class_names == ["sneaker", "ankle boot", "bag"]
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+def sample(labels):
+    return pipe(labels, num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+assert torch.equal(sample(["bag", "sneaker"]), sample([2, 0]))
+ancestral = sample([1])
+for scheduler in (DDIMScheduler, DPMSolverMultistepScheduler):
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    assert not torch.equal(sample([1]), ancestral)
+try:
+    DiffusionPipeline.from_pretrained("alice/model")
+except ValueError as error:
+    assert "trust_remote_code" in str(error)
+else:
+    raise AssertionError("remote code ran without consent")
+"""
+    done = run_python(code, hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_with_the_package_no_code_of_the_repository_runs(hub, model, tmp_path):
+    push_model(model, "model")
+    hub.edit("alice/model", "pipeline.py", b"raise RuntimeError('remote code ran')")
+    code = """
+from diffusers_dp_curriculum import ClassConditionalPipeline
+pipe = ClassConditionalPipeline.from_pretrained("alice/model")
+assert pipe(["bag"], num_inference_steps=2).images[0].size == (8, 8)
+"""
+    done = run_python(code, hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unconditional_models_need_no_remote_code(hub, tmp_path):
+    train(tmp_path / "model", tiny_records(num_classes=None), push_to_hub=True)
+    assert "pipeline.py" not in hub.files("alice/model")
+    code = """
+import re, sys
+sys.modules["diffusers_dp_curriculum"] = None
+from huggingface_hub import ModelCard
+exec(re.search("```python\\n(.*?)```", ModelCard.load("alice/model").text, re.DOTALL)[1])
+assert type(pipe).__module__ == "diffusers.pipelines.ddpm.pipeline_ddpm"
+assert len(images) == 2
+"""
+    done = run_python(code, hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("token", ["hf_writes", "hf_invalid"])
+def test_the_script(hub, model, tmp_path, token):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "model", "alice/model", "--private"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=hub.environment(tmp_path / "hf", HF_TOKEN=token),
+    )
+    assert token not in done.stdout + done.stderr
+    if token == "hf_writes":
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"Pushed: {hub.url}/alice/model/commit/{hub.commits('alice/model')[-1].oid}\n"
+        assert hub.repos["model", "alice/model"].private
+    else:
+        assert done.returncode == 1
+        assert "log in with `hf auth login`" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
