@@ -7,6 +7,7 @@ import math
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -348,8 +349,17 @@ class _ImageFolder:
     name, and vanish where there is only one class; the metadata keep them, and the order of the rows.
     """
 
-    # Read by `load_dataset`, which would otherwise take the folder of a class named "test" for a split.
-    LOADING = b"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train/**\n"
+    # Read by `load_dataset`, which would otherwise take the folder of a class named "test" for a split. Given this file
+    # it takes two directories of one name for the same data set, and an old one from its cache for the new, unless
+    # something in here differs (`datasets.load.LocalDatasetModuleFactory` hashes the patterns, not the files).
+    LOADING = """\
+configs:
+- config_name: default
+  description: {unique}
+  data_files:
+  - split: train
+    path: train/**
+"""
 
     def __init__(self, class_names: list[str] | None, labels: list[int] | None, num_images: int):
         self.features = datasets.Features({"file_name": datasets.Value("string")})
@@ -368,7 +378,8 @@ class _ImageFolder:
 
     def closing_files(self) -> dict[str, bytes]:
         metadata = pa.table(self.columns, schema=self.features.arrow_schema)
-        return {"train/metadata.parquet": _parquet(metadata), ".huggingface.yaml": self.LOADING}
+        loading = self.LOADING.format(unique=uuid.uuid4())
+        return {"train/metadata.parquet": _parquet(metadata), ".huggingface.yaml": loading.encode()}
 
 
 def _png(image: Image.Image) -> bytes:
