@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import time
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from accelerate.state import AcceleratorState
 from diffusers_dp_curriculum import CentralImageDataset, InputError
 from diffusers_dp_curriculum import checkpointing as checkpointing_module
 from helpers import tiny_records, tiny_unet
-from kill_harness import check, kill_until_done
+from kill_harness import check, kill_until_done, start
 from test_trainer import make_trainer
 
 
@@ -159,6 +161,22 @@ def test_only_a_run_is_gone_on_with(tmp_path):
 def test_a_run_killed_three_times_is_whole_in_the_end(tmp_path):
     kill_until_done(tmp_path, kills=3, steps=6, longest=3)
     check(tmp_path / "model", steps=6)
+
+
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(tmp_path, num_processes):
+    process = start(tmp_path, num_processes, steps=200)
+    journal = tmp_path / "model" / "private" / "journal.jsonl"
+    while not journal.exists() or journal.read_text().count('"release"') < 8:  # five queries and some steps
+        assert process.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    printed = process.stdout.read()
+    process.wait(timeout=30)
+    number = re.search(r"Interrupted by SIGTERM after (\d+) steps", printed)[1]
+    options = {"resume_from_checkpoint": "latest", "central_train_steps": 200, "max_train_steps": 200}
+    resumed = make_trainer(tmp_path / "model", **options)
+    assert (resumed.checkpoint.name, resumed.checkpoint.stage) == (f"checkpoint-{number}", "dp_sgd")
 
 
 @pytest.mark.slow
