@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from diffusers_dp_curriculum import CentralImageDataset, InputError
+from diffusers_dp_curriculum import CentralImageDataset, InputError, TrainingError
 from diffusers_dp_curriculum import checkpointing as checkpointing_module
 from helpers import tiny_records, tiny_unet
 from kill_harness import check, kill_until_done, start
@@ -117,7 +117,7 @@ def test_no_generator_state_is_kept(tmp_path):
 def test_a_crash_while_a_checkpoint_is_written_leaves_the_last_one_usable(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpointing_module, "_sync", lambda path: path.name.startswith("checkpoint-4") and 1 / 0)
     trainer = make_trainer(tmp_path / "model", checkpointing_steps=2)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(TrainingError, match="ZeroDivisionError"):
         trainer.train()
     trainer.ledger._journal.close()
     monkeypatch.undo()
@@ -158,14 +158,15 @@ def test_only_a_run_is_gone_on_with(tmp_path):
             make_trainer(path, resume_from_checkpoint=which)
 
 
-def test_a_run_killed_three_times_is_whole_in_the_end(tmp_path):
-    kill_until_done(tmp_path, kills=3, steps=6, longest=3)
+def test_a_run_that_was_killed_is_whole_in_the_end(tmp_path):
+    kill_until_done(tmp_path, kills=1, steps=6, longest=3)
     check(tmp_path / "model", steps=6)
 
 
-@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(tmp_path, num_processes):
-    process = start(tmp_path, num_processes, steps=200)
+    process = start(tmp_path, num_processes, steps=60)
     journal = tmp_path / "model" / "private" / "journal.jsonl"
     while not journal.exists() or journal.read_text().count('"release"') < 8:  # five queries and some steps
         assert process.poll() is None, (tmp_path / "stderr").read_text()
@@ -174,9 +175,10 @@ def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(
     printed = process.stdout.read()
     process.wait(timeout=30)
     number = re.search(r"Interrupted by SIGTERM after (\d+) steps", printed)[1]
-    options = {"resume_from_checkpoint": "latest", "central_train_steps": 200, "max_train_steps": 200}
+    options = {"resume_from_checkpoint": "latest", "central_train_steps": 60, "max_train_steps": 60}
     resumed = make_trainer(tmp_path / "model", **options)
     assert (resumed.checkpoint.name, resumed.checkpoint.stage) == (f"checkpoint-{number}", "dp_sgd")
+    assert finish(resumed)["mechanisms"][1]["steps"] == 60  # in a single process, however many there were before
 
 
 @pytest.mark.slow

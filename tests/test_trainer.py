@@ -348,6 +348,7 @@ def test_no_published_file_says_where_anything_was(tmp_path):
             assert str(tmp_path).encode() not in content
 
 
+@pytest.mark.slow
 def test_the_launcher_can_ask_for_a_compiler(tmp_path, monkeypatch):
     """As `accelerate launch --dynamo_backend` does, by its environment variable."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
