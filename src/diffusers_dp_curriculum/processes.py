@@ -5,7 +5,7 @@ a single process is its own main one, and nothing here then does anything.
 """
 
 import atexit
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -43,7 +43,7 @@ def from_main(function: Callable[[], Result]) -> Result:
     """
     if num_processes() == 1:
         return function()
-    outcome = [(None, "")]
+    outcome: list[tuple[Result | None, str | None]] = [(None, "")]
     error = None
     if process_index() == 0:
         try:
@@ -64,7 +64,7 @@ def any_process(flag: bool) -> bool:
     return flag if num_processes() == 1 else any(gather_object([flag]))
 
 
-def check_all_equal(value, what: str) -> None:
+def check_all_equal(value: Hashable, what: str) -> None:
     """Refuse to go on where the processes have different values.
 
     Raises:

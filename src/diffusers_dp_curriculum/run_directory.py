@@ -52,17 +52,18 @@ def open_ledger(config: DPCurriculumConfig, position: int | None) -> PrivacyLedg
         private.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
-    settings = {
-        "delta": config.target_delta,
-        "accountant": config.accountant,
-        "target_epsilon": config.target_epsilon,
-    }
     if position is None and not _has_run(private):
-        return PrivacyLedger(journal=journal, **settings)
+        return PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon)
     ledger = PrivacyLedger.resume(journal, position or 0)
-    started_with = {name: getattr(ledger, name) for name in settings}
-    if started_with != settings:
-        raise InputError(f"The run in {output_dir} has {started_with}: resume it with these.")
+    if (ledger.delta, ledger.accountant, ledger.target_epsilon) != (
+        config.target_delta,
+        config.accountant,
+        config.target_epsilon,
+    ):
+        raise InputError(
+            f"The run in {output_dir} has target_epsilon {ledger.target_epsilon}, target_delta {ledger.delta} and the "
+            f"accountant {ledger.accountant}: resume it with these."
+        )
     return ledger
 
 
