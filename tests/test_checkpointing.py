@@ -186,5 +186,5 @@ def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(
 def test_a_run_killed_twenty_times_is_whole_in_the_end(tmp_path, num_processes):
     left = kill_until_done(tmp_path, kills=20, num_processes=num_processes, steps=160)
     assert len(left) == 20
-    assert 0 < sum(releases > 1 for releases in left) < 20  # in either stage
+    assert 0 < sum(steps > 0 for steps in left) < 20  # in either stage
     check(tmp_path / "model", steps=160)
