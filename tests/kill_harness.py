@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 from diffusers import DiffusionPipeline
 
 from diffusers_dp_curriculum import recompute_epsilon
@@ -68,6 +69,14 @@ def start(directory, num_processes=1, steps=15):
     return process
 
 
+def kill(process):
+    """SIGKILL to the run and all its processes, each of which the launcher has given a process group of its own."""
+    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everybody:
+        one.kill()
+    psutil.wait_procs(everybody[1:])
+
+
 def kill_until_done(directory, kills, num_processes=1, steps=15, longest=4.0):
     """Returns for each attempt that was killed how many steps of DP-SGD its journal knew."""
     left = []
@@ -84,7 +93,7 @@ def kill_until_done(directory, kills, num_processes=1, steps=15, longest=4.0):
         try:
             process.wait(timeout=random.uniform(0, longest))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
         if process.wait() == 0:
             break
         assert process.returncode == -signal.SIGKILL, (directory / "stderr").read_text()
