@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from accelerate.utils import set_seed
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from transformers import HfArgumentParser
 
 from diffusers_dp_curriculum import (
@@ -32,6 +32,7 @@ from diffusers_dp_curriculum.trainer import check_output_dir
 PRESETS = files("diffusers_dp_curriculum") / "presets"
 NORM_GROUPS = 8
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+EDM_SIGMA_MIN = 0.002  # Karras et al. 2022, table 1
 
 
 @dataclass
@@ -64,9 +65,15 @@ class ScriptArguments:
     )
     layers_per_block: int = field(default=1, metadata={"help": "Residual blocks a level."})
     attention_levels: int = field(default=1, metadata={"help": "The coarsest levels that have attention."})
-    prediction_type: str = field(
-        default="v_prediction", metadata={"help": "What the network predicts: epsilon, v_prediction or sample."}
+    noise_scheduler: str = field(
+        default="ddpm", metadata={"help": "Noise levels and loss: ddpm, or edm (Karras et al. 2022)."}
     )
+    prediction_type: str = field(
+        default="v_prediction",
+        metadata={"help": "What the network predicts: epsilon, v_prediction or, with ddpm, sample."},
+    )
+    edm_sigma_data: float = field(default=0.5, metadata={"help": "Standard deviation of the images in [-1, 1]."})
+    edm_sigma_max: float = field(default=80.0, metadata={"help": "Noise level from which EDM samples."})
     ddpm_num_steps: int = field(default=1000, metadata={"help": "Timesteps of the noise schedule."})
     ddpm_beta_schedule: str = field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule of DDPMScheduler."})
 
@@ -130,8 +137,19 @@ def make_unet(script: ScriptArguments, dataset: ImageDataset) -> UNet2DModel:
     )
 
 
-def make_scheduler(script: ScriptArguments) -> DDPMScheduler:
-    """The noise schedule that the network is trained with, and published with."""
+def make_scheduler(script: ScriptArguments) -> DDPMScheduler | EDMEulerScheduler:
+    """The noise levels that the network is trained with, and published with."""
+    if script.noise_scheduler not in ("ddpm", "edm"):
+        raise InputError(f'There is no noise_scheduler "{script.noise_scheduler}": choose ddpm or edm.')
+    if script.noise_scheduler == "edm":
+        if not (script.edm_sigma_data > 0 and script.edm_sigma_max > EDM_SIGMA_MIN):
+            raise InputError(f"Give an edm_sigma_data above 0 and an edm_sigma_max above {EDM_SIGMA_MIN}.")
+        return EDMEulerScheduler(
+            sigma_min=EDM_SIGMA_MIN,
+            sigma_max=script.edm_sigma_max,
+            sigma_data=script.edm_sigma_data,
+            prediction_type=script.prediction_type,
+        )
     if script.ddpm_num_steps < 2:
         raise InputError(f"ddpm_num_steps is {script.ddpm_num_steps}: give at least 2.")
     if script.ddpm_beta_schedule not in BETA_SCHEDULES:
