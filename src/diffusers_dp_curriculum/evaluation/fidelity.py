@@ -15,6 +15,7 @@ from .nearest import ROWS_AT_ONCE, distances_to_nearest
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
+NEAREST_K = 5
 
 
 class _Given(torch.nn.Module):
@@ -75,7 +76,7 @@ def kernel_distance(real: torch.Tensor, synthetic: torch.Tensor, seed: int = 0) 
 
 
 def precision_recall_density_coverage(
-    real: torch.Tensor, synthetic: torch.Tensor, nearest_k: int = 5
+    real: torch.Tensor, synthetic: torch.Tensor, nearest_k: int = NEAREST_K
 ) -> dict[str, float]:
     """Whether synthetic images look real (precision, density) and real ones are all covered (recall, coverage).
 

@@ -76,6 +76,12 @@ def make_resnet(channels: int, num_classes: int) -> nn.Module:
 ARCHITECTURES = {"cnn": make_cnn, "resnet": make_resnet}
 
 
+def check_architecture(architecture: str) -> None:
+    """Raise an [`InputError`] if there is no such classifier."""
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"There is no classifier {architecture!r}, so take one of {', '.join(ARCHITECTURES)}.")
+
+
 def train_classifier(
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -113,8 +119,7 @@ def train_classifier(
     Raises:
         InputError: If the architecture is none of these, or the images and labels do not fit together.
     """
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"There is no classifier {architecture!r}, so take one of {', '.join(ARCHITECTURES)}.")
+    check_architecture(architecture)
     if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
         raise InputError(
             f"The images are {images.dtype} of shape {tuple(images.shape)} and the labels of shape "
