@@ -6,12 +6,12 @@
 Without arguments the preset "digits" is used.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
+import yaml
 from accelerate.utils import set_seed
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from transformers import HfArgumentParser
@@ -30,6 +30,7 @@ from diffusers_dp_curriculum.trainer import check_output_dir
 
 
 PRESETS = files("diffusers_dp_curriculum") / "presets"
+OF_THE_DATA = {"dataset_name", "output_dir", "image_column", "label_column", "class_names"}
 NORM_GROUPS = 8
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 EDM_SIGMA_MIN = 0.002  # Karras et al. 2022, table 1
@@ -90,14 +91,14 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, DPCurriculum
     if preset is None and chosen.dataset_name is None and chosen.train_data_dir is None:
         preset = "digits"
     if preset is not None:
-        path = PRESETS / f"{preset}.json"
+        path = PRESETS / f"{preset}.yaml"
         if not path.is_file():
-            names = sorted(entry.name.removesuffix(".json") for entry in PRESETS.iterdir())
+            names = sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir())
             raise InputError(f'There is no preset "{preset}": choose one of {", ".join(names)}.')
-        defaults = json.loads(path.read_text(encoding="utf-8"))
-        if chosen.train_data_dir is not None:
+        defaults = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if chosen.dataset_name is not None or chosen.train_data_dir is not None:
             # The recipe, on the user's own images.
-            del defaults["dataset_name"], defaults["output_dir"]
+            defaults = {name: value for name, value in defaults.items() if name not in OF_THE_DATA}
         parser.set_defaults(**defaults)
     return parser.parse_args_into_dataclasses(arguments)
 

@@ -95,6 +95,9 @@ class DPCurriculumConfig:
     central_train_steps: int = _option(500, "Warm-up steps on the central images; they cost no privacy.")
     central_batch_size: int = _option(64, "Images per warm-up step (paper: 50 to 64).")
     central_learning_rate: float = _option(1e-3, "Learning rate of Adam in the warm-up.")
+    central_augmentation: str = _option(
+        "affine", 'Variations of the central images: "affine", "randaugment" (2 operations, as in the paper) or "none".'
+    )
 
     # Stage 2: DP-SGD.
     train_batch_size: int = _option(256, "Expected logical batch over all processes: sample rate x N, at most N.")
@@ -182,6 +185,7 @@ class DPCurriculumConfig:
         _above(0, self, "ema_inv_gamma", "ema_power", "noise_level_std")
         _one_of(self, "accountant", "prv", "rdp")
         _one_of(self, "central_statistic", "mean", "mode", "none")
+        _one_of(self, "central_augmentation", "affine", "randaugment", "none")
         if self.mixed_precision is not None:
             _one_of(self, "mixed_precision", "no", "fp16", "bf16")
         if self.logger is not None:
