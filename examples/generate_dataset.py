@@ -20,6 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from diffusers_dp_curriculum.central_images import CentralImageDataset
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.hub import prepare_repo
+from diffusers_dp_curriculum.losses import EDM_SCHEDULERS
 from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
 from diffusers_dp_curriculum.synthesis import apportion, generate_dataset
 
@@ -47,6 +48,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=250, help="images sampled at once and written as one shard")
     parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+    parser.add_argument("--s_churn", type=float, default=0.0, help="fresh noise of EDM's stochastic sampler")
+    parser.add_argument("--s_tmin", type=float, default=0.05, help="lowest noise level at which s_churn adds noise")
+    parser.add_argument("--s_tmax", type=float, default=50.0, help="highest noise level at which s_churn adds noise")
     parser.add_argument("--seed", type=int, default=0, help="chooses the sample; no privacy depends on it")
     parser.add_argument("--scheduler", help="sample with another diffusers scheduler, such as DDIMScheduler")
     parser.add_argument("--push_to_hub", action="store_true", help="push the data set when it is complete")
@@ -77,7 +81,8 @@ def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
 
 def use_scheduler(pipeline: diffusers.DiffusionPipeline, name: str):
     """Swap in a scheduler that the model can be sampled with."""
-    compatible = {scheduler.__name__: scheduler for scheduler in pipeline.scheduler.compatibles}
+    known = EDM_SCHEDULERS if isinstance(pipeline.scheduler, EDM_SCHEDULERS) else pipeline.scheduler.compatibles
+    compatible = {scheduler.__name__: scheduler for scheduler in known}
     if name not in compatible:
         raise InputError(f"`--scheduler` must be one of {', '.join(sorted(compatible))} here, but it is {name}.")
     pipeline.scheduler = compatible[name].from_config(pipeline.scheduler.config)
@@ -133,6 +138,9 @@ def main():
         batch_size=args.batch_size,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
+        s_churn=args.s_churn,
+        s_tmin=args.s_tmin,
+        s_tmax=args.s_tmax,
         seed=args.seed,
         privacy_json=privacy_json,
     )

@@ -6,14 +6,14 @@
 Without arguments the preset "digits" is used.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
+import yaml
 from accelerate.utils import set_seed
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from transformers import HfArgumentParser
 
 from diffusers_dp_curriculum import (
@@ -30,8 +30,10 @@ from diffusers_dp_curriculum.run_directory import check_output_dir
 
 
 PRESETS = files("diffusers_dp_curriculum") / "presets"
+OF_THE_DATA = {"dataset_name", "output_dir", "image_column", "label_column", "class_names"}
 NORM_GROUPS = 8
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+EDM_SIGMA_MIN = 0.002  # Karras et al. 2022, table 1
 
 
 @dataclass
@@ -64,9 +66,15 @@ class ScriptArguments:
     )
     layers_per_block: int = field(default=1, metadata={"help": "Residual blocks a level."})
     attention_levels: int = field(default=1, metadata={"help": "The coarsest levels that have attention."})
-    prediction_type: str = field(
-        default="v_prediction", metadata={"help": "What the network predicts: epsilon, v_prediction or sample."}
+    noise_scheduler: str = field(
+        default="ddpm", metadata={"help": "Noise levels and loss: ddpm, or edm (Karras et al. 2022)."}
     )
+    prediction_type: str = field(
+        default="v_prediction",
+        metadata={"help": "What the network predicts: epsilon, v_prediction or, with ddpm, sample."},
+    )
+    edm_sigma_data: float = field(default=0.5, metadata={"help": "Standard deviation of the images in [-1, 1]."})
+    edm_sigma_max: float = field(default=80.0, metadata={"help": "Noise level from which EDM samples."})
     ddpm_num_steps: int = field(default=1000, metadata={"help": "Timesteps of the noise schedule."})
     ddpm_beta_schedule: str = field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule of DDPMScheduler."})
 
@@ -83,14 +91,14 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, DPCurriculum
     if preset is None and chosen.dataset_name is None and chosen.train_data_dir is None:
         preset = "digits"
     if preset is not None:
-        path = PRESETS / f"{preset}.json"
+        path = PRESETS / f"{preset}.yaml"
         if not path.is_file():
-            names = sorted(entry.name.removesuffix(".json") for entry in PRESETS.iterdir())
+            names = sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir())
             raise InputError(f'There is no preset "{preset}": choose one of {", ".join(names)}.')
-        defaults = json.loads(path.read_text(encoding="utf-8"))
-        if chosen.train_data_dir is not None:
+        defaults = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if chosen.dataset_name is not None or chosen.train_data_dir is not None:
             # The recipe, on the user's own images.
-            del defaults["dataset_name"], defaults["output_dir"]
+            defaults = {name: value for name, value in defaults.items() if name not in OF_THE_DATA}
         parser.set_defaults(**defaults)
     return parser.parse_args_into_dataclasses(arguments)
 
@@ -130,8 +138,19 @@ def make_unet(script: ScriptArguments, dataset: ImageDataset) -> UNet2DModel:
     )
 
 
-def make_scheduler(script: ScriptArguments) -> DDPMScheduler:
-    """The noise schedule that the network is trained with, and published with."""
+def make_scheduler(script: ScriptArguments) -> DDPMScheduler | EDMEulerScheduler:
+    """The noise levels that the network is trained with, and published with."""
+    if script.noise_scheduler not in ("ddpm", "edm"):
+        raise InputError(f'There is no noise_scheduler "{script.noise_scheduler}": choose ddpm or edm.')
+    if script.noise_scheduler == "edm":
+        if not (script.edm_sigma_data > 0 and script.edm_sigma_max > EDM_SIGMA_MIN):
+            raise InputError(f"Give an edm_sigma_data above 0 and an edm_sigma_max above {EDM_SIGMA_MIN}.")
+        return EDMEulerScheduler(
+            sigma_min=EDM_SIGMA_MIN,
+            sigma_max=script.edm_sigma_max,
+            sigma_data=script.edm_sigma_data,
+            prediction_type=script.prediction_type,
+        )
     if script.ddpm_num_steps < 2:
         raise InputError(f"ddpm_num_steps is {script.ddpm_num_steps}: give at least 2.")
     if script.ddpm_beta_schedule not in BETA_SCHEDULES:

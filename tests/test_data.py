@@ -257,7 +257,7 @@ def test_the_label_column_is_found_or_asked_for():
     assert to_image_dataset(two, label_column="sex").labels.tolist() == LABELS[::-1]
     with refused("no column 'class', so pass --label_column with one of image, label, sex"):
         to_image_dataset(two, label_column="class")
-    with refused("'image' holds neither class labels nor integers nor strings"):
+    with refused("'image' holds neither class labels nor integers nor booleans"):
         to_image_dataset(two, label_column="image", class_names=CLASSES)
 
 
@@ -288,7 +288,7 @@ def test_undeclared_labels_need_class_names(dtype, values):
 
 def test_floating_point_labels_are_refused():
     dataset = make_dataset(weight=(datasets.Value("float32"), LABELS))
-    with refused("'weight' holds neither class labels nor integers nor strings"):
+    with refused("'weight' holds neither class labels nor integers nor booleans"):
         to_image_dataset(dataset, label_column="weight", class_names=CLASSES)
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import EDMEulerScheduler
 
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.losses import DenoisingLoss, denoising_error
@@ -67,10 +68,12 @@ def test_flips_mirror_half_of_the_draws():
 
 
 def test_unconditional_draws_have_no_labels_and_empty_batches_work():
-    loss = DenoisingLoss(tiny_scheduler(), null_label=None)
-    draws = loss.draw(torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), 4)
-    assert draws.labels is None
-    assert draws.noisy.shape == (0, 4, 1, 8, 8)
+    for scheduler in (tiny_scheduler(), EDMEulerScheduler()):
+        draws = DenoisingLoss(scheduler, null_label=None).draw(
+            torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), 4
+        )
+        assert draws.labels is None
+        assert draws.noisy.shape == (0, 4, 1, 8, 8)
 
 
 def test_error_is_the_mean_square():
@@ -95,6 +98,55 @@ def test_error_is_the_mean_square():
 def test_refuses_bad_input(options, message):
     with pytest.raises(InputError, match=message):
         DenoisingLoss(tiny_scheduler(), **options)
+
+
+@pytest.mark.parametrize(("prediction_type", "sign"), [("epsilon", 1), ("v_prediction", -1)])
+def test_edm_is_the_loss_of_karras(prediction_type, sign):
+    """lambda(sigma) |D(y + n; sigma) - y|^2 by the formulas of the paper (arXiv:2206.00364, table 1), in float64."""
+    sigma_data = 0.6
+    scheduler = EDMEulerScheduler(sigma_data=sigma_data, prediction_type=prediction_type)
+    images = torch.rand(50, 1, 8, 8, dtype=torch.float64) * 2 - 1
+    draws = DenoisingLoss(scheduler, null_label=3).draw(images, torch.arange(50) % 3, 4)
+    assert draws.noisy.shape == draws.target.shape == (50, 4, 1, 8, 8)
+    assert draws.timesteps.shape == draws.labels.shape == (50, 4)
+
+    sigma = (4 * draws.timesteps.double()).exp()[..., None, None, None]  # of c_noise = ln(sigma) / 4
+    c_in, c_skip = (sigma_data**2 + sigma**2) ** -0.5, sigma_data**2 / (sigma_data**2 + sigma**2)
+    c_out = sigma * sigma_data / (sigma_data**2 + sigma**2) ** 0.5
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    noisy = draws.noisy / c_in
+    network = sign * torch.sin(3 * draws.noisy)  # any network
+    denoised = c_skip * noisy + c_out * sign * network
+    expected = (weight * (denoised - images[:, None]) ** 2).mean()
+    assert (network - draws.target).square().mean() == pytest.approx(expected.item(), rel=1e-4)
+
+    noise = (noisy - images[:, None]) / sigma
+    assert noise.mean() == pytest.approx(0, abs=0.03)
+    assert noise.std() == pytest.approx(1, abs=0.03)
+
+
+def test_edm_noise_levels_are_log_normal_and_targets_have_unit_variance():
+    scheduler = EDMEulerScheduler(sigma_data=0.5)
+    loss = DenoisingLoss(scheduler, noise_level_mean=-1.2, noise_level_std=1.2, null_label=3)
+    draws = loss.draw(0.5 * torch.randn(500, 1, 8, 8), torch.zeros(500, dtype=torch.int64), 20)
+    log_sigma = 4 * draws.timesteps
+    assert log_sigma.mean() == pytest.approx(-1.2, abs=0.05)
+    assert log_sigma.std() == pytest.approx(1.2, abs=0.05)
+    for quarter in torch.argsort(log_sigma.flatten()).chunk(4):
+        assert draws.flatten().target[quarter].std() == pytest.approx(1, abs=0.03)
+        assert draws.flatten().noisy[quarter].std() == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "message"),
+    [
+        (EDMEulerScheduler(), {"timestep_sampling": "uniform"}, "EDM has no timesteps"),
+        (EDMEulerScheduler(prediction_type="sample"), {}, 'EDM has no prediction type "sample"'),
+    ],
+)
+def test_edm_refuses_what_is_of_ddpm(scheduler, options, message):
+    with pytest.raises(InputError, match=message):
+        DenoisingLoss(scheduler, **options)
 
 
 def test_refuses_prediction_types_it_has_no_target_for():

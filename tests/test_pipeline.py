@@ -14,6 +14,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     UNet2DModel,
@@ -155,7 +156,14 @@ def test_one_generator_an_image():
 
 @pytest.mark.parametrize(
     "scheduler_class",
-    [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler, EDMEulerScheduler],
+    [
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        UniPCMultistepScheduler,
+        EDMEulerScheduler,
+        EDMDPMSolverMultistepScheduler,
+    ],
 )
 @torch.no_grad()
 def test_any_scheduler(scheduler_class):
@@ -173,6 +181,57 @@ def test_any_scheduler(scheduler_class):
     torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@torch.no_grad()
+def test_churn_is_the_stochastic_sampler_of_karras(guidance_scale):
+    """Algorithm 2 of arXiv:2206.00364 with Euler steps, by its formulas."""
+    sigma_data, steps, s_churn, s_tmin, s_tmax = 0.5, 6, 2.0, 0.1, 20.0
+    pipe = make_pipeline(EDMEulerScheduler(sigma_data=sigma_data))
+    options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "guidance_scale": guidance_scale}
+    images = sample(pipe, steps=steps, **options)
+    labels = torch.tensor([0, 1, 2])
+
+    def denoise(x, sigma):
+        noise_label = sigma.log() / 4
+        inputs = x / (sigma**2 + sigma_data**2) ** 0.5
+        cond, uncond = (
+            pipe.unet(inputs, noise_label, class_labels=some).sample for some in (labels, torch.full_like(labels, 3))
+        )
+        output = uncond + guidance_scale * (cond - uncond)
+        return (sigma_data**2 * x + sigma * sigma_data * output * (sigma**2 + sigma_data**2) ** 0.5) / (
+            sigma**2 + sigma_data**2
+        )
+
+    generator = torch.Generator().manual_seed(0)
+    sigmas = (80 ** (1 / 7) + torch.arange(steps) / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    x = torch.randn(3, 1, 8, 8, generator=generator) * (80**2 + 1) ** 0.5
+    churned = 0
+    for sigma, following in zip(sigmas, [*sigmas[1:], torch.zeros(())], strict=True):
+        sigma_hat = sigma
+        if s_tmin <= sigma <= s_tmax:
+            sigma_hat = sigma * (1 + min(s_churn / steps, 2**0.5 - 1))
+            x = x + (sigma_hat**2 - sigma**2) ** 0.5 * torch.randn(x.shape, generator=generator)
+            churned += 1
+        x = x + (following - sigma_hat) * (x - denoise(x, sigma_hat)) / sigma_hat
+    assert churned == 2
+    torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=1e-3, atol=1e-3)
+    # The levels that were raised are not left behind in the scheduler.
+    torch.testing.assert_close(sample(pipe, steps=steps, **options), images, rtol=0, atol=0)
+
+
+def test_churn_leaves_the_distribution_as_it_is():
+    """With the exact denoiser of normally distributed pixels, the samples have their deviation, churned or not."""
+    deviation = 0.3
+    scheduler = EDMEulerScheduler(sigma_data=deviation)
+    pipe = make_pipeline(scheduler)
+    # D = x deviation^2 / (sigma^2 + deviation^2) is c_skip x: the network has nothing to say.
+    torch.nn.init.zeros_(pipe.unet.conv_out.weight)
+    torch.nn.init.zeros_(pipe.unet.conv_out.bias)
+    for s_churn in (0.0, 40.0):
+        images = sample(pipe, [0] * 60, steps=60, s_churn=s_churn)
+        assert (images * 2 - 1).std() == pytest.approx(deviation, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("labels", "kwargs", "message"),
     [
@@ -185,6 +244,8 @@ def test_any_scheduler(scheduler_class):
         ([0], {"guidance_scale": float("nan")}, "guidance_scale"),
         ([0], {"num_inference_steps": 0}, "num_inference_steps"),
         ([0], {"output_type": "latent"}, "output_type"),
+        ([0], {"s_churn": 1.0}, "EDMEulerScheduler"),
+        ([0], {"s_churn": -1.0}, "s_churn"),
     ],
 )
 def test_refusals(labels, kwargs, message):
@@ -290,8 +351,9 @@ pipe.save_pretrained(sys.argv[3])
 """
 
 
-def test_a_stranger_without_this_package_can_sample(tmp_path):
-    pipe = make_pipeline()
+@pytest.mark.parametrize("scheduler", [None, EDMEulerScheduler()])
+def test_a_stranger_without_this_package_can_sample(scheduler, tmp_path):
+    pipe = make_pipeline(scheduler)
     pipe.save_pretrained(tmp_path / "model")
     subprocess.run(
         [sys.executable, "-c", WITHOUT_THE_PACKAGE, tmp_path / "model", tmp_path / "images.pt", tmp_path / "saved"],

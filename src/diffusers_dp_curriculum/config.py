@@ -95,6 +95,9 @@ class DPCurriculumConfig:
     central_train_steps: int = _option(500, "Warm-up steps on the central images; they cost no privacy.")
     central_batch_size: int = _option(64, "Images per warm-up step (paper: 50 to 64).")
     central_learning_rate: float = _option(1e-3, "Learning rate of Adam in the warm-up.")
+    central_augmentation: str = _option(
+        "affine", 'Variations of the central images: "affine", "randaugment" (2 operations, as in the paper) or "none".'
+    )
 
     # Stage 2: DP-SGD.
     train_batch_size: int = _option(256, "Expected logical batch over all processes: sample rate x N, at most N.")
@@ -120,9 +123,9 @@ class DPCurriculumConfig:
     ema_power: float = _option(0.75, "Power of the average's warm-up, see diffusers' EMAModel.")
 
     # The loss of both stages.
-    timestep_sampling: str = _option("log_normal", '"log_normal" over noise levels (EDM), or "uniform" over timesteps.')
-    noise_level_mean: float = _option(-0.6, 'Mean of log sigma for "log_normal".')
-    noise_level_std: float = _option(1.2, 'Standard deviation of log sigma for "log_normal".')
+    timestep_sampling: str = _option("log_normal", '"log_normal" over noise levels, or "uniform" over timesteps.')
+    noise_level_mean: float = _option(-0.6, 'Mean of log sigma for "log_normal" (EDM and paper: -1.2).')
+    noise_level_std: float = _option(1.2, 'Standard deviation of log sigma for "log_normal" (paper: 1.2).')
     label_dropout: float = _option(
         0.1, "Probability of dropping a draw's label, for classifier-free guidance (paper: 0.1)."
     )
@@ -131,6 +134,9 @@ class DPCurriculumConfig:
     # The samples shown at the end.
     num_inference_steps: int = _option(50, "Denoising steps per sampled image.")
     guidance_scale: float = _option(1.0, "Classifier-free guidance of the samples; 1 is none.")
+    s_churn: float = _option(0.0, "Fresh noise of EDM's stochastic sampler (Karras et al. 2022, algorithm 2).")
+    s_tmin: float = _option(0.05, "Lowest noise level at which s_churn adds noise.")
+    s_tmax: float = _option(50.0, "Highest noise level at which s_churn adds noise.")
 
     # Publishing.
     push_to_hub: bool = _option(False, "Push the pipeline to the Hub when it is saved.")
@@ -170,6 +176,7 @@ class DPCurriculumConfig:
             1, self, "central_images_per_class", "central_pool_factor", "central_batch_size", "num_inference_steps"
         )
         _at_least(0, self, "central_train_steps", "lr_warmup_steps", "guidance_scale", "adam_weight_decay")
+        _at_least(0, self, "s_churn", "s_tmin", "s_tmax")
         _at_least(1, self, "checkpointing_steps")
         for name in ("checkpoints_total_limit", "save_images_steps"):
             if getattr(self, name) is not None:
@@ -178,6 +185,7 @@ class DPCurriculumConfig:
         _above(0, self, "ema_inv_gamma", "ema_power", "noise_level_std")
         _one_of(self, "accountant", "prv", "rdp")
         _one_of(self, "central_statistic", "mean", "mode", "none")
+        _one_of(self, "central_augmentation", "affine", "randaugment", "none")
         if self.mixed_precision is not None:
             _one_of(self, "mixed_precision", "no", "fp16", "bf16")
         if self.logger is not None:

@@ -117,10 +117,11 @@ def load_image_dataset(
         image_column (`str`, *optional*):
             The column of images; needed when there are several. IDX files and the digits have no columns.
         label_column (`str`, *optional*):
-            The column of labels: a `ClassLabel` feature, or integers or strings together with `class_names`. By
+            The column of labels: a `ClassLabel` feature, or integers, booleans or strings with `class_names`. By
             default the only `ClassLabel` feature; without any, the data set is unconditional.
         class_names (`list[str]`, *optional*):
-            The classes, in order. Named labels (`ClassLabel` and strings) are looked up in it and integers index it.
+            The classes, in order. Named labels (`ClassLabel` and strings) are looked up in it, integers and booleans
+            (false, true) index it.
             By default the classes that the `ClassLabel` feature declares, or the ten digits for IDX files. The list
             of classes is never read from the records.
         unconditional (`bool`, defaults to `False`):
@@ -405,27 +406,29 @@ def _read_labels(
         class_names = class_names or feature.names
         index_of = {name: index for index, name in enumerate(class_names)}
         classes = {label: index_of[name] for label, name in enumerate(feature.names) if name in index_of}
-    elif not isinstance(feature, datasets.Value) or not _is_integer_or_string(feature):
+    elif not isinstance(feature, datasets.Value) or not (_is_index(feature) or _is_string(feature)):
         raise InputError(
-            f"The column {label_column!r} holds neither class labels nor integers nor strings, so name another as "
-            "--label_column."
+            f"The column {label_column!r} holds neither class labels nor integers nor booleans nor strings, so name "
+            "another as --label_column."
         )
     elif class_names is None:
         raise InputError(
             f"The column {label_column!r} does not declare its classes and they must not be read from the records, so "
             "pass --class_names."
         )
-    elif pa.types.is_integer(feature.pa_type):
+    elif _is_index(feature):
         classes = {index: index for index in range(len(class_names))}
     else:
         classes = {name: index for index, name in enumerate(class_names)}
     return _encode_labels(dataset[label_column][:], classes), list(class_names)
 
 
-def _is_integer_or_string(feature: datasets.Value) -> bool:
-    return any(
-        is_type(feature.pa_type) for is_type in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-    )
+def _is_index(feature: datasets.Value) -> bool:
+    return pa.types.is_integer(feature.pa_type) or pa.types.is_boolean(feature.pa_type)  # of false and true, 0 and 1
+
+
+def _is_string(feature: datasets.Value) -> bool:
+    return pa.types.is_string(feature.pa_type) or pa.types.is_large_string(feature.pa_type)
 
 
 def _encode_labels(labels: list[Hashable], classes: dict[Hashable, int]) -> torch.Tensor:

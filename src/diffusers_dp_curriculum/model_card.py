@@ -58,6 +58,7 @@ def make_model_card(
         hyper_parameters=network | config.hyper_parameters(),
         guidance_scale=config.guidance_scale,
         num_inference_steps=config.num_inference_steps,
+        churn=f", s_churn={config.s_churn}, s_tmin={config.s_tmin}, s_tmax={config.s_tmax}" if config.s_churn else "",
         repo_id=REPO_ID_TO_COME,
     )
 

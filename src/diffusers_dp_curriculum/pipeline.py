@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import DiffusionPipeline, EDMEulerScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -94,6 +94,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         class_labels: list[int | str],
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.05,
+        s_tmax: float = 50.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -108,6 +111,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 as it is, at half the cost; above 1 images are more typical of their class and less varied.
             num_inference_steps (`int`, *optional*, defaults to 50):
                 The number of denoising steps.
+            s_churn (`float`, *optional*, defaults to 0.0):
+                Above 0, fresh noise is added before each step and taken away by it, which corrects what earlier steps
+                got wrong: the stochastic sampler of EDM ([Karras et al. 2022](https://huggingface.co/papers/2206.00364),
+                algorithm 2, without the second-order correction). Needs an [`EDMEulerScheduler`].
+            s_tmin (`float`, *optional*, defaults to 0.05):
+                The lowest noise level at which noise is added.
+            s_tmax (`float`, *optional*, defaults to 50.0):
+                The highest noise level at which noise is added.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 Makes generation deterministic; a list has one generator an image.
             output_type (`str`, *optional*, defaults to `"pil"`):
@@ -134,6 +145,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise ValueError(f"`guidance_scale` must be 0 or more, but it is {guidance_scale}.")
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be 1 or more, but it is {num_inference_steps}.")
+        if not s_churn >= 0 or (s_churn > 0 and not isinstance(self.scheduler, EDMEulerScheduler)):
+            raise ValueError(f"`s_churn` must be 0, or above it with an `EDMEulerScheduler`, but it is {s_churn}.")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f'`output_type` must be "pil", "np" or "pt", but it is {output_type!r}.')
 
@@ -155,10 +168,21 @@ class ClassConditionalPipeline(DiffusionPipeline):
         image = randn_tensor(image_shape, generator=generator, device=device, dtype=self.unet.dtype)
         image = image * self.scheduler.init_noise_sigma
 
-        for t in self.progress_bar(self.scheduler.timesteps):
+        for index, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            noise_label = t
+            if s_churn > 0 and s_tmin <= self.scheduler.sigmas[index] <= s_tmax:
+                # The level is raised in the schedule itself, where the network and the step both start from. The
+                # scheduler's own `s_churn` would pair the raised image with the network's answer to the old one.
+                sigma = self.scheduler.sigmas[index].clone()
+                sigma_hat = sigma * (1 + min(s_churn / num_inference_steps, 2**0.5 - 1))
+                self.scheduler.sigmas[index] = sigma_hat
+                noise = randn_tensor(image.shape, generator=generator, device=device, dtype=image.dtype)
+                image = image + (sigma_hat**2 - sigma**2) ** 0.5 * noise
+                noise_label = self.scheduler.precondition_noise(sigma_hat)
+
             model_input = torch.cat([image, image]) if guided else image
             model_input = self.scheduler.scale_model_input(model_input, t)
-            model_output = self.unet(model_input, t, class_labels=labels).sample
+            model_output = self.unet(model_input, noise_label, class_labels=labels).sample
             if guided:
                 cond, uncond = model_output.chunk(2)
                 model_output = uncond + guidance_scale * (cond - uncond)

@@ -1,13 +1,14 @@
 """Samples of a network: the pipeline it is published in, and a grid of what it makes."""
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from PIL import Image
 from tqdm.auto import tqdm
 
 from .config import DPCurriculumConfig
 from .data import ImageDataset
 from .errors import InputError
+from .losses import EDM_SCHEDULERS
 from .pictures import image_grid
 from .pipeline import ClassConditionalPipeline
 
@@ -20,12 +21,14 @@ class Sampler:
     """Makes pipelines and samples of networks for one data set.
 
     Args:
-        noise_scheduler (`DDPMScheduler`): The scheduler of the pipeline.
+        noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`): The scheduler of the pipeline.
         records (`ImageDataset`): Its classes are used, no image.
-        config (`DPCurriculumConfig`): The fields `num_inference_steps`, `guidance_scale` and `seed` are used.
+        config (`DPCurriculumConfig`): The fields on samples and `seed` are used.
     """
 
-    def __init__(self, noise_scheduler: DDPMScheduler, records: ImageDataset, config: DPCurriculumConfig):
+    def __init__(
+        self, noise_scheduler: DDPMScheduler | EDMEulerScheduler, records: ImageDataset, config: DPCurriculumConfig
+    ):
         self.noise_scheduler = noise_scheduler
         self.class_names = records.class_names
         self.config = config
@@ -49,6 +52,10 @@ class Sampler:
             raise InputError(f"num_inference_steps {steps} is above the {most} timesteps of the schedule: give fewer.")
         if self.class_names is None and self.config.guidance_scale != 1:
             raise InputError("Without classes there is nothing to guide to: leave guidance_scale at 1.")
+        if self.class_names is None and isinstance(self.noise_scheduler, EDM_SCHEDULERS):
+            raise InputError("Without classes the pipeline is diffusers' DDPMPipeline: use a DDPMScheduler with it.")
+        if self.config.s_churn > 0 and not isinstance(self.noise_scheduler, EDMEulerScheduler):
+            raise InputError("s_churn is of EDM's sampler: leave it at 0, or train with an EDMEulerScheduler.")
         try:
             self._sample(self.pipeline(unet), 0, 1, 1, None)
         except Exception as error:
@@ -74,5 +81,6 @@ class Sampler:
         if self.class_names is None:
             images = pipeline(batch_size=count, output_type="np", **options).images
             return torch.from_numpy(images).permute(0, 3, 1, 2)
-        guided = {"guidance_scale": self.config.guidance_scale, "output_type": "pt"}
-        return pipeline(class_labels=[label] * count, **guided, **options).images
+        for name in ("guidance_scale", "s_churn", "s_tmin", "s_tmax"):
+            options[name] = getattr(self.config, name)
+        return pipeline(class_labels=[label] * count, output_type="pt", **options).images

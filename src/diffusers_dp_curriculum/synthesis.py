@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, EDMEulerScheduler
 from huggingface_hub import CommitInfo
 from PIL import Image
 from tqdm.auto import tqdm
@@ -126,6 +126,9 @@ def generate_dataset(
     batch_size: int = 250,
     num_inference_steps: int = 50,
     guidance_scale: float = 1.0,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.05,
+    s_tmax: float = 50.0,
     seed: int = 0,
     privacy_json: str | os.PathLike | None = None,
 ) -> SyntheticDataset:
@@ -156,6 +159,8 @@ def generate_dataset(
             The number of denoising steps, at most those that the scheduler was trained with.
         guidance_scale (`float`, *optional*, defaults to 1.0):
             Weight `w >= 0` of classifier-free guidance; at 1 the model is sampled as it is.
+        s_churn, s_tmin, s_tmax (`float`, *optional*, defaults to 0.0, 0.05 and 50.0):
+            EDM's stochastic sampling, as [`ClassConditionalPipeline`] has it; 0 is none.
         seed (`int`, *optional*, defaults to 0):
             Chooses the sample. No privacy depends on it.
         privacy_json (`str` or `os.PathLike`, *optional*):
@@ -169,6 +174,7 @@ def generate_dataset(
     Raises:
         [`InputError`]: If an argument is out of its range, or `output_dir` holds anything but a part of this data set.
     """
+    churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
     class_names = getattr(pipeline, "class_names", None)  # an unconditional pipeline has none
     num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
     each = images_per_class if isinstance(images_per_class, int) else list(images_per_class)
@@ -193,6 +199,8 @@ def generate_dataset(
         raise InputError(f"`guidance_scale` must be 0 or more, but it is {guidance_scale}.")
     if class_names is None and guidance_scale != 1:
         raise InputError("An unconditional pipeline has no classes to guide to, so leave `guidance_scale` at 1.")
+    if not s_churn >= 0 or (s_churn > 0 and not isinstance(pipeline.scheduler, EDMEulerScheduler)):
+        raise InputError(f"`s_churn` must be 0, or above it with an EDMEulerScheduler, but it is {s_churn}.")
     if seed < 0:
         raise InputError(f"`seed` must be 0 or more, but it is {seed}.")
     if file_format not in ("parquet", "imagefolder"):
@@ -218,6 +226,7 @@ def generate_dataset(
             "batch_size": batch_size,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            **churn,
             "seed": seed,
             "scheduler": _scheduler_settings(pipeline),
             "weights_sha256": _weights_sha256(pipeline),
@@ -236,7 +245,7 @@ def generate_dataset(
                     condition = {"batch_size": len(rows)}
                 else:
                     columns["label"] = labels[rows.start : rows.stop]
-                    condition = {"class_labels": columns["label"], "guidance_scale": guidance_scale}
+                    condition = {"class_labels": columns["label"], "guidance_scale": guidance_scale, **churn}
                 images = pipeline(**condition, num_inference_steps=num_inference_steps, generator=generator).images
                 columns["image"] = [{"bytes": _png(image), "path": None} for image in images]
                 table = pa.table(columns, schema=features.arrow_schema)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DynamoBackend, set_seed
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
@@ -39,6 +39,9 @@ from .summary import summarize
 from .warm_up import start_warm_up, warm_up
 
 
+# What the card says of the noise scheduler, whichever it is.
+OF_THE_SCHEDULE = ("prediction_type", "beta_schedule", "sigma_data", "sigma_min", "sigma_max")
+
 # The networks that hold something of sensitive records already.
 _TRAINED: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
 
@@ -53,7 +56,8 @@ class DPCurriculumTrainer:
     Args:
         unet (`UNet2DModel`):
             The network. With classes it has `num_class_embeds = number of classes + 1`, the last being the null class.
-        noise_scheduler (`DDPMScheduler`): Noise schedule and prediction type; published with the pipeline.
+        noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`):
+            Noise schedule and prediction type, which decide the loss; published with the pipeline.
         args (`DPCurriculumConfig`): The hyper-parameters.
         train_dataset (`datasets.Dataset` or `ImageDataset`): The sensitive records.
 
@@ -69,7 +73,13 @@ class DPCurriculumTrainer:
     ```
     """
 
-    def __init__(self, unet: UNet2DModel, noise_scheduler: DDPMScheduler, args: DPCurriculumConfig, train_dataset):
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        noise_scheduler: DDPMScheduler | EDMEulerScheduler,
+        args: DPCurriculumConfig,
+        train_dataset,
+    ):
         if unet in _TRAINED:
             raise InputError(
                 "This UNet has learned from sensitive records in another run, whose cost this one would not count: "
@@ -192,8 +202,8 @@ class DPCurriculumTrainer:
             "resolution": self.records.resolution,
             "channels": self.records.num_channels,
             "parameters": f"{self.unet.num_parameters():,}",
-            "prediction_type": self.noise_scheduler.config.prediction_type,
-            "beta_schedule": self.noise_scheduler.config.beta_schedule,
+            "noise_scheduler": type(self.noise_scheduler).__name__,
+            **{name: value for name, value in self.noise_scheduler.config.items() if name in OF_THE_SCHEDULE},
             "mixed_precision": self.accelerator.mixed_precision,
         }
         card = make_model_card(privacy, self.args, network, self.records.class_names, self.central_images is not None)

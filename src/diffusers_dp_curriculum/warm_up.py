@@ -7,12 +7,42 @@ import kornia.augmentation
 import numpy as np
 import torch
 from accelerate.utils import reduce
+from kornia.augmentation.auto import RandAugment
+from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
 
 from .central_images import CentralImageDataset
 from .checkpointing import TrainingState, make_ema
 from .config import DPCurriculumConfig
 from .losses import DenoisingLoss, denoising_error
 from .processes import num_processes, process_index
+
+
+# RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as the paper has it: 2 operations of magnitude 3 of 30.
+RANDAUGMENT_OPERATIONS = 2
+RANDAUGMENT_MAGNITUDE = 3
+# Of kornia's list: without its inversion, which torchvision's RandAugment, the paper's, has not.
+NOT_IN_RANDAUGMENT = {"invert", "solarize_add"}
+NEEDS_COLOUR = {"color"}
+
+
+def make_augmentation(name: str, channels: int) -> torch.nn.Module:
+    """Random variations of `(B, channels, height, width)` images in [0, 1].
+
+    Args:
+        name (`str`):
+            `"affine"` turns, shifts and scales each image on its own; `"randaugment"` draws two operations a batch,
+            geometric or of brightness, contrast and the like; `"none"` leaves images as they are.
+        channels (`int`): 1 or 3; grey images have no colour to vary.
+    """
+    if name == "affine":
+        return kornia.augmentation.RandomAffine(
+            degrees=10.0, translate=(0.1, 0.1), scale=(0.9, 1.1), padding_mode="border", p=0.8
+        )
+    if name == "randaugment":
+        left_out = NOT_IN_RANDAUGMENT | (NEEDS_COLOUR if channels == 1 else set())
+        operations = [policy for policy in default_policy if policy[0][0] not in left_out]
+        return RandAugment(RANDAUGMENT_OPERATIONS, RANDAUGMENT_MAGNITUDE, operations)
+    return torch.nn.Identity()
 
 
 def start_warm_up(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:
@@ -30,7 +60,7 @@ def warm_up(
     after_step: Callable[[torch.Tensor], object] = lambda error: None,
     loss_scale: float = 1.0,
 ) -> None:
-    """Train on the central images and random affine variations of them.
+    """Train on the central images and random variations of them.
 
     Every process draws the whole batch, from a seed of the step, and learns from its share: the weights depend neither
     on the number of processes nor on whether the run was interrupted.
@@ -41,16 +71,14 @@ def warm_up(
             the average.
         loss (`DenoisingLoss`): Gives the noise draws.
         central_images (`CentralImageDataset`): What was released.
-        config (`DPCurriculumConfig`): The fields `central_train_steps`, `central_batch_size` and `seed` are used.
+        config (`DPCurriculumConfig`): The fields on the warm-up and `seed` are used.
         autocast (`Callable`, *optional*): Makes the context of the forward pass.
         after_step (`Callable`, *optional*): Called after each step with the error of this process's share.
         loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
     """
     unet = state.unet
     device = next(unet.parameters()).device
-    vary = kornia.augmentation.RandomAffine(
-        degrees=10.0, translate=(0.1, 0.1), scale=(0.9, 1.1), padding_mode="border", p=0.8
-    )
+    vary = make_augmentation(config.central_augmentation, central_images.images.shape[1])
     share = torch.arange(process_index(), config.central_batch_size, num_processes(), device=device)
     unet.train()
     while state.step < config.central_train_steps:

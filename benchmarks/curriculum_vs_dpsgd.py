@@ -1,0 +1,574 @@
+"""Compare the curriculum with DP-SGD alone on Fashion-MNIST, at equal epsilon and for equally many passes.
+
+    python benchmarks/curriculum_vs_dpsgd.py --data fashion-mnist/ --profile cpu --jobs 2 --output outputs/comparison
+
+`--data` is a directory of IDX files, or a Hub id. Every arm with every epsilon and seed is a cell, a process of its own
+with a result of its own: what is there is kept, and the same command goes on with the rest. `--max_minutes 9` ends the
+command after that time; a cell in training goes on from its checkpoint. The table and the figures are made of the cells
+that are there.
+
+A pass is one image with one noise level, forwards and backwards. Arms without DP-SGD or without a warm-up spend the
+passes of the curriculum on what they have. Accuracy is that of a CNN trained on the synthetic images alone and tested
+on the real test set, and the Frechet distance to that set is in the features of the same CNN, trained on the real
+training set. Both read records outside of all mechanisms: the results are for a data set that is public, as this one.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DModel
+from PIL import Image
+
+from diffusers_dp_curriculum import (
+    CentralImageDataset,
+    ClassConditionalPipeline,
+    DPCurriculumConfig,
+    DPCurriculumTrainer,
+    PrivacyLedger,
+    generate_dataset,
+    load_image_dataset,
+)
+from diffusers_dp_curriculum.accounting import calibrate_noise_multiplier
+from diffusers_dp_curriculum.central_images import central_image_mechanism
+from diffusers_dp_curriculum.evaluation.fidelity import frechet_distance
+from diffusers_dp_curriculum.evaluation.utility import Classifier, accuracy, make_cnn, train_classifier
+from diffusers_dp_curriculum.losses import DenoisingLoss
+from diffusers_dp_curriculum.warm_up import start_warm_up, warm_up
+
+
+ARMS = {
+    "curriculum_mean": "curriculum, mean images",
+    "curriculum_mode": "curriculum, mode images",
+    "dp_sgd_alone": "DP-SGD alone",
+    "central_alone": "central images alone",
+    "non_private": "same network without privacy",
+    "real": "real images",
+}
+WITHOUT_PRIVACY = ("non_private", "real")
+DELTA = 1e-5
+SNAPSHOTS = 4  # points of the curves against passes, of the first seed
+GRID_COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large everything is.
+
+    Args:
+        resolution (`int`): Of the images.
+        block_out_channels (`tuple[int, ...]`): Of the network, finest level first; the coarsest one has attention.
+        config (`dict`): Fields of `DPCurriculumConfig`, of the curriculum with mean images.
+        images_per_class (`int`): Synthetic images that are measured.
+        num_inference_steps (`int`): Steps per sample, of the deterministic solver.
+        reference_epochs (`int`): Of the CNN on the real images.
+    """
+
+    resolution: int
+    block_out_channels: tuple[int, ...]
+    config: dict = field(default_factory=dict)
+    images_per_class: int = 500
+    num_inference_steps: int = 18
+    reference_epochs: int = 5
+
+    @property
+    def warm_up_passes(self) -> int:
+        """Passes of the curriculum before DP-SGD."""
+        return self.config["central_train_steps"] * self.config["central_batch_size"]
+
+    @property
+    def passes(self) -> int:
+        """Passes of the curriculum, and so of every arm, on average."""
+        return self.warm_up_passes + self.config["max_train_steps"] * self.step_passes
+
+    @property
+    def step_passes(self) -> int:
+        """Passes of a step of DP-SGD, on average."""
+        return self.config["train_batch_size"] * self.config["noise_multiplicity"]
+
+
+SHARED = {
+    "target_delta": DELTA,
+    "central_images_per_class": 5,
+    "central_noise_multiplier": 5.0,
+    "central_sample_rate": 0.1,
+    "lr_scheduler": "cosine",
+    "num_inference_steps": 18,
+}
+PROFILES = {
+    "cpu": Profile(
+        resolution=16,
+        block_out_channels=(16, 32, 32),
+        config={
+            **SHARED,
+            "central_train_steps": 400,
+            "central_batch_size": 64,
+            "central_learning_rate": 2e-3,
+            "train_batch_size": 2048,
+            "max_train_steps": 80,
+            "noise_multiplicity": 1,
+            "max_physical_batch_size": 64,
+            "learning_rate": 4e-3,
+            "lr_warmup_steps": 3,
+        },
+    ),
+    "gpu": Profile(
+        resolution=28,
+        block_out_channels=(64, 64),
+        config={
+            **SHARED,
+            "central_train_steps": 2000,
+            "central_batch_size": 64,
+            "train_batch_size": 4096,
+            "max_train_steps": 800,
+            "noise_multiplicity": 4,
+            "max_physical_batch_size": 512,
+            "lr_warmup_steps": 20,
+            "mixed_precision": "bf16",
+        },
+        images_per_class=6000,
+        num_inference_steps=50,
+        reference_epochs=20,
+    ),
+    # A minute, to see that everything runs.
+    "smoke": Profile(
+        resolution=8,
+        block_out_channels=(8, 16),
+        config={
+            **SHARED,
+            "central_train_steps": 4,
+            "central_batch_size": 8,
+            "train_batch_size": 16,
+            "max_train_steps": 4,
+            "noise_multiplicity": 1,
+        },
+        images_per_class=4,
+        num_inference_steps=2,
+        reference_epochs=1,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one epsilon (None without privacy) and one seed."""
+
+    arm: str
+    epsilon: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        return f"{self.arm}-{'no' if self.epsilon is None else f'{self.epsilon:g}'}-{self.seed}"
+
+
+def cells(epsilons: list[float], seeds: int) -> list[Cell]:
+    """All of them, seed by seed, so that a part of them is a table already."""
+    return [
+        Cell(arm, epsilon, seed)
+        for seed in range(seeds)
+        for arm in ARMS
+        for epsilon in ([None] if arm in WITHOUT_PRIVACY else epsilons)
+    ]
+
+
+# One cell.
+
+
+class Comparison:
+    """What the cells share.
+
+    Args:
+        data (`str`): A directory or a Hub id.
+        profile (`Profile`): How large everything is.
+        output (`Path`): Where everything is written.
+    """
+
+    def __init__(self, data: str, profile: Profile, output: Path):
+        source = {"train_data_dir": data} if Path(data).is_dir() else {"dataset_name": data}
+        self.profile = profile
+        self.output = output
+        self.train = load_image_dataset(**source, resolution=profile.resolution)
+        self.test = load_image_dataset(**source, resolution=profile.resolution, split="test")
+
+    def run(self, cell: Cell) -> dict:
+        """Train, generate and measure a cell."""
+        start = time.perf_counter()
+        reference = self._reference()
+        features = features_of(reference)
+        real = features(self.test.images)
+        if cell.arm == "real":
+            generator = torch.Generator().manual_seed(cell.seed)
+            some = torch.randperm(len(self.train), generator=generator)[: 10 * self.profile.images_per_class]
+            classifier = train_classifier(
+                self.train.images, self.train.labels, 10, epochs=self.profile.reference_epochs, seed=cell.seed
+            )
+            return {
+                "accuracy": accuracy(classifier, self.test.images, self.test.labels),
+                "frechet_distance": frechet_distance(real, features(self.train.images[some])),
+                "seconds": time.perf_counter() - start,
+            }
+        if cell.arm in ("central_alone", "non_private"):
+            pipeline, spent = self._train_without_dp_sgd(cell)
+            passes = self.profile.passes
+        else:
+            pipeline, spent, passes = self._train(cell)
+        seconds = time.perf_counter() - start
+
+        def measure(pipeline: ClassConditionalPipeline, name: str) -> dict:
+            images, labels = self._synthesize(pipeline, self.output / "synthetic" / name, cell.seed)
+            classifier = train_classifier(images, labels, 10, seed=cell.seed)
+            if name == cell.name:
+                keep_grid(images, labels, self.output / "grids" / f"{name}.png")
+            return {
+                "accuracy": accuracy(classifier, self.test.images, self.test.labels),
+                "frechet_distance": frechet_distance(real, features(images)),
+            }
+
+        result = {"epsilon_spent": spent, "passes": passes, "seconds": seconds, **measure(pipeline, cell.name)}
+        if cell.seed == 0 and cell.arm not in ("central_alone", "non_private"):
+            curve = [
+                {"passes": passes, **measure(snapshot, f"{cell.name}-{passes}")}
+                for passes, snapshot in self._snapshots(cell, pipeline)
+            ]
+            result["curve"] = [*curve, {name: result[name] for name in ("passes", "accuracy", "frechet_distance")}]
+        return result
+
+    def _config(self, cell: Cell) -> DPCurriculumConfig:
+        profile, config = self.profile, dict(self.profile.config)
+        if cell.arm == "curriculum_mode":
+            config["central_statistic"] = "mode"
+        if cell.arm == "dp_sgd_alone":
+            config["central_statistic"] = "none"
+            config["max_train_steps"] += math.ceil(profile.warm_up_passes / profile.step_passes)
+        return DPCurriculumConfig(
+            output_dir=str(self.output / "runs" / cell.name),
+            seed=cell.seed,
+            target_epsilon=cell.epsilon or 1.0,
+            checkpointing_steps=max(config["max_train_steps"] // SNAPSHOTS, 1),
+            resume_from_checkpoint="latest",
+            **config,
+        )
+
+    def _train(self, cell: Cell) -> tuple[ClassConditionalPipeline, float, int]:
+        config = self._config(cell)
+        finished = Path(config.output_dir, "privacy.json")
+        if not finished.is_file():
+            set_seed(cell.seed)
+            trainer = DPCurriculumTrainer(self._unet(), make_scheduler(), config, self.train)
+            trainer.train()
+            trainer.save_pipeline()
+        spent = json.loads(finished.read_text(encoding="utf-8"))["epsilon"]
+        warm_up_passes = 0 if config.central_statistic == "none" else self.profile.warm_up_passes
+        passes = warm_up_passes + config.max_train_steps * self.profile.step_passes
+        return ClassConditionalPipeline.from_pretrained(config.output_dir), spent, passes
+
+    def _train_without_dp_sgd(self, cell: Cell) -> tuple[ClassConditionalPipeline, float | None]:
+        """The warm-up for all passes: on central images that spend all of epsilon, or, without privacy, on records."""
+        config = self._config(cell)
+        config = replace(config, central_train_steps=math.ceil(self.profile.passes / config.central_batch_size))
+        if cell.arm == "central_alone":
+            mechanism = central_image_mechanism(
+                self.train.images.shape[1:],
+                config.central_images_per_class,
+                config.central_statistic,
+                1.0,
+                config.central_sample_rate,
+            )
+            sigma = calibrate_noise_multiplier(cell.epsilon, DELTA, mechanism, [], config.accountant)
+            ledger = PrivacyLedger(DELTA, config.accountant, target_epsilon=cell.epsilon)
+            images = CentralImageDataset.from_dataset(
+                self.train,
+                config.central_images_per_class,
+                config.central_statistic,
+                sigma,
+                config.central_sample_rate,
+                ledger=ledger,
+            )
+            spent = ledger.epsilon()
+        else:
+            images = CentralImageDataset(self.train.images.float() / 255, self.train.labels, mechanism=None)
+            config, spent = replace(config, central_augmentation="none"), None
+        set_seed(cell.seed)
+        unet = self._unet().to("cuda" if torch.cuda.is_available() else "cpu")
+        loss = DenoisingLoss(
+            make_scheduler(),
+            noise_level_mean=config.noise_level_mean,
+            noise_level_std=config.noise_level_std,
+            label_dropout=config.label_dropout,
+            null_label=10,
+        )
+        warm_up(start_warm_up(unet, config), loss, images, config)
+        return ClassConditionalPipeline(unet, make_scheduler(), dict(enumerate(self.train.class_names))), spent
+
+    def _unet(self) -> UNet2DModel:
+        channels = self.profile.block_out_channels
+        return UNet2DModel(
+            sample_size=self.profile.resolution,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=channels,
+            layers_per_block=1,
+            down_block_types=(*["DownBlock2D"] * (len(channels) - 1), "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * (len(channels) - 1)),
+            norm_num_groups=8,
+            num_class_embeds=11,
+        )
+
+    def _snapshots(self, cell: Cell, pipeline: ClassConditionalPipeline):
+        """Passes and pipeline at the checkpoints of DP-SGD but the last one."""
+        config = self._config(cell)
+        before = 0 if config.central_statistic == "none" else config.central_train_steps
+        for number in range(1, config.max_train_steps):
+            checkpoint = Path(config.output_dir, "private", "checkpoints", f"checkpoint-{before + number}")
+            if (before + number) % config.checkpointing_steps or not checkpoint.is_dir():
+                continue
+            state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+            unet = UNet2DModel.from_config(pipeline.unet.config)
+            for parameter, average in zip(unet.parameters(), state["ema"]["shadow_params"], strict=True):
+                parameter.data.copy_(average)
+            passes = before * config.central_batch_size + number * self.profile.step_passes
+            yield passes, ClassConditionalPipeline(unet, make_scheduler(), pipeline.config.id2label)
+
+    def _synthesize(self, pipeline: ClassConditionalPipeline, directory: Path, seed: int):
+        """The images that are measured, `uint8` of shape `(N, 1, size, size)`, and their labels."""
+        pipeline.unet.eval()
+        pipeline.scheduler = EDMDPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        pipeline.set_progress_bar_config(disable=True)
+        dataset = generate_dataset(
+            pipeline,
+            self.profile.images_per_class,
+            output_dir=directory,
+            num_inference_steps=self.profile.num_inference_steps,
+            guidance_scale=self.profile.config.get("guidance_scale", 1.0),
+            seed=seed,
+        ).with_format("numpy")
+        return torch.from_numpy(np.stack(dataset["image"][:]))[:, None], torch.from_numpy(dataset["label"][:])
+
+    def _reference(self) -> Classifier:
+        """The CNN whose features the Frechet distance is in; the same for all cells."""
+        path = self.output / "reference.pt"
+        if path.exists():
+            classifier = Classifier(make_cnn(1, 10))
+            classifier.load_state_dict(torch.load(path, weights_only=True))
+            return classifier.eval()
+        classifier = train_classifier(self.train.images, self.train.labels, 10, epochs=self.profile.reference_epochs)
+        torch.save(classifier.cpu().state_dict(), path)
+        return classifier
+
+
+def make_scheduler() -> EDMEulerScheduler:
+    """The noise levels of all arms."""
+    return EDMEulerScheduler()
+
+
+def features_of(classifier: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the classifier's last layer sees, as a function of `uint8` images."""
+    body = classifier.network[:-2].cpu()  # without dropout and the last layer
+
+    @torch.no_grad()
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([body(batch.float() / 127.5 - 1) for batch in images.split(500)])
+
+    return features
+
+
+def keep_grid(images: torch.Tensor, labels: torch.Tensor, path: Path) -> None:
+    """Write the first images of each class, a row a class."""
+    rows = [torch.cat(list(images[labels == label][:GRID_COLUMNS, 0]), dim=1) for label in range(10)]
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(torch.cat(rows).numpy()).save(path)
+
+
+# All cells.
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run the cells that have no result, `--jobs` at a time, each as a process with its share of the cores."""
+    deadline = time.monotonic() + 60 * args.max_minutes
+    waiting = [cell for cell in cells(args.epsilons, args.seeds) if not result_file(args.output, cell).exists()]
+    threads = max((os.cpu_count() or 1) // args.jobs, 1)
+
+    def run(cell: Cell) -> None:
+        if time.monotonic() >= deadline:
+            return
+        command = [sys.executable, __file__, "--data", args.data, "--profile", args.profile, "--output", args.output]
+        command += ["--cell", cell.arm, str(cell.epsilon), str(cell.seed)]
+        with (args.output / "logs" / f"{cell.name}.log").open("a") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            try:
+                process.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.terminate()  # the trainer writes a checkpoint, and ends
+                process.wait()
+        done = result_file(args.output, cell).exists()
+        print(f"{cell.name}: {'done' if done else f'not done, see {log.name}'}", flush=True)
+
+    (args.output / "logs").mkdir(parents=True, exist_ok=True)
+    (args.output / "cells").mkdir(exist_ok=True)
+    if waiting:  # the first one alone: it trains the reference, which the others only read
+        run(waiting[0])
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run, waiting[1:]))
+
+
+def result_file(output: Path, cell: Cell) -> Path:
+    """Where a cell's result is."""
+    return output / "cells" / f"{cell.name}.json"
+
+
+def run_cell(args: argparse.Namespace) -> None:
+    """Run one cell, in this process."""
+    arm, epsilon, seed = args.cell
+    cell = Cell(arm, None if epsilon == "None" else float(epsilon), int(seed))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    result = Comparison(args.data, PROFILES[args.profile], args.output).run(cell)
+    row = {"arm": arm, "epsilon": cell.epsilon, "seed": cell.seed, **result}
+    result_file(args.output, cell).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+
+
+def table(rows: list[dict]) -> str:
+    """Mean and spread over seeds of every arm, as Markdown."""
+    lines = [
+        "| epsilon | arm | seeds | accuracy | Frechet distance | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (arm, epsilon), group in by_arm(rows).items():
+        shown = "none" if epsilon is None else f"{epsilon:g}"
+        accuracies, distances = ([row[name] for row in group] for name in ("accuracy", "frechet_distance"))
+        minutes = np.mean([row["seconds"] for row in group]) / 60
+        lines.append(
+            f"| {shown} | {ARMS[arm]} | {len(group)} | {np.mean(accuracies):.1%} ({min(accuracies):.1%} to "
+            f"{max(accuracies):.1%}) | {np.mean(distances):.2f} ({min(distances):.2f} to {max(distances):.2f}) | "
+            f"{minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def by_arm(rows: list[dict]) -> dict[tuple[str, float | None], list[dict]]:
+    """The rows of each epsilon and arm, in the order in which they are to be read."""
+    key = {arm: number for number, arm in enumerate(ARMS)}
+    groups: dict[tuple[str, float | None], list[dict]] = {}
+    for row in sorted(rows, key=lambda row: (row["epsilon"] or math.inf, key[row["arm"]], row["seed"])):
+        groups.setdefault((row["arm"], row["epsilon"]), []).append(row)
+    return groups
+
+
+def gain(rows: list[dict]) -> str:
+    """How much nearer the curriculum is than DP-SGD alone, for each epsilon."""
+    means = {key: np.mean([row["frechet_distance"] for row in group]) for key, group in by_arm(rows).items()}
+    return "\n".join(
+        f"Epsilon {epsilon:g}: the Frechet distance of {ARMS[arm]} is {1 - mean / means['dp_sgd_alone', epsilon]:.0%} "
+        "below that of DP-SGD alone."
+        for (arm, epsilon), mean in means.items()
+        if arm.startswith("curriculum") and ("dp_sgd_alone", epsilon) in means
+    )
+
+
+MEASURES = {"accuracy": "accuracy of a CNN on real images", "frechet_distance": "Frechet distance"}
+
+
+def plot_against_epsilon(rows: list[dict], path: Path) -> None:
+    """Both measures, mean and range over seeds; what has no epsilon is a line across."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
+        for number, arm in enumerate(ARMS):
+            groups = {epsilon: [r[name] for r in group] for (a, epsilon), group in by_arm(rows).items() if a == arm}
+            if None in groups:
+                axis.axhline(np.mean(groups[None]), color=f"C{number}", linestyle=":", label=ARMS[arm])
+            elif groups:
+                means = np.array([np.mean(values) for values in groups.values()])
+                spread = [means - [min(v) for v in groups.values()], [max(v) for v in groups.values()] - means]
+                axis.errorbar(list(groups), means, spread, color=f"C{number}", marker="o", capsize=3, label=ARMS[arm])
+        axis.set(xscale="log", xlabel="epsilon", ylabel=label)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_against_passes(rows: list[dict], path: Path) -> None:
+    """Both measures in the course of training, of the first seed."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
+        for row in rows:
+            if "curve" in row:
+                axis.plot(
+                    [point["passes"] for point in row["curve"]],
+                    [point[name] for point in row["curve"]],
+                    color=f"C{list(ARMS).index(row['arm'])}",
+                    linestyle="-" if row["epsilon"] >= 10 else "--",
+                    marker="o",
+                    label=f"{ARMS[row['arm']]}, epsilon {row['epsilon']:g}",
+                )
+        axis.set(xlabel="passes (images x noise levels)", ylabel=label)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_grids(output: Path, rows: list[dict], path: Path) -> None:
+    """Samples of the first seed side by side, a row a class."""
+    there = [(row, output / "grids" / f"{Cell(row['arm'], row['epsilon'], row['seed']).name}.png") for row in rows]
+    there = [(row, grid) for row, grid in there if row["seed"] == 0 and grid.exists()]
+    figure, axes = plt.subplots(1, len(there), figsize=(2 * len(there), 4.2), layout="constrained", squeeze=False)
+    for axis, (row, grid) in zip(axes[0], there, strict=True):
+        axis.imshow(Image.open(grid), cmap="gray", vmin=0, vmax=255)
+        epsilon = "" if row["epsilon"] is None else f"\nepsilon {row['epsilon']:g}"
+        axis.set_title(f"{ARMS[row['arm']]}{epsilon}", fontsize=8)
+        axis.set_axis_off()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def report(output: Path) -> None:
+    """Write table and figures of the cells that are there."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / "cells").glob("*.json"))]
+    if not rows:
+        return
+    rows = [row for group in by_arm(rows).values() for row in group]
+    text = f"{table(rows)}\n\n{gain(rows)}\n"
+    (output / "table.md").write_text(text, encoding="utf-8")
+    plot_against_epsilon(rows, output / "epsilon.png")
+    plot_against_passes(rows, output / "passes.png")
+    if any((output / "grids").glob("*.png")):
+        plot_grids(output, rows, output / "samples.png")
+    print(text)
+
+
+def main() -> None:
+    """Run what is missing, then report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="zalando-datasets/fashion_mnist", help="directory of IDX files, or Hub id")
+    parser.add_argument("--profile", choices=PROFILES, default="cpu")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 10.0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the cores")
+    parser.add_argument("--max_minutes", type=float, default=math.inf, help="end after this time, to be gone on with")
+    parser.add_argument("--output", type=Path, default=Path("outputs/curriculum_vs_dpsgd"))
+    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.cell:
+        run_cell(args)
+    else:
+        run_all(args)
+        report(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Evaluate a trained pipeline, or a synthetic data set, against real images.
+
+    python examples/evaluate.py my-dp-model --reference path/to/images --output_dir my-evaluation
+    python examples/evaluate.py my-synthetic-data --reference USER/NAME --features facebook/dinov2-base
+
+The reference needs two splits: the images that the model was trained on, and others that it was not. Writes report.html
+and report.json to --output_dir and a table to the terminal. All of it is computed from real images outside of any
+mechanism, so it is not private: keep it where the images are kept, and choose no model by it that is to be published.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import diffusers
+import torch
+from huggingface_hub import file_exists
+
+from diffusers_dp_curriculum import ImageDataset, InputError, generate_dataset, load_image_dataset
+from diffusers_dp_curriculum.cards import budget
+from diffusers_dp_curriculum.data import to_image_dataset
+from diffusers_dp_curriculum.evaluation.features import load_feature_extractor
+from diffusers_dp_curriculum.evaluation.measures import check_reference, evaluate
+from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, check_output_dir, table, write_report
+from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
+from generate_dataset import find_privacy_json, load_pipeline, use_scheduler
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Evaluate a pipeline or a synthetic data set against real images.")
+    parser.add_argument("samples", metavar="PIPELINE_OR_DATASET", help="a directory, or a name on the Hub")
+    parser.add_argument("--reference", required=True, help="the real images: a directory, or a data set on the Hub")
+    parser.add_argument("--train_split", default="train", help="the real images that the model was trained on")
+    parser.add_argument("--test_split", default="test", help="real images that it was not trained on")
+    parser.add_argument("--image_column", help="of the reference, if it has several columns of images")
+    parser.add_argument("--label_column", help="of the reference, if it does not declare one")
+    parser.add_argument("--class_names", nargs="+", help="the classes of the reference, if it does not declare them")
+    parser.add_argument(
+        "--reference_is_public", action="store_true", help="the real images are public, so the report may be, too"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("dp-evaluation"), help="new or empty")
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        default=["pixels", "inception"],
+        help="what fidelity is measured in: pixels, inception (FID), or a vision model on the Hub or in a directory; "
+        "the nearest training images are looked for in the first",
+    )
+    parser.add_argument("--inception_weights", help="file of the weights of FID's Inception; fetched by default")
+    parser.add_argument("--classifiers", nargs="*", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--epochs", type=int, default=20, help="of the training of each classifier")
+    parser.add_argument("--images_per_class", type=int, default=1000, help="drawn from a pipeline")
+    parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps of a pipeline")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance of a pipeline")
+    parser.add_argument("--scheduler", help="sample a pipeline with another diffusers scheduler")
+    parser.add_argument("--seed", type=int, default=0, help="chooses samples, subsets and initial weights")
+    return parser.parse_args()
+
+
+def is_pipeline(name: str) -> bool:
+    """Whether a name stands for a pipeline; if not, it stands for a data set."""
+    if Path(name).is_dir():
+        return Path(name, "model_index.json").is_file()
+    try:
+        return file_exists(name, "model_index.json")
+    except Exception as error:  # the Hub's client and its HTTP library each raise their own
+        raise InputError(
+            f"{name} is no directory, and cannot be looked up on the Hub ({type(error).__name__}), so check it."
+        ) from error
+
+
+def load_reference(args: argparse.Namespace, split: str, resolution: int, with_labels: bool) -> ImageDataset:
+    """One split of the real images, in the size of the samples."""
+    source = "train_data_dir" if Path(args.reference).is_dir() else "dataset_name"
+    try:
+        return load_image_dataset(
+            **{source: args.reference},
+            split=split,
+            resolution=resolution,
+            image_column=args.image_column,
+            label_column=args.label_column if with_labels else None,
+            class_names=args.class_names if with_labels else None,
+            unconditional=not with_labels,
+        )
+    except InputError as error:
+        raise InputError(str(error).replace(f"--{source}", "--reference")) from error
+
+
+def describe(args: argparse.Namespace, resolution: int, pipeline: diffusers.DiffusionPipeline | None) -> dict[str, str]:
+    """What is compared with what, and how, in words."""
+    about = {
+        "samples": args.samples,
+        "reference": f"{args.reference}: split {args.train_split} (real training images) and split {args.test_split} "
+        f"(real test images), {resolution}x{resolution} pixels",
+        "features": ", ".join(args.features),
+        "classifiers": f"{', '.join(args.classifiers) or 'none'}; {args.epochs} epochs",
+        "seed": str(args.seed),
+    }
+    if pipeline is not None:
+        about["sampling"] = (
+            f"{args.images_per_class} images a class, {args.num_inference_steps} steps, guidance scale "
+            f"{args.guidance_scale}, {type(pipeline.scheduler).__name__}"
+        )
+    privacy_json = find_privacy_json(args.samples) if pipeline or Path(args.samples).is_dir() else None
+    if privacy_json is None:
+        about["privacy"] = "nothing is known about the privacy of the samples"
+    else:
+        privacy = json.loads(privacy_json.read_text(encoding="utf-8"))
+        promise = f"are {budget(privacy)}-differentially private" if privacy["private"] else "are not private"
+        about["privacy"] = f"the samples {promise}, as their privacy.json says; this report is not covered by it"
+    return about
+
+
+def main():
+    """Load everything, and refuse what will not do; then sample, measure and report."""
+    args = parse_args()
+    check_output_dir(args.output_dir)
+    if args.train_split == args.test_split:
+        raise InputError("The test images must be others than the training images: give another --test_split.")
+    extractors = {name: load_feature_extractor(name, args.inception_weights) for name in args.features}
+    if is_pipeline(args.samples):
+        pipeline = load_pipeline(args.samples)
+        if args.scheduler:
+            use_scheduler(pipeline, args.scheduler)
+        side = pipeline.unet.config.sample_size
+        shape, class_names = (pipeline.unet.config.in_channels, side, side), getattr(pipeline, "class_names", None)
+    else:
+        pipeline = None
+        source = "train_data_dir" if Path(args.samples).is_dir() else "dataset_name"
+        samples = load_image_dataset(**{source: args.samples})
+        shape, class_names = samples.images.shape[1:], samples.class_names
+    train, test = (
+        load_reference(args, split, shape[-1], class_names is not None) for split in (args.train_split, args.test_split)
+    )
+    check_reference(shape, class_names, train, test)
+    about = describe(args, shape[-1], pipeline)
+
+    if pipeline is not None:
+        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        pipeline.set_progress_bar_config(desc="Denoising", leave=False)
+        samples = to_image_dataset(
+            generate_dataset(
+                pipeline,
+                args.images_per_class,
+                num_inference_steps=args.num_inference_steps,
+                guidance_scale=args.guidance_scale,
+                seed=args.seed,
+            )
+        )
+    evaluation = evaluate(samples, train, test, extractors, args.classifiers, epochs=args.epochs, seed=args.seed)
+    write_report(
+        args.output_dir,
+        evaluation,
+        samples,
+        train,
+        test,
+        about=about,
+        space=args.features[0],
+        reference_is_public=args.reference_is_public,
+    )
+    print(table(evaluation.measures))
+    print(f"The report is {args.output_dir / 'report.html'}; the figures are in report.json beside it.")
+    if not args.reference_is_public:
+        print(NOT_PRIVATE)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
