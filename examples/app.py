@@ -23,7 +23,7 @@ from diffusers_dp_curriculum import InputError
 from diffusers_dp_curriculum.cards import budget
 from diffusers_dp_curriculum.hub import check_statement
 from diffusers_dp_curriculum.pictures import image_grid
-from generate_dataset import find_privacy_json, load_pipeline
+from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline
 
 
 GRID_COLUMNS = 8

@@ -24,7 +24,7 @@ from diffusers_dp_curriculum.evaluation.features import load_feature_extractor
 from diffusers_dp_curriculum.evaluation.measures import check_reference, evaluate
 from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, check_output_dir, table, write_report
 from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
-from generate_dataset import find_privacy_json, load_pipeline, use_scheduler
+from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,16 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import diffusers
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from diffusers_dp_curriculum.central_images import CentralImageDataset
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.hub import prepare_repo
-from diffusers_dp_curriculum.losses import EDM_SCHEDULERS
-from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
+from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 from diffusers_dp_curriculum.synthesis import apportion, generate_dataset
 
 
@@ -60,47 +56,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--hub_token", help="token of the Hub; that of `hf auth login` or HF_TOKEN is better")
     return parser.parse_args()
-
-
-def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
-    """Load a class-conditional or a stock pipeline, without ever running code from where it is stored."""
-    try:
-        class_name = diffusers.DiffusionPipeline.load_config(name)["_class_name"]
-    except OSError as error:
-        raise InputError(
-            f"{name} is neither the directory of a saved pipeline nor one on the Hub, so check it."
-        ) from error
-    if class_name == ["pipeline", "ClassConditionalPipeline"]:
-        return ClassConditionalPipeline.from_pretrained(name)
-    if isinstance(class_name, list):
-        raise InputError(
-            f"{name} needs code of its own ({'.'.join(class_name)}), so call `generate_dataset` in Python."
-        )
-    return diffusers.DiffusionPipeline.from_pretrained(name)
-
-
-def use_scheduler(pipeline: diffusers.DiffusionPipeline, name: str):
-    """Swap in a scheduler that the model can be sampled with."""
-    known = EDM_SCHEDULERS if isinstance(pipeline.scheduler, EDM_SCHEDULERS) else pipeline.scheduler.compatibles
-    compatible = {scheduler.__name__: scheduler for scheduler in known}
-    if name not in compatible:
-        raise InputError(f"`--scheduler` must be one of {', '.join(sorted(compatible))} here, but it is {name}.")
-    pipeline.scheduler = compatible[name].from_config(pipeline.scheduler.config)
-
-
-def find_privacy_json(name: str) -> Path | None:
-    """The privacy.json of a pipeline, if it has one."""
-    if Path(name).is_dir():
-        path = Path(name, "privacy.json")
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(name, "privacy.json"))
-    except LocalEntryNotFoundError as error:
-        raise InputError(
-            f"The Hub is out of reach, so the privacy.json of {name} is not to be had: try again."
-        ) from error
-    except EntryNotFoundError:
-        return None
 
 
 def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -> int | list[int]:

@@ -15,6 +15,7 @@ from .errors import InputError, TrainingError
 COMMANDS = {
     "train": ("train_dp_curriculum", "train a pipeline on sensitive images, under one (epsilon, delta)"),
     "generate": ("generate_dataset", "make a synthetic data set with a trained pipeline"),
+    "evaluate": ("evaluate", "measure what a pipeline or a synthetic data set is good for"),
     "audit": ("audit", "attack the mechanism, and compare what that proves with the claim"),
     "push": ("push_to_hub", "push a finished run to the Hub"),
     "epsilon": ("recompute_epsilon", "recompute epsilon from a privacy.json"),

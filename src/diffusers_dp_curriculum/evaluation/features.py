@@ -79,12 +79,17 @@ class Pixels(nn.Module):
         return images.flatten(1)
 
 
+def has_torch_fidelity() -> bool:
+    """Whether there is a torch-fidelity to take the Inception network from."""
+    return importlib.util.find_spec("torch_fidelity") is not None
+
+
 class Inception(nn.Module):
     """The 2,048 features of FID: torch-fidelity's network, with the resizing of the original."""
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
-        if importlib.util.find_spec("torch_fidelity") is None:
+        if not has_torch_fidelity():
             raise InputError(
                 'FID needs the package torch-fidelity, so install it (`pip install ".[fid]"`), or compare by other '
                 "features, such as `pixels` or `facebook/dinov2-base`."

@@ -28,7 +28,7 @@ def confusion_figure(confusion: dict[str, torch.Tensor], class_names: list[str])
     figure = Figure(figsize=(2 * size + 1, size + 0.6), layout="constrained")
     titles = {"samples": "trained on samples", "real": "trained on real images"}
     for axes, (kind, counts) in zip(figure.subplots(1, 2, sharey=True), confusion.items(), strict=True):
-        shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+        shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for row, column in np.ndindex(*shares.shape):
             percent = f"{100 * shares[row, column]:.0f}"

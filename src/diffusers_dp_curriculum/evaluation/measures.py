@@ -186,12 +186,12 @@ def _utility(
             architecture,
             epochs=epochs,
             seed=seed,
-            description=f"Training a {architecture} on {what}",
+            description=f"Training {architecture} on {what}",
         )
         confusion[kind] = confusion_matrix(classifier, test.images, test.labels, test.num_classes)
     accuracies = {kind: float(counts.trace() / counts.sum()) for kind, counts in confusion.items()}
     measure = Measure(
-        name=f"accuracy of a {architecture}",
+        name=f"accuracy ({architecture})",
         **accuracies,
         aim="high",
         samples_data=f"trained and selected on {len(samples)} samples, tested on {len(test)} real test images",
