@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from .errors import InputError
 
@@ -34,7 +35,7 @@ EXECUTION = (
 )
 
 
-def _option(default, help: str):
+def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
@@ -161,7 +162,7 @@ class DPCurriculumConfig:
         None, "Name of the training data, for the card, if it may be known; a link if it is a Hub id."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Taken out of the field, so that nothing that is written from the fields (a card, a log, a checkpoint) has it.
         self._hub_token, self.hub_token = self.hub_token, None
         for option in fields(self):
@@ -218,21 +219,21 @@ class DPCurriculumConfig:
         return {name: value for name, value in asdict(self).items() if name not in EXECUTION}
 
 
-def _above(bound, config, *names):
+def _above(bound: float, config: "DPCurriculumConfig", *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not (math.isfinite(value) and value > bound):
             raise InputError(f"{name} is {value}: give a finite number above {bound}.")
 
 
-def _at_least(bound, config, *names):
+def _at_least(bound: float, config: DPCurriculumConfig, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not (math.isfinite(value) and value >= bound):
             raise InputError(f"{name} is {value}: give at least {bound}.")
 
 
-def _one_of(config, name, *choices):
+def _one_of(config: DPCurriculumConfig, name: str, *choices: str) -> None:
     value = getattr(config, name)
     if value not in choices:
         raise InputError(f'{name} is "{value}": choose {", ".join(choices[:-1])} or {choices[-1]}.')

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -138,8 +139,12 @@ def load_image_dataset(
     _check_class_names(class_names)
     if resolution is not None and resolution < 1:
         raise InputError(f"--resolution is {resolution}, so pass a number of pixels above 0.")
-    array_options = {"resolution": resolution, "class_names": class_names, "unconditional": unconditional}
-    column_options = {"image_column": image_column, "label_column": label_column, **array_options}
+    array_options: dict[str, Any] = {
+        "resolution": resolution,
+        "class_names": class_names,
+        "unconditional": unconditional,
+    }
+    column_options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, **array_options}
 
     if dataset_name == "digits":
         _refuse_columns("The digits have", image_column, label_column)
@@ -147,6 +152,7 @@ def load_image_dataset(
     if dataset_name is not None:
         return to_image_dataset(_load_from_hub(dataset_name, split), **column_options)
 
+    assert train_data_dir is not None
     directory = Path(train_data_dir)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory, so pass the one that holds the images as --train_data_dir.")
@@ -217,7 +223,7 @@ def to_image_dataset(
     return ImageDataset(_to_tensor(_read_images(dataset, image_column), len(dataset), resolution), labels, class_names)
 
 
-def _check_image_dataset(dataset: ImageDataset):
+def _check_image_dataset(dataset: ImageDataset) -> None:
     """What the mechanisms' sensitivity rests on, of an `ImageDataset` that anyone may have made."""
     images, labels = dataset.images, dataset.labels
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -238,12 +244,12 @@ def _check_image_dataset(dataset: ImageDataset):
     _check_class_names(dataset.class_names)
 
 
-def _check_class_names(class_names: list[str] | None):
+def _check_class_names(class_names: list[str] | None) -> None:
     if class_names is not None and len(set(class_names)) != len(class_names):
         raise InputError(f"The classes {', '.join(class_names)} are not all different, so give each a name of its own.")
 
 
-def _refuse_columns(source: str, image_column: str | None, label_column: str | None):
+def _refuse_columns(source: str, image_column: str | None, label_column: str | None) -> None:
     if image_column is not None or label_column is not None:
         raise InputError(f"{source} no columns to choose from, so leave out --image_column and --label_column.")
 
@@ -393,7 +399,7 @@ def _find_label_column(
     return columns[0] if columns else None
 
 
-def _check_column_exists(features: datasets.Features, column: str, option: str):
+def _check_column_exists(features: datasets.Features, column: str, option: str) -> None:
     if column not in features:
         raise InputError(f"There is no column {column!r}, so pass {option} with one of {', '.join(features)}.")
 
@@ -402,6 +408,7 @@ def _read_labels(
     dataset: datasets.Dataset, label_column: str, class_names: list[str] | None
 ) -> tuple[torch.Tensor, list[str]]:
     feature = dataset.features[label_column]
+    classes: dict[Hashable, int]
     if isinstance(feature, datasets.ClassLabel):
         class_names = class_names or feature.names
         index_of = {name: index for index, name in enumerate(class_names)}

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
@@ -200,7 +201,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return (image,)
         return ImagePipelineOutput(images=image)
 
-    def save_config(self, save_directory: str | os.PathLike, **kwargs):
+    def save_config(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         r"""Write `model_index.json`, and beside it this file; called by `save_pretrained`.
 
         Args:

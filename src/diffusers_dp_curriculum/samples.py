@@ -1,7 +1,7 @@
 """Samples of a network: the pipeline it is published in, and a grid of what it makes."""
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -74,7 +74,14 @@ class Sampler:
         ]
         return image_grid(torch.cat(samples), GRID_COLUMNS)
 
-    def _sample(self, pipeline, label: int, count: int, num_inference_steps: int, generator) -> torch.Tensor:
+    def _sample(
+        self,
+        pipeline: DiffusionPipeline,
+        label: int,
+        count: int,
+        num_inference_steps: int,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
         """`count` images of a class, or of an unconditional model: `(count, channels, height, width)` in [0, 1]."""
         pipeline.set_progress_bar_config(disable=True)
         options = {"num_inference_steps": num_inference_steps, "generator": generator}

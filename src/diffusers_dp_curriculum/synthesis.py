@@ -177,18 +177,10 @@ def generate_dataset(
     churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
     class_names = getattr(pipeline, "class_names", None)  # an unconditional pipeline has none
     num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
-    each = images_per_class if isinstance(images_per_class, int) else list(images_per_class)
-    if class_names is None and not isinstance(each, int):
-        raise InputError("An unconditional pipeline has no classes, so give `images_per_class` as one number.")
-    counts = None if class_names is None else [each] * len(class_names) if isinstance(each, int) else each
-    if counts is not None and len(counts) != len(class_names):
+    counts = _counts_of_classes(images_per_class, class_names)
+    if min(counts) < 0 or sum(counts) < 1 or batch_size < 1:
         raise InputError(
-            f"`images_per_class` has {len(counts)} numbers for {len(class_names)} classes, so give one number for all "
-            "or one for each."
-        )
-    if min(counts or [each]) < 0 or sum(counts or [each]) < 1 or batch_size < 1:
-        raise InputError(
-            f"`images_per_class` and `batch_size` must be 1 or more, but they are {each} and {batch_size}."
+            f"`images_per_class` and `batch_size` must be 1 or more, but they are {images_per_class} and {batch_size}."
         )
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise InputError(
@@ -214,13 +206,13 @@ def generate_dataset(
     if class_names is not None:
         features["label"] = datasets.ClassLabel(names=class_names)
         labels = _take_turns(counts)
-    num_images = each if labels is None else len(labels)
+    num_images = sum(counts)
     shards = [range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size)]
 
     directory = None
     if output_dir is not None:
         settings = {
-            "images_per_class": each,
+            "images_per_class": images_per_class if isinstance(images_per_class, int) else counts,
             "class_names": class_names,
             "file_format": file_format,
             "batch_size": batch_size,
@@ -231,7 +223,9 @@ def generate_dataset(
             "scheduler": _scheduler_settings(pipeline),
             "weights_sha256": _weights_sha256(pipeline),
         }
-        layout = _Parquet(len(shards)) if file_format == "parquet" else _ImageFolder(class_names, labels, num_images)
+        layout: _Parquet | _ImageFolder = _ImageFolder(class_names, labels, num_images)
+        if file_format == "parquet":
+            layout = _Parquet(len(shards))
         directory = _Directory(Path(output_dir).resolve(), layout, settings)
 
     tables = []
@@ -240,7 +234,8 @@ def generate_dataset(
             if directory is None or not directory.has_shard(index, rows):
                 shard_seed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
                 generator = torch.Generator(pipeline.device).manual_seed(int(shard_seed[0]))
-                columns = {}
+                columns: dict[str, list] = {}
+                condition: dict[str, Any]
                 if labels is None:
                     condition = {"batch_size": len(rows)}
                 else:
@@ -260,9 +255,23 @@ def generate_dataset(
     directory.finish()
     # By its absolute path, lest a relative one be the name of a loader, such as "parquet".
     dataset = SyntheticDataset.wrap(datasets.load_dataset(str(directory.path), split="train"), privacy)
-    if privacy is not None:
+    if privacy_json is not None:
         dataset.card = directory.describe(privacy_json, dataset.card)
     return dataset
+
+
+def _counts_of_classes(images_per_class: int | Sequence[int], class_names: list[str] | None) -> list[int]:
+    """How many images each class is to have; one number if there are no classes."""
+    if isinstance(images_per_class, int):
+        return [images_per_class] * (1 if class_names is None else len(class_names))
+    if class_names is None:
+        raise InputError("An unconditional pipeline has no classes, so give `images_per_class` as one number.")
+    if len(images_per_class) != len(class_names):
+        raise InputError(
+            f"`images_per_class` has {len(images_per_class)} numbers for {len(class_names)} classes, so give one for "
+            "all or one for each."
+        )
+    return list(images_per_class)
 
 
 def _take_turns(counts: list[int]) -> list[int]:
@@ -307,13 +316,13 @@ class _Directory:
     def has_shard(self, index: int, rows: range) -> bool:
         return all((self.path / name).is_file() for name in self.layout.file_names(index, rows))
 
-    def write_shard(self, index: int, rows: range, table: pa.Table):
+    def write_shard(self, index: int, rows: range, table: pa.Table) -> None:
         # Only images bind the directory to their settings, not a first batch that failed for want of memory.
         self._write("generation.json", json.dumps(self.settings, indent=2).encode())
         for name, content in zip(self.layout.file_names(index, rows), self.layout.contents(table), strict=True):
             self._write(name, content)
 
-    def finish(self):
+    def finish(self) -> None:
         for name, content in self.layout.closing_files().items():
             self._write(name, content)
 
@@ -326,7 +335,7 @@ class _Directory:
         self._write("README.md", card.encode())
         return card
 
-    def _write(self, name: str, content: bytes):
+    def _write(self, name: str, content: bytes) -> None:
         """Write a file that is there whole or not at all."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -372,8 +381,8 @@ configs:
 
     def __init__(self, class_names: list[str] | None, labels: list[int] | None, num_images: int):
         self.features = datasets.Features({"file_name": datasets.Value("string")})
-        self.columns = {"file_name": [f"{row:05d}.png" for row in range(num_images)]}
-        if labels is not None:
+        self.columns: dict[str, list] = {"file_name": [f"{row:05d}.png" for row in range(num_images)]}
+        if labels is not None and class_names is not None:
             self.features["label"] = datasets.ClassLabel(names=class_names)
             self.columns["label"] = labels
             folders = [re.sub(r"[^\w -]", "_", name) for name in class_names]

@@ -2,9 +2,11 @@
 
 import json
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend, set_seed
@@ -28,7 +30,7 @@ from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws
 from .model_card import make_model_card
 from .network import check_network
-from .per_record_gradients import LOSS_SCALES, check_records_stay_apart, choose_mode, per_record_gradients
+from .per_record_gradients import LOSS_SCALES, Gradients, check_records_stay_apart, choose_mode, per_record_gradients
 from .planning import Plan, make_plan
 from .processes import any_process, check_all_equal, from_main, make_accelerator, share_parameters
 from .randomness import MechanismRandomness
@@ -78,7 +80,7 @@ class DPCurriculumTrainer:
         unet: UNet2DModel,
         noise_scheduler: DDPMScheduler | EDMEulerScheduler,
         args: DPCurriculumConfig,
-        train_dataset,
+        train_dataset: Any,
     ):
         if unet in _TRAINED:
             raise InputError(
@@ -120,17 +122,24 @@ class DPCurriculumTrainer:
             self.output_dir / "private" / "checkpoints", identity, args.checkpoints_total_limit
         )
         self.checkpoint: Checkpoint | None = None
-        if args.resume_from_checkpoint is not None:
-            self.checkpoint = from_main(lambda: self.checkpoints.load(args.resume_from_checkpoint))
+        if (which := args.resume_from_checkpoint) is not None:
+            self.checkpoint = from_main(lambda: self.checkpoints.load(which))
         if self.checkpoint is not None:
             self.plan: Plan = self.checkpoint.plan
         else:
             self.plan = make_plan(args, self.image_shape, len(self.records))
         self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
-        self.ledger: PrivacyLedger | None = None
+        self._ledger: PrivacyLedger | None = None
         self.central_images: CentralImageDataset | None = None
         self.sensitive_curves = SensitiveCurves(self.output_dir)
         self.finished = False
+
+    @property
+    def ledger(self) -> PrivacyLedger:
+        """What the run has released; there from the beginning of [`train`] on."""
+        if self._ledger is None:
+            raise InputError("Nothing has been released yet, and there is no ledger: call train() first.")
+        return self._ledger
 
     def train(self) -> None:
         """Print the plan, release the central images, warm up on them, and train by DP-SGD.
@@ -141,7 +150,7 @@ class DPCurriculumTrainer:
         Raises:
             TrainingError: If something breaks on the way; what it says is kept in `output_dir/private`.
         """
-        if self.ledger is not None:
+        if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
         self.print_plan()
         self._open_ledger()
@@ -262,13 +271,13 @@ class DPCurriculumTrainer:
 
         def open_run() -> PrivacyLedger:
             position = None if self.checkpoint is None else self.checkpoint.position
-            self.ledger = open_ledger(self.args, position)
+            self._ledger = open_ledger(self.args, position)
             self.checkpoints.remove_partial()
             return self.ledger.in_memory()
 
         followed = from_main(open_run)
         if not self.accelerator.is_main_process:
-            self.ledger = followed
+            self._ledger = followed
         if self.checkpoint is not None:
             self.central_images = self.checkpoint.central_images
             self.accelerator.print(f"Going on from {self.checkpoint.name}.")
@@ -279,7 +288,7 @@ class DPCurriculumTrainer:
             self.central_images = from_main(self._release_central_images)
             ledger = from_main(lambda: self.ledger.in_memory())
             if not self.accelerator.is_main_process:
-                self.ledger = ledger
+                self._ledger = ledger
             self._save_checkpoint(state)  # so that they are queried once, whatever happens
         if self.checkpoint is not None and self.checkpoint.stage != "warm_up":
             return
@@ -426,7 +435,7 @@ class DPCurriculumTrainer:
     def _progress_bar(self, state: TrainingState, title: str, last: int) -> tqdm:
         return tqdm(initial=state.step, total=last, desc=title, disable=not self.accelerator.is_main_process)
 
-    def _make_gradients_of(self):
+    def _make_gradients_of(self) -> Callable[[NoiseDraws], Gradients]:
         """Per-record gradients as the configuration and `accelerate launch --dynamo_backend` ask for them."""
         mode, autocast = self.grad_sample_mode, self.accelerator.autocast
         self.loss_scale = LOSS_SCALES[self.accelerator.mixed_precision]
