@@ -41,7 +41,7 @@ from diffusers_dp_curriculum import (
     generate_dataset,
     load_image_dataset,
 )
-from diffusers_dp_curriculum.accounting import calibrate_noise_multiplier
+from diffusers_dp_curriculum.accounting import calibrate_noise_multiplier, compute_epsilon
 from diffusers_dp_curriculum.central_images import central_image_mechanism
 from diffusers_dp_curriculum.evaluation.fidelity import frechet_distance
 from diffusers_dp_curriculum.evaluation.utility import Classifier, accuracy, make_cnn, train_classifier
@@ -60,6 +60,7 @@ ARMS = {
 WITHOUT_PRIVACY = ("non_private", "real")
 DELTA = 1e-5
 SNAPSHOTS = 4  # points of the curves against passes, of the first seed
+STEPS_BETWEEN_STATES = 500  # of the arms without DP-SGD
 GRID_COLUMNS = 5
 
 
@@ -71,6 +72,7 @@ class Profile:
         resolution (`int`): Of the images.
         block_out_channels (`tuple[int, ...]`): Of the network, finest level first; the coarsest one has attention.
         config (`dict`): Fields of `DPCurriculumConfig`, of the curriculum with mean images.
+        plain_batch_size (`int`): Images a step, where the records are not private or not used.
         images_per_class (`int`): Synthetic images that are measured.
         num_inference_steps (`int`): Steps per sample, of the deterministic solver.
         reference_epochs (`int`): Of the CNN on the real images.
@@ -79,6 +81,7 @@ class Profile:
     resolution: int
     block_out_channels: tuple[int, ...]
     config: dict = field(default_factory=dict)
+    plain_batch_size: int = 64
     images_per_class: int = 500
     num_inference_steps: int = 18
     reference_epochs: int = 5
@@ -138,6 +141,7 @@ PROFILES = {
             "lr_warmup_steps": 20,
             "mixed_precision": "bf16",
         },
+        plain_batch_size=1024,
         images_per_class=6000,
         num_inference_steps=50,
         reference_epochs=20,
@@ -278,32 +282,30 @@ class Comparison:
 
     def _train_without_dp_sgd(self, cell: Cell) -> tuple[ClassConditionalPipeline, float | None]:
         """The warm-up for all passes: on central images that spend all of epsilon, or, without privacy, on records."""
-        config = self._config(cell)
-        config = replace(config, central_train_steps=math.ceil(self.profile.passes / config.central_batch_size))
+        steps = math.ceil(self.profile.passes / self.profile.plain_batch_size)
+        config = replace(
+            self._config(cell), central_train_steps=steps, central_batch_size=self.profile.plain_batch_size
+        )
+        directory = Path(config.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
         if cell.arm == "central_alone":
-            mechanism = central_image_mechanism(
-                self.train.images.shape[1:],
-                config.central_images_per_class,
-                config.central_statistic,
-                1.0,
-                config.central_sample_rate,
-            )
-            sigma = calibrate_noise_multiplier(cell.epsilon, DELTA, mechanism, [], config.accountant)
-            ledger = PrivacyLedger(DELTA, config.accountant, target_epsilon=cell.epsilon)
-            images = CentralImageDataset.from_dataset(
-                self.train,
-                config.central_images_per_class,
-                config.central_statistic,
-                sigma,
-                config.central_sample_rate,
-                ledger=ledger,
-            )
-            spent = ledger.epsilon()
+            images, spent = self._central_images(cell, config, directory / "central_images")
         else:
-            images = CentralImageDataset(self.train.images.float() / 255, self.train.labels, mechanism=None)
-            config, spent = replace(config, central_augmentation="none"), None
+            images, spent = (
+                CentralImageDataset(self.train.images.float() / 255, self.train.labels, mechanism=None),
+                None,
+            )
+            config = replace(config, central_augmentation="none")
         set_seed(cell.seed)
-        unet = self._unet().to("cuda" if torch.cuda.is_available() else "cpu")
+        state = start_warm_up(self._unet().to("cuda" if torch.cuda.is_available() else "cpu"), config)
+        kept = directory / "state.pt"
+        if kept.exists():
+            state.load_state_dict(torch.load(kept, weights_only=True))
+
+        def keep(error: torch.Tensor) -> None:
+            if state.step % STEPS_BETWEEN_STATES == 0 or state.step == steps:
+                save_whole(state.state_dict(), kept)
+
         loss = DenoisingLoss(
             make_scheduler(),
             noise_level_mean=config.noise_level_mean,
@@ -311,8 +313,28 @@ class Comparison:
             label_dropout=config.label_dropout,
             null_label=10,
         )
-        warm_up(start_warm_up(unet, config), loss, images, config)
-        return ClassConditionalPipeline(unet, make_scheduler(), dict(enumerate(self.train.class_names))), spent
+        warm_up(state, loss, images, config, after_step=keep)
+        return ClassConditionalPipeline(state.unet, make_scheduler(), dict(enumerate(self.train.class_names))), spent
+
+    def _central_images(
+        self, cell: Cell, config: DPCurriculumConfig, directory: Path
+    ) -> tuple[CentralImageDataset, float]:
+        """Central images that spend all of epsilon, which is returned too; kept, so that they are queried once."""
+        mechanism = central_image_mechanism(
+            self.train.images.shape[1:], config.central_images_per_class, "mean", 1.0, config.central_sample_rate
+        )
+        sigma = calibrate_noise_multiplier(cell.epsilon, DELTA, mechanism, [], config.accountant)
+        spent = compute_epsilon([replace(mechanism, noise_multiplier=sigma)], DELTA, config.accountant)
+        if not directory.exists():
+            CentralImageDataset.from_dataset(
+                self.train,
+                config.central_images_per_class,
+                "mean",
+                sigma,
+                config.central_sample_rate,
+                ledger=PrivacyLedger(DELTA, config.accountant, target_epsilon=cell.epsilon),
+            ).save_to_disk(directory)
+        return CentralImageDataset.load_from_disk(directory), spent
 
     def _unet(self) -> UNet2DModel:
         channels = self.profile.block_out_channels
@@ -367,8 +389,15 @@ class Comparison:
             classifier.load_state_dict(torch.load(path, weights_only=True))
             return classifier.eval()
         classifier = train_classifier(self.train.images, self.train.labels, 10, epochs=self.profile.reference_epochs)
-        torch.save(classifier.cpu().state_dict(), path)
+        save_whole(classifier.cpu().state_dict(), path)
         return classifier
+
+
+def save_whole(state: dict, path: Path) -> None:
+    """Write tensors so that whoever reads at the same time, or after a kill, finds a whole file."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    torch.save(state, partial)
+    partial.rename(path)
 
 
 def make_scheduler() -> EDMEulerScheduler:
@@ -474,8 +503,8 @@ def gain(rows: list[dict]) -> str:
     """How much nearer the curriculum is than DP-SGD alone, for each epsilon."""
     means = {key: np.mean([row["frechet_distance"] for row in group]) for key, group in by_arm(rows).items()}
     return "\n".join(
-        f"Epsilon {epsilon:g}: the Frechet distance of {ARMS[arm]} is {1 - mean / means['dp_sgd_alone', epsilon]:.0%} "
-        "below that of DP-SGD alone."
+        f"Epsilon {epsilon:g}: the Frechet distance of {ARMS[arm]} is {mean / means['dp_sgd_alone', epsilon]:.2f} "
+        "times that of DP-SGD alone."
         for (arm, epsilon), mean in means.items()
         if arm.startswith("curriculum") and ("dp_sgd_alone", epsilon) in means
     )

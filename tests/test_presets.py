@@ -135,9 +135,8 @@ SMALL = {  # what a CPU can do in seconds; all else is the preset's
 }
 
 
-@pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=[] if name == "mnist" else [pytest.mark.slow]) for name in PUBLISHED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PUBLISHED)
 def test_trains_and_samples_on_the_schema(preset, tmp_path):
     flags = [text for name, value in SMALL.items() for text in (f"--{name}", value)]
     script, config, records = load(preset, *flags, "--output_dir", tmp_path / "model")
