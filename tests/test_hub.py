@@ -77,6 +77,9 @@ def test_one_commit_of_the_published_files_and_no_others(hub, model):
     (model / "notes.txt").write_text("patient 17")
     (model / "unet" / "optimizer.bin").write_bytes(b"moments")
     (model / "private" / "README.md").write_text("private")
+    (model / "evaluation").mkdir()
+    for name in ("report.json", "report.html", "evaluation/report.json", "evaluation/report.html"):
+        (model / name).write_text("not private")
     commit = push_model(model, "model")
     assert sorted(hub.files("alice/model")) == [".gitattributes", *PUBLISHED]
     assert [made.title for made in hub.commits("alice/model")] == [commit.commit_message]

@@ -99,14 +99,18 @@ def evaluate(
     if len(samples) < MIN_IMAGES:
         raise InputError(f"There are only {len(samples)} samples, which say nothing: pass {MIN_IMAGES} or more.")
 
+    # As many training images as samples, or all, for fidelity; nearest images are looked for among all of them.
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: len(samples)]
     measures, confusion, nearness = [], {}, None
     for name, extractor in extractors.items():
-        all_features = [
-            extract_features(extractor, dataset.images, f"Features of {what} ({name})")
-            for what, dataset in (("samples", samples), ("training images", train), ("test images", test))
-        ]
-        measures += _fidelity(name, *all_features, seed)
-        nearness = nearness or _nearness(name, *all_features)
+        of_samples = extract_features(extractor, samples.images, f"Features of samples ({name})")
+        of_test = extract_features(extractor, test.images, f"Features of test images ({name})")
+        train_images = train.images if nearness is None else train.images[chosen]
+        of_train = extract_features(extractor, train_images, f"Features of training images ({name})")
+        if nearness is None:
+            nearness = _nearness(name, of_samples, of_train, of_test)
+            of_train = of_train[chosen]
+        measures += _fidelity(name, of_samples, of_train, of_test, seed)
     if samples.class_names is not None and test.class_names is not None:
         for architecture in classifiers:
             measure, confusion[architecture] = _utility(architecture, samples, train, test, epochs, seed)
@@ -145,8 +149,7 @@ def check_reference(
 
 
 def _fidelity(space: str, samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor, seed: int) -> list[Measure]:
-    """Samples against test images; beside it, as many training images (or all, if there are fewer) against them."""
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: len(samples)]
+    """Samples against test images and, beside it, training images against test images."""
     with tqdm(total=6, desc=f"Comparing features ({space})", leave=False) as progress:
 
         def compare(features: torch.Tensor) -> dict[str, float]:
@@ -158,7 +161,7 @@ def _fidelity(space: str, samples: torch.Tensor, train: torch.Tensor, test: torc
             progress.update()
             return figures
 
-        of_samples, of_real = compare(samples), compare(train[chosen])
+        of_samples, of_real = compare(samples), compare(train)
     known_as = {"Frechet distance": "FID", "kernel distance": "KID"} if space == "inception" else {}
     return [
         Measure(
@@ -167,7 +170,7 @@ def _fidelity(space: str, samples: torch.Tensor, train: torch.Tensor, test: torc
             real=of_real[name],
             aim="low" if "distance" in name else "high",
             samples_data=f"{len(samples)} samples, {len(test)} real test images",
-            real_data=f"{len(chosen)} real training images, {len(test)} real test images",
+            real_data=f"{len(train)} real training images, {len(test)} real test images",
         )
         for name in of_samples
     ]
