@@ -52,7 +52,7 @@ def distance_figure(distances: dict[str, torch.Tensor], space: str) -> str:
     axes = figure.subplots()
     bins = np.histogram_bin_edges(torch.cat(list(distances.values())).numpy(), bins=60)
     for kind, label in (("samples", "samples"), ("held_out", "held-out real images")):
-        axes.hist(distances[kind].numpy(), bins, density=True, alpha=0.55, label=label)
+        axes.hist(distances[kind].numpy(), bins.tolist(), density=True, alpha=0.55, label=label)
     axes.set(xlabel=f"distance to the nearest training image ({space})", ylabel="density", yticks=[])
     axes.set_xlim(left=0)
     axes.legend(frameon=False)

@@ -95,6 +95,8 @@ def evaluate(
     """
     for architecture in classifiers:
         check_architecture(architecture)
+    if not extractors:
+        raise InputError("There are no features to measure fidelity in: pass at least one extractor.")
     check_reference(samples.images.shape[1:], samples.class_names, train, test)
     if len(samples) < MIN_IMAGES:
         raise InputError(f"There are only {len(samples)} samples, which say nothing: pass {MIN_IMAGES} or more.")
@@ -115,6 +117,7 @@ def evaluate(
         for architecture in classifiers:
             measure, confusion[architecture] = _utility(architecture, samples, train, test, epochs, seed)
             measures.append(measure)
+    assert nearness is not None  # there is a first extractor
     nearness_measures, neighbors, distances = nearness
     return Evaluation(measures + nearness_measures, confusion, neighbors, distances)
 
@@ -141,7 +144,7 @@ def check_reference(
             )
         if len(dataset) < MIN_IMAGES:
             raise InputError(f"There are only {len(dataset)} real {what} images, so pass {MIN_IMAGES} or more.")
-        if None not in (class_names, dataset.class_names) and class_names != dataset.class_names:
+        if class_names is not None and dataset.class_names is not None and class_names != dataset.class_names:
             raise InputError(
                 f"The classes of the samples are {', '.join(class_names)} and those of the real {what} images "
                 f"{', '.join(dataset.class_names)}, so name the real ones alike and in this order with --class_names."
@@ -181,17 +184,18 @@ def _utility(
 ) -> tuple[Measure, dict[str, torch.Tensor]]:
     """A classifier trained on samples and one trained on real images, both tested on the real test images."""
     confusion = {}
+    num_classes = test.num_classes or 1
     for kind, what, images in (("samples", "samples", samples), ("real", "real images", train)):
         classifier = train_classifier(
             images.images,
             images.labels,
-            test.num_classes,
+            num_classes,
             architecture,
             epochs=epochs,
             seed=seed,
             description=f"Training {architecture} on {what}",
         )
-        confusion[kind] = confusion_matrix(classifier, test.images, test.labels, test.num_classes)
+        confusion[kind] = confusion_matrix(classifier, test.images, test.labels, num_classes)
     accuracies = {kind: float(counts.trace() / counts.sum()) for kind, counts in confusion.items()}
     measure = Measure(
         name=f"accuracy ({architecture})",

@@ -90,7 +90,7 @@ def write_report(
         rows=[(measure, *_cells(measure)) for measure in evaluation.measures],
         classes=_class_rows(samples, train),
         confusion={
-            name: confusion_figure(matrices, test.class_names) for name, matrices in evaluation.confusion.items()
+            name: confusion_figure(matrices, test.class_names or []) for name, matrices in evaluation.confusion.items()
         },
         distances=distance_figure(evaluation.distances, space),
         neighbors=_neighbor_rows(evaluation, samples, train),
@@ -126,7 +126,7 @@ def _cells(measure: Measure) -> tuple[str, str, str, str]:
     return measure.name, f"{measure.samples:{form}}", f"{measure.real:{form}}", measure.aim
 
 
-def _class_rows(samples: ImageDataset, train: ImageDataset) -> list[dict[str, str]]:
+def _class_rows(samples: ImageDataset, train: ImageDataset) -> list[dict[str, str | None]]:
     """The first images of every class: synthetic and real ones; of all images together if there are no classes."""
     if samples.class_names is None or train.class_names is None:
         return [{"samples": strip(samples.images[:COLUMNS]), "real": strip(train.images[:COLUMNS])}]

@@ -133,18 +133,18 @@ def train_classifier(
             f"Of {len(images)} images {held_out} would be held out for selection, so pass more images, or another "
             "selection_share."
         )
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = torch.Generator().manual_seed(seed)
     selection, training = torch.randperm(len(images), generator=generator).tensor_split([held_out])
-    images, labels = images.to(device), labels.to(device)
+    images, labels = images.to(place), labels.to(place)
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
-        classifier = Classifier(ARCHITECTURES[architecture](images.shape[1], num_classes)).to(device)
+        classifier = Classifier(ARCHITECTURES[architecture](images.shape[1], num_classes)).to(place)
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.05)
         steps = epochs * -(-len(training) // batch_size)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-        best = {}
+        best: dict[str, torch.Tensor] = {}
         with tqdm(total=steps, desc=description, leave=False, disable=description is None) as progress:
             for _ in range(epochs):
                 classifier.train()
