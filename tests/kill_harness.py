@@ -36,7 +36,6 @@ args = make_config(
     central_train_steps=int(sys.argv[2]), max_train_steps=int(sys.argv[2]), save_images_steps=None,
 )
 trainer = DPCurriculumTrainer(tiny_unet(), tiny_scheduler(), args, tiny_records())
-print("ready", flush=True)
 trainer.train()
 trainer.save_pipeline()
 """
@@ -52,8 +51,14 @@ def command(directory, num_processes, steps):
     return [*launcher, script, directory / "model", str(steps)]
 
 
+def size_of(journal):
+    return journal.stat().st_size if journal.exists() else 0
+
+
 def start(directory, num_processes=1, steps=15):
     """Start the run, in a process group of its own, and wait until it begins to work."""
+    journal = directory / "model" / "private" / "journal.jsonl"
+    size_before = size_of(journal)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
         command(directory, num_processes, steps),
@@ -63,9 +68,9 @@ def start(directory, num_processes=1, steps=15):
         env=environment,
         start_new_session=True,
     )
-    while (line := process.stdout.readline()) not in ("ready\n", ""):
-        pass
-    assert line, f"The run could not go on: {(directory / 'stderr').read_text()}"
+    while size_of(journal) == size_before:  # it begins with an entry, that of a resume if nothing else
+        assert process.poll() is None, f"The run could not go on: {(directory / 'stderr').read_text()}"
+        time.sleep(0.01)
     return process
 
 

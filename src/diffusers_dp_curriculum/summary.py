@@ -1,4 +1,4 @@
-"""What a person reads when a run is done: what it made, what it cost, and where everything is."""
+"""What a person reads when a run is done: what it made, where everything is, and what it cost."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PUBLISHED = {
 
 
 def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool) -> str:
-    """Two tables: the mechanisms that read the records, and the files that may be published.
+    """Two tables: the files that may be published, and the mechanisms that read the records.
 
     Args:
         output_dir (`Path`): The directory of the run.
@@ -31,10 +31,10 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool) -> str
         headline = f"NOT PRIVATE, share nothing of {output_dir}: {ledger.not_private}."
     return "\n".join(
         [
-            *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}" for name, steps, sigma, rate in mechanisms),
-            f"  together              epsilon {ledger.epsilon():.3f} at delta {ledger.delta:g}",
             headline,
             *(f"  {name:<21} {what}" for name, what in PUBLISHED.items() if (output_dir / name).exists()),
             f'  to sample             DiffusionPipeline.from_pretrained("{output_dir}"{trust})',
+            *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}" for name, steps, sigma, rate in mechanisms),
+            f"  together              epsilon {ledger.epsilon():.3f} at delta {ledger.delta:g}",
         ]
     )
