@@ -15,7 +15,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from huggingface_hub import file_exists
+from huggingface_hub import HfApi
 
 from diffusers_dp_curriculum import ImageDataset, InputError, generate_dataset, load_image_dataset
 from diffusers_dp_curriculum.cards import budget
@@ -64,7 +64,7 @@ def is_pipeline(name: str) -> bool:
     if Path(name).is_dir():
         return Path(name, "model_index.json").is_file()
     try:
-        return file_exists(name, "model_index.json")
+        return HfApi().file_exists(name, "model_index.json")
     except Exception as error:  # the Hub's client and its HTTP library each raise their own
         raise InputError(
             f"{name} is no directory, and cannot be looked up on the Hub ({type(error).__name__}), so check it."

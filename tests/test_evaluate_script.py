@@ -17,9 +17,9 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate.py"
 QUICK = ["--features", "pixels", "--classifiers", "cnn", "--epochs", "1"]
 
 
-def run(*arguments, cwd, env=None):
+def run(*arguments, cwd):
     command = [sys.executable, SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,6 @@ def test_a_pipeline_is_sampled_and_compared_and_the_report_is_never_published(mo
     assert (model / "evaluation" / "report.html").stat().st_size > 10_000
     assert publishable_files(model, MODEL_FILES) == before
 
-    again = run(model, "--reference", "digits", *QUICK, "--output_dir", model / "evaluation", cwd=tmp_path)
-    assert again.returncode == 1
-    assert again.stderr.endswith("so choose another as --output_dir.\n")
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["parquet", "imagefolder"])
@@ -81,6 +77,7 @@ def test_a_generated_data_set_is_compared_with_a_folder_of_images(file_format, m
         (["--reference", "digits", "--features", "nowhere/at/all"], "cannot be loaded as a vision model"),
         (["--reference", "digits", "--scheduler", "Magic"], "must be one of"),
         (["--reference", "digits", "--class_names", *"abcdefghij"], "name the real ones alike"),
+        (["--reference", "digits", "--output_dir", str(SCRIPT.parent)], "choose another as --output_dir"),
         (["--reference", "."], "holds no images, so pass the directory that does as --reference"),
     ],
 )
