@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--features",
         nargs="+",
-        default=["pixels", "inception"],
+        default=["pixels"],
         help="what fidelity is measured in: pixels, inception (FID), or a vision model on the Hub or in a directory; "
         "the nearest training images are looked for in the first",
     )
