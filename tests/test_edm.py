@@ -1,6 +1,8 @@
 """A network trained with the EDM loss, alone and by the trainer, and what diffusers' EDM schedulers sample from it."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from diffusers_dp_curriculum import ClassConditionalPipeline, DPCurriculumConfig, DPCurriculumTrainer, InputError
 from diffusers_dp_curriculum.losses import DenoisingLoss, denoising_error
+from diffusers_dp_curriculum.synthesis import generate_dataset
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 
 
@@ -65,3 +68,25 @@ def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
         )
     with pytest.raises(InputError, match="s_churn is of EDM's sampler"):
         DPCurriculumTrainer(tiny_unet(), tiny_scheduler(), DPCurriculumConfig(**config, s_churn=1.0), tiny_records())
+
+
+def test_a_data_set_by_churn_or_by_the_other_solver(tmp_path):
+    spec = importlib.util.spec_from_file_location(
+        "generate", Path(__file__).parents[1] / "examples/generate_dataset.py"
+    )
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    pipeline = ClassConditionalPipeline(tiny_unet(), EDMEulerScheduler())
+    generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=2.0)
+    settings = json.loads((tmp_path / "churned" / "generation.json").read_text())
+    assert (settings["s_churn"], settings["s_tmin"], settings["s_tmax"]) == (2.0, 0.05, 50.0)
+    with pytest.raises(InputError, match="s_churn"):  # half of it churned, half not
+        generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=3.0)
+
+    script.use_scheduler(pipeline, "EDMDPMSolverMultistepScheduler")
+    assert isinstance(pipeline.scheduler, EDMDPMSolverMultistepScheduler)
+    assert len(generate_dataset(pipeline, 2, num_inference_steps=4)) == 6
+    with pytest.raises(InputError, match="EDMEulerScheduler"):
+        generate_dataset(pipeline, 2, num_inference_steps=4, s_churn=2.0)
+    with pytest.raises(InputError, match="EDMDPMSolverMultistepScheduler, EDMEulerScheduler here"):
+        script.use_scheduler(pipeline, "DDIMScheduler")
