@@ -78,16 +78,15 @@ class CentralImageDataset(Dataset):
         mode_bins: int = 8,
         randomness: MechanismRandomness | None = None,
     ) -> "CentralImageDataset":
-        r"""Query `images_per_class` central images of every class.
+        """Query `images_per_class` central images of every class.
 
         Each query includes every record independently with probability `sample_rate` and releases one image of each
         class (the classes are disjoint, so they share one sensitivity). Within a query:
 
-        - *mean*: a record $(x, c)$ adds $(\mathrm{pool}(x) - 1/2,\ \beta)$ to the sum and the count of class $c$. With
-          $d$ values an image the sensitivity is $\sqrt{d/4 + \beta^2}$; the image is
-          $1/2 + \text{noisy sum} / \text{noisy count}$.
-        - *mode*: a record adds one vote at each of its $d$ values to a histogram of `mode_bins` bins; the sensitivity
-          is $\sqrt{d}$; the image is the centre of the fullest bin.
+        - *mean*: a record (x, c) adds (pool(x) - 1/2, beta) to the sum and the count of class c. With d values an image
+          the sensitivity is sqrt(d / 4 + beta^2); the image is 1/2 + noisy sum / noisy count.
+        - *mode*: a record adds one vote at each of its d values to a histogram of `mode_bins` bins; the sensitivity is
+          sqrt(d); the image is the centre of the fullest bin.
 
         Args:
             dataset (`datasets.Dataset` or `ImageDataset`): The sensitive records.

@@ -1,0 +1,83 @@
+"""Make the pictures of the digits that the documentation shows: `python docs/make_pictures.py` (ten minutes).
+
+Trains by README's first command, with a grid of samples every 100 steps, or takes the finished run that is there.
+Writes docs/images/digits_*.png.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from PIL import Image
+
+from diffusers_dp_curriculum import CentralImageDataset, PrivacyLedger, load_image_dataset
+
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+WARM_UP_STEPS = 400  # of the preset
+COLUMNS = 5
+
+
+def train(run: Path) -> None:
+    """README's first command, once."""
+    if not (run / "samples.png").is_file():
+        launch = [sys.executable, "-m", "accelerate.commands.launch", ROOT / "examples" / "train_dp_curriculum.py"]
+        options = ["--output_dir", run, "--save_images_steps", "100", "--resume_from_checkpoint", "latest"]
+        subprocess.run([*launch, *options], check=True)
+
+
+def picture_of_the_run(stages: dict[str, Image.Image]) -> None:
+    """The first columns of each grid side by side, with what was spent until then."""
+    figure, axes = plt.subplots(1, len(stages), figsize=(2.5 * len(stages), 4.7), layout="constrained")
+    for axis, (title, grid) in zip(axes, stages.items(), strict=True):
+        cell = grid.height // 10  # ten classes
+        axis.imshow(grid.crop((0, 0, COLUMNS * cell, grid.height)))
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    figure.savefig(IMAGES / "digits_run.png", dpi=100)
+
+
+def central_images_with_more_and_less_noise(noise_multipliers: list[float]) -> None:
+    """One mean image a class for each noise multiplier, and what it costs."""
+    digits = load_image_dataset(dataset_name="digits")
+    figure, axes = plt.subplots(len(noise_multipliers), 1, figsize=(6.6, 3.2), layout="constrained")
+    for axis, noise_multiplier in zip(axes, noise_multipliers, strict=True):
+        ledger = PrivacyLedger(1e-5)
+        central = CentralImageDataset.from_dataset(
+            digits, images_per_class=1, noise_multiplier=noise_multiplier, sample_rate=1.0, ledger=ledger
+        )
+        row = central.images[:, 0]
+        framed = [[0.0] * (10 * (8 + 1) - 1) for _ in range(8)]
+        for number, image in enumerate(row):
+            for y in range(8):
+                framed[y][9 * number : 9 * number + 8] = image[y].tolist()
+        axis.imshow(framed, cmap="gray", vmin=0, vmax=1)
+        axis.set_title(f"noise multiplier {noise_multiplier:g}: epsilon {ledger.epsilon():.2f}", fontsize=9)
+        axis.axis("off")
+    figure.savefig(IMAGES / "digits_central_noise.png", dpi=100)
+
+
+def main() -> None:
+    """Train, unless that is done, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("outputs/pictures/digits"), help="where the run is, or goes")
+    run = parser.parse_args().run
+    train(run)
+    central, samples = Image.open(run / "central_images.png"), Image.open(run / "samples.png")
+    warm = Image.open(run / "private" / "samples" / f"step-{WARM_UP_STEPS}.png")
+    picture_of_the_run({"1. DP central images": central, "2. after the warm-up": warm, "3. after DP-SGD": samples})
+    for name, picture in {"central_images": central, "samples": samples}.items():
+        picture.convert("L").save(IMAGES / f"digits_{name}.png", optimize=True)
+    central_images_with_more_and_less_noise([1, 5, 20])
+
+
+if __name__ == "__main__":
+    main()

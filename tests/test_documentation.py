@@ -1,0 +1,215 @@
+"""Every code block of the documentation is executed, or at least read by what it is for.
+
+Python blocks of a page share their names, and a block of text right below one is what it prints. Of shell commands the
+flags go through the script's own parser; those of EXECUTED are executed as well. What can be neither says why in a
+comment above it: `<!-- not run: needs a cluster -->`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from PIL import Image
+
+from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
+from helpers import tiny_records, tiny_scheduler, tiny_unet
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^>]+) -->\n\n?)?^```(?P<language>\w*)\n(?P<code>.*?)^```$"
+    r"(?:\n\n^```text\n(?P<printed>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+INLINE = re.compile(r"`((?:python|accelerate launch|pytest|mkdocs)\s[^`]+)`")
+EXECUTED = ("recompute_epsilon.py", "generate_dataset.py", "push_to_hub.py")
+
+# What would take minutes, or is not here, and what is executed instead. (Loading from the Hub is test_hub.py's.)
+INSTEAD = {
+    "bash": {
+        "USER/NAME": "alice/name",
+        "--images_per_class 1000": "--images_per_class 2 --num_inference_steps 2",
+    },
+    "python": {
+        "USER/NAME": "OUTPUT_DIR",
+        "target_epsilon=10.0)": "target_epsilon=10.0, central_noise_multiplier=20.0, central_train_steps=2, "
+        "train_batch_size=4, max_train_steps=2, noise_multiplicity=1, num_inference_steps=2)",
+    },
+}
+
+CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that is small and whole."""
+    path = tmp_path_factory.mktemp("trained") / "model"
+    records = tiny_records(count=60, num_classes=10)
+    records.class_names = CLASSES
+    args = DPCurriculumConfig(
+        output_dir=str(path),
+        central_noise_multiplier=20.0,
+        central_train_steps=2,
+        train_batch_size=4,
+        max_train_steps=2,
+        noise_multiplicity=1,
+        num_inference_steps=2,
+    )
+    trainer = DPCurriculumTrainer(tiny_unet(num_classes=10), tiny_scheduler(), args, records)
+    trainer.train()
+    trainer.save_pipeline()
+    return path
+
+
+@pytest.fixture
+def reader(trained, hub, tmp_path, monkeypatch):
+    """Where a reader would be who has got to the page: a model under the names that the pages use, and images."""
+    for name in ("my-model", "OUTPUT_DIR", "dp-curriculum-digits"):
+        shutil.copytree(trained, tmp_path / name)
+    for index, record in enumerate(tiny_records(count=24, size=30).images):
+        path = tmp_path / "path/to/images" / ("healthy", "ill")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(record[0].numpy()).save(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+def blocks(page: Path) -> list[re.Match]:
+    text = page.read_text(encoding="utf-8")
+    found = list(BLOCK.finditer(text))
+    fences = sum(2 + 2 * (block["printed"] is not None) for block in found)
+    assert text.count("```") == fences, f"{page.name} has a code block that is not at the start of a line"
+    return found
+
+
+def replaced(code: str, language: str) -> str:
+    for said, done in INSTEAD.get(language, {}).items():
+        code = code.replace(said, done)
+    return code
+
+
+def commands(code: str) -> list[list[str]]:
+    """The words of each command, without comments and without the dots that stand for more flags."""
+    lines = code.replace("\\\n", " ").replace("&&", "\n").splitlines()
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [[word for word in words if word != "..."] for words in split if words]
+
+
+class Parsed(Exception):  # noqa: N818
+    """Raised in place of whatever a script does once it has read its flags."""
+
+
+def run_script(script: str, arguments: list[str], monkeypatch, parse_only: bool) -> None:
+    """Run a script as `python` does, or as far as to its flags, which must all be known to it."""
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parse_and_leave(parser, args=None, namespace=None):
+        _, unknown = parse(parser, args, namespace)
+        assert not unknown, f"{script} has no flag {unknown}"
+        raise Parsed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.syspath_prepend(str((ROOT / script).parent))
+        if parse_only:
+            patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_leave)
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except Parsed:
+            return
+        except ModuleNotFoundError as missing:
+            if missing.name == "gradio":  # of the extra `app`, which the tests do without
+                return
+            raise
+        except SystemExit as end:
+            if end.code not in (0, None):
+                pytest.fail(f"{script} {' '.join(arguments)}: {end.code}")
+    assert not parse_only, f"{script} reads no flags"
+
+
+def run_command(words: list[str], monkeypatch, parse_only: bool = False) -> None:
+    match words:
+        case ["accelerate", "launch", *arguments]:
+            launched = launch_command_parser().parse_args(arguments)
+            run_script(launched.training_script, launched.training_script_args, monkeypatch, parse_only=True)
+        case ["python", script, *arguments]:
+            parse_only = parse_only or Path(script).name not in EXECUTED
+            run_script(script, arguments, monkeypatch, parse_only)
+        case ["pip", "install", *arguments]:
+            pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+            for extra in re.findall(r"\w+", "".join(re.findall(r"\[.*\]", " ".join(arguments)))):
+                assert f"\n{extra} = [" in pyproject, f"There is no extra {extra}"
+            assert (ROOT / "constraints.txt").is_file()
+        case ["pytest", *arguments]:
+            for file in arguments:
+                assert not file.endswith(".py") or (ROOT / file).is_file(), f"{file} is no file"
+        case ["ruff" | "mkdocs", *_]:
+            pass
+        case _:
+            pytest.fail(f"The documentation has a command that this test knows nothing of: {words}")
+
+
+def run_python(code: str, names: dict, page: str) -> str:
+    """Execute a block, and return what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, page, "exec"), names)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_do_what_the_page_says(page, reader, monkeypatch):
+    names = {"__name__": page.stem}
+    for block in blocks(page):
+        code = replaced(block["code"], block["language"])
+        if block["reason"]:
+            continue
+        match block["language"]:
+            case "python":
+                printed = run_python(code, names, page.name)
+                if block["printed"] is not None:
+                    assert printed == block["printed"]
+            case "bash":
+                for words in commands(code):
+                    run_command(words, monkeypatch)
+            case "json":
+                json.loads(code)
+            case "bibtex" | "text":
+                pass
+            case language:
+                pytest.fail(f"{page.name} has a block in {language or 'no language'}: execute it, or say why not.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_within_sentences_have_flags_that_exist(page, monkeypatch):
+    for command in INLINE.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        for words in commands(command.replace("\n", " ")):
+            run_command(words, monkeypatch, parse_only=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "accelerate launch examples/train_dp_curriculum.py --target_epsilom 1",
+        "accelerate launch --num_gpus 2 examples/train_dp_curriculum.py",
+        "python examples/recompute_epsilon.py",
+        "python examples/recompute_epsilom.py my-model/privacy.json",
+        'pip install ".[doc]"',
+        "pytest tests/test_everything.py",
+        "wget model",
+    ],
+)
+def test_wrong_commands_are_noticed(command, monkeypatch):
+    with pytest.raises((AssertionError, SystemExit, FileNotFoundError, pytest.fail.Exception)):
+        run_command(*commands(command), monkeypatch, parse_only=True)
