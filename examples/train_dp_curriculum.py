@@ -26,7 +26,7 @@ from diffusers_dp_curriculum import (
 )
 from diffusers_dp_curriculum.hub import prepare_repo
 from diffusers_dp_curriculum.processes import from_main
-from diffusers_dp_curriculum.trainer import check_output_dir
+from diffusers_dp_curriculum.run_directory import check_output_dir
 
 
 PRESETS = files("diffusers_dp_curriculum") / "presets"

@@ -42,6 +42,7 @@ class Repo:
 
     private: bool
     commits: list[Commit] = field(default_factory=list)
+    pull_requests: list[Commit] = field(default_factory=list)
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -77,12 +78,15 @@ class HubServer:
         repos: The repositories by type (`"model"` or `"dataset"`) and id.
         tokens: Whose each token is, and whether it may write.
         requests: The request lines so far.
+        chunk_size: From how many bytes on an object is uploaded in parts of so many; None for never.
     """
 
     def __init__(self):
         self.tokens = {"hf_writes": ("alice", True), "hf_reads": ("alice", False), "hf_bobs": ("bob", True)}
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
+        self.chunk_size: int | None = None
         self.faults: list[Fault] = []
         self.requests: deque[str] = deque()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -294,11 +298,35 @@ class _Handler(BaseHTTPRequestHandler):
             return
         objects = []
         for wanted in json.loads(self.body)["objects"]:
-            upload = {"href": f"{self.hub.storage_url}/{wanted['oid']}"}
+            upload = self._upload(wanted["oid"], wanted["size"])
             verify = {"href": f"{self.hub.url}/lfs-verify"}
             known = wanted["oid"] in self.hub.objects
             objects.append(wanted if known else {**wanted, "actions": {"upload": upload, "verify": verify}})
         self._json({"transfer": "basic", "objects": objects})
+
+    def _upload(self, oid, size):
+        """Where to upload an object to: in one piece, or in parts of `chunk_size` and a request that joins them."""
+        url = f"{self.hub.storage_url}/{oid}"
+        chunk = self.hub.chunk_size
+        if chunk is None or size <= chunk:
+            return {"href": url}
+        parts = {str(part): f"{url}/{part}" for part in range(1, -(-size // chunk) + 1)}
+        return {"href": f"{self.hub.url}/lfs-join", "header": {"chunk_size": str(chunk), **parts}}
+
+    def lfs_put_part(self, oid, part):
+        self.hub.parts[oid, int(part)] = self.body
+        self._answer(200, ETag=f'"{_sha256(self.body)}"')
+
+    def lfs_join(self):
+        asked = json.loads(self.body)
+        parts = [self.hub.parts[asked["oid"], part["partNumber"]] for part in asked["parts"]]
+        etags = [f'"{_sha256(part)}"' for part in parts]
+        whole = b"".join(parts)
+        if etags != [part["etag"] for part in asked["parts"]] or _sha256(whole) != asked["oid"]:
+            self._error(400, "The parts are not what was announced")
+            return
+        self.hub.objects[asked["oid"]] = whole
+        self._json({})
 
     def lfs_put(self, oid):
         if _sha256(self.body) != oid:
@@ -354,9 +382,16 @@ class _Handler(BaseHTTPRequestHandler):
         if header.get("parentCommit", repo.commits[-1].oid) != repo.commits[-1].oid:
             self._error(412, "A commit has happened since. Please refresh and try again.")
             return
-        made = repo.commit(header["summary"], header["description"], files, lfs)
-        url = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo_id}/commit/{made.oid}"
-        self._json({"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""})
+        address = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+        answer = {"success": True, "hookOutput": ""}
+        if self.query.get("create_pr") == ["1"]:
+            branch = Repo(repo.private, list(repo.commits))
+            made = branch.commit(header["summary"], header["description"], files, lfs)
+            repo.pull_requests.append(made)
+            answer["pullRequestUrl"] = f"{address}/discussions/{len(repo.pull_requests)}"
+        else:
+            made = repo.commit(header["summary"], header["description"], files, lfs)
+        self._json({**answer, "commitOid": made.oid, "commitUrl": f"{address}/commit/{made.oid}"})
 
     def info(self, kind, repo_id, revision=""):
         found = self._find_commit(kind, repo_id, revision)
@@ -441,6 +476,8 @@ ROUTES = [
     ("GET", _API + r"/refs", _Handler.refs),
     ("GET", _API + r"(/revision/(?P<revision>[^/]+))?", _Handler.info),
     ("PUT", r"/lfs-storage/(?P<oid>\w+)", _Handler.lfs_put),
+    ("PUT", r"/lfs-storage/(?P<oid>\w+)/(?P<part>\d+)", _Handler.lfs_put_part),
+    ("POST", r"/lfs-join", _Handler.lfs_join),
     ("GET HEAD", r"/lfs-storage/(?P<oid>\w+)", _Handler.lfs_get),
     ("POST", r"/lfs-verify", _Handler.lfs_verify),
     ("POST", r"/datasets" + _PAGE + r"\.git/info/lfs/objects/batch", _of("dataset", _Handler.lfs_batch)),

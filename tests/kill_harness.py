@@ -12,8 +12,10 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 from diffusers import DiffusionPipeline
 
 from diffusers_dp_curriculum import recompute_epsilon
@@ -34,7 +36,6 @@ args = make_config(
     central_train_steps=int(sys.argv[2]), max_train_steps=int(sys.argv[2]), save_images_steps=None,
 )
 trainer = DPCurriculumTrainer(tiny_unet(), tiny_scheduler(), args, tiny_records())
-print("ready", flush=True)
 trainer.train()
 trainer.save_pipeline()
 """
@@ -50,8 +51,14 @@ def command(directory, num_processes, steps):
     return [*launcher, script, directory / "model", str(steps)]
 
 
+def size_of(journal):
+    return journal.stat().st_size if journal.exists() else 0
+
+
 def start(directory, num_processes=1, steps=15):
     """Start the run, in a process group of its own, and wait until it begins to work."""
+    journal = directory / "model" / "private" / "journal.jsonl"
+    size_before = size_of(journal)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
         command(directory, num_processes, steps),
@@ -61,26 +68,41 @@ def start(directory, num_processes=1, steps=15):
         env=environment,
         start_new_session=True,
     )
-    while (line := process.stdout.readline()) not in ("ready\n", ""):
-        pass
-    assert line, f"The run could not go on: {(directory / 'stderr').read_text()}"
+    while size_of(journal) == size_before:  # it begins with an entry, that of a resume if nothing else
+        assert process.poll() is None, f"The run could not go on: {(directory / 'stderr').read_text()}"
+        time.sleep(0.01)
     return process
 
 
+def kill(process):
+    """SIGKILL to the run and all its processes, each of which the launcher has given a process group of its own."""
+    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everybody:
+        one.kill()
+    psutil.wait_procs(everybody[1:])
+
+
 def kill_until_done(directory, kills, num_processes=1, steps=15, longest=4.0):
-    """Returns for each attempt that was killed how many releases its journal knew."""
+    """Returns for each attempt that was killed how many steps of DP-SGD its journal knew."""
     left = []
     journal = directory / "model" / "private" / "journal.jsonl"
+
+    def steps_of_dp_sgd():
+        return journal.read_text().count('"dp_sgd"') if journal.exists() else 0
+
     while len(left) < kills:
         process = start(directory, num_processes, steps)
+        # On a slow machine, too, the second half of the kills is for the second stage.
+        while len(left) >= kills / 2 and steps_of_dp_sgd() == 0 and process.poll() is None:
+            time.sleep(0.05)
         try:
             process.wait(timeout=random.uniform(0, longest))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
         if process.wait() == 0:
             break
         assert process.returncode == -signal.SIGKILL, (directory / "stderr").read_text()
-        left.append(journal.read_text().count('"release"') if journal.exists() else 0)
+        left.append(steps_of_dp_sgd())
     process = start(directory, num_processes, steps)
     process.stdout.read()
     assert process.wait() == 0, (directory / "stderr").read_text()
@@ -115,4 +137,4 @@ if __name__ == "__main__":
     many = 8 * options.kills  # steps of each stage, so that the kills are spread over both
     left = kill_until_done(options.directory, options.kills, options.processes, many)
     check(options.directory / "model", many)
-    print(f"killed {len(left)} times, after {left} releases; resumed each time, and all is well at the end")
+    print(f"killed {len(left)} times, after {left} steps of DP-SGD; resumed each time, and all is well at the end")

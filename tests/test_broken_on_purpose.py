@@ -317,9 +317,10 @@ def make_variant(variant, directory):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """Exit code and output of each variant's test, as many at a time as there are cores."""
-    directories = {variant: tmp_path_factory.mktemp("variant") for variant in VARIANTS}
+def outcomes(request, tmp_path_factory):
+    """Exit code and output of each chosen variant's test, as many at a time as there are cores."""
+    chosen = [item.callspec.params["variant"] for item in request.session.items if item.module is request.module]
+    directories = {variant: tmp_path_factory.mktemp("variant") for variant in chosen}
     made = [variant for variant, directory in directories.items() if make_variant(variant, directory)]
     arguments = [str(text) for variant in made for text in (directories[variant], variant.caught_by)]
     subprocess.run([sys.executable, "-c", RUN_ALL, *arguments], cwd=TESTS, check=True)
@@ -329,7 +330,15 @@ def outcomes(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant.name} -> {variant.caught_by}")
+def all_variants():
+    for variant in VARIANTS:
+        launches = variant.caught_by.startswith("test_processes.py")  # takes a minute where others take a second
+        yield pytest.param(
+            variant, id=f"{variant.name} -> {variant.caught_by}", marks=[pytest.mark.slow] if launches else []
+        )
+
+
+@pytest.mark.parametrize("variant", all_variants())
 def test_a_wrong_variant_is_caught_by_the_test_that_is_named(outcomes, variant):
     assert variant in outcomes, f"{variant.module} has changed: write this variant anew"
     code, output = outcomes[variant]

@@ -89,6 +89,28 @@ def test_one_commit_of_the_published_files_and_no_others(hub, model):
         assert b"hf_writes" not in content, name
 
 
+def test_large_files_go_in_parts_and_a_part_that_breaks_off_is_sent_again(hub, model):
+    hub.chunk_size = 10_000
+    hub.cut("PUT /lfs-storage/.*/2", after_bytes=1000)
+    push_model(model, "model")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert hub.files("alice/model")[weights] == (model / weights).read_bytes()
+    assert sum("/lfs-storage/" in line for line in hub.requests) > 5
+    assert not any(fault.times for fault in hub.faults)
+
+
+def test_a_pull_request_leaves_the_repository_as_it_is(hub, model):
+    push_model(model, "model")
+    before = (model / "README.md").read_bytes()
+    edit(model / "README.md", "\nOur own words.\n")
+    commit = push_model(model, "model", create_pr=True)
+    assert commit.pr_url == f"{hub.url}/alice/model/discussions/1"
+    assert hub.files("alice/model")["README.md"] == before
+    assert b"Our own words." in hub.repos["model", "alice/model"].pull_requests[0].files["README.md"]
+    push_model(model, "model")  # and does not stand in the way of a push
+    assert b"Our own words." in hub.files("alice/model")["README.md"]
+
+
 def test_the_same_push_again_changes_nothing(hub, model):
     push_model(model, "alice/model")
     push_model(model, "alice/model")
@@ -316,6 +338,16 @@ def test_the_data_set_is_named_only_if_the_user_says_so(tmp_path):
     assert card.data.datasets is None
     assert card.data.license is None
     assert "Trained on" not in card.text
+
+
+def test_names_are_no_markup(hub, tmp_path):
+    """A card that its sections can no longer be found in would lose the words of its users, or the budget."""
+    names = ["<!-- end: use -->", "a|b", "*bold*\nx"]
+    records = ImageDataset(tiny_records().images, tiny_records().labels, names)
+    train(tmp_path / "model", records, push_to_hub=True)
+    card = hub.files("alice/model")["README.md"].decode()
+    assert "Classes: 0 = &lt;!-- end: use --&gt;, 1 = a\\|b, 2 = \\*bold\\* x." in card
+    assert card.count("<!-- end: use -->") == 1
 
 
 def test_text_written_into_the_card_stays_wherever_it_was_written(hub, model):

@@ -81,7 +81,9 @@ def test_declared_sizes_that_overflow_64_bits_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"not gzip", gzip.compress(idx_bytes(IMAGES))[:-12], b"\x1f\x8b\x08" + b"\xff" * 40]
+    "content",
+    [b"not gzip", gzip.compress(idx_bytes(IMAGES))[:-12], b"\x1f\x8b\x08" + b"\xff" * 40],
+    ids=["no gzip", "cut short", "noise"],
 )
 def test_a_damaged_gzip_file_is_refused(tmp_path, content):
     (tmp_path / "file.gz").write_bytes(content)

@@ -129,7 +129,7 @@ def test_bad_flags_are_refused(arguments, message):
         ({"attention_levels": 9}, "attention_levels is 9"),
         ({"block_out_channels": [16, 30]}, "give multiples of 8"),
         ({"block_out_channels": [0, 8]}, "give multiples of 8"),
-        ({"model_config_name_or_path": "nowhere/at-all"}, "has no config of a UNet2DModel"),
+        ({"model_config_name_or_path": str(Path(__file__).parent)}, "has no config of a UNet2DModel"),
     ],
 )
 def test_networks_and_schedules_that_cannot_be_are_refused(changes, message):

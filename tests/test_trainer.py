@@ -145,6 +145,8 @@ def test_summary_says_where_everything_is(finished):
     summary = finished.summary()
     assert str(finished.output_dir) in summary
     assert re.search(r"epsilon 9\.\d+ at delta 1e-05", summary)
+    assert re.search(r"dp_sgd +4 +\d", summary)
+    assert all(name in summary for name in ("samples.png", "central_images.png", "README.md", "privacy.json"))
 
 
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone(finished):
@@ -348,6 +350,7 @@ def test_no_published_file_says_where_anything_was(tmp_path):
             assert str(tmp_path).encode() not in content
 
 
+@pytest.mark.slow
 def test_the_launcher_can_ask_for_a_compiler(tmp_path, monkeypatch):
     """As `accelerate launch --dynamo_backend` does, by its environment variable."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")

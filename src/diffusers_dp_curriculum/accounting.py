@@ -64,7 +64,7 @@ class Mechanism:
     steps: int
     sensitivity: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
             raise InputError(f"The noise multiplier of {self.name} is {self.noise_multiplier}: give a number above 0.")
         if not 0 < self.sample_rate <= 1:
@@ -177,7 +177,9 @@ def _prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) ->
     return float(epsilon)
 
 
-def _rdp_epsilon(history: tuple[tuple[float, float, int], ...], delta: float, orders) -> tuple[float, bool]:
+def _rdp_epsilon(
+    history: tuple[tuple[float, float, int], ...], delta: float, orders: Sequence[float]
+) -> tuple[float, bool]:
     accountant = RDPAccountant()
     accountant.history = list(history)
     with warnings.catch_warnings(record=True) as caught:

@@ -83,7 +83,9 @@ def trade_off_bound(
     return compute_epsilon([scaled(_largest_refuted(refuted, -3.0, 3.0))], delta)
 
 
-def _too_many(epsilons, deltas, canaries: int, guesses: int, correct: int, probability: float) -> bool:
+def _too_many(
+    epsilons: np.ndarray, deltas: np.ndarray, canaries: int, guesses: int, correct: int, probability: float
+) -> bool:
     """Whether a mechanism of this privacy profile yields `correct` right guesses with less than `probability`.
 
     The recursion of Mahloujifar et al. for guesses between two alternatives: `right` and `wrong` are the chances that

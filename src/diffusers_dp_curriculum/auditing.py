@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
+from opacus.optimizers import DPOptimizer
 
 from .accounting import Mechanism
 from .audit_bounds import one_run_bound, trade_off_bound
@@ -193,7 +194,7 @@ def audit_dp_sgd(
     dp_sgd.optimizer.noise_multiplier *= actual_noise
     white_box = torch.zeros(gradient_canaries, dtype=torch.float64)
 
-    def read_release(dp_optimizer) -> None:
+    def read_release(dp_optimizer: DPOptimizer) -> None:
         """Add up the log likelihood ratios of what a step releases about each canary, present against absent."""
         released = unet.canaries.grad.cpu().double() * dp_optimizer.expected_batch_size / max_grad_norm
         if_sampled = (released - 0.5) / mechanism.noise_multiplier**2
@@ -281,7 +282,7 @@ class _AuditedDPSGD(DPSGD):
 
 
 @torch.no_grad()
-def _losses(unet, loss: DenoisingLoss, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _losses(unet: torch.nn.Module, loss: DenoisingLoss, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The denoising loss of each image, averaged over many draws."""
     unet.eval()
     device = next(unet.parameters()).device

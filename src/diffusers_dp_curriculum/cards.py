@@ -5,6 +5,7 @@ card sees. What is outside belongs to whoever wrote it, the metadata at the top 
 makes a section one's own; only the privacy statement comes back.
 """
 
+import html
 import re
 from decimal import ROUND_CEILING, Context
 
@@ -44,6 +45,11 @@ def budget(privacy: dict) -> str:
 def round_up(value: float) -> str:
     """A number with four digits that is not below `value`: a budget must not be understated."""
     return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(value))):.4g}"
+
+
+def as_text(name: str) -> str:
+    """A name that is read as it is on a card, whatever signs of Markdown or HTML it holds."""
+    return re.sub(r"([\\`*|])", r"\\\1", html.escape(" ".join(name.split()), quote=False))
 
 
 def own_text(card: str) -> str:

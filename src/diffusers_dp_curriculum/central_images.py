@@ -6,11 +6,14 @@ divided by a private count, and the sensitivity is fixed before any record is re
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
@@ -63,7 +66,7 @@ class CentralImageDataset(Dataset):
     @classmethod
     def from_dataset(
         cls,
-        dataset,
+        dataset: Any,
         images_per_class: int = 5,
         statistic: str = "mean",
         noise_multiplier: float = 5.0,
@@ -162,7 +165,7 @@ class CentralImageDataset(Dataset):
         mechanism = Mechanism(**entry["mechanism"])
         return cls(tensors["images"], tensors["labels"], mechanism, entry["class_names"], entry["class_counts"])
 
-    def to_grid(self, images_per_class: int = 10):
+    def to_grid(self, images_per_class: int = 10) -> Image.Image:
         """A `PIL.Image` with one row a class and up to `images_per_class` columns."""
         classes = self.labels.unique()
         columns = min(images_per_class, len(self) // len(classes))
@@ -213,7 +216,9 @@ def _count_weight(values: int) -> float:
 # What reads the records: sums over a Poisson sample, of which one record can change its own class alone.
 
 
-def _poisson_sample(records: ImageDataset, sample_rate: float, generator: torch.Generator):
+def _poisson_sample(
+    records: ImageDataset, sample_rate: float, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the sampled records in pieces: `(n, channels, height, width)` in [0, 255], and `(n, classes)` one-hot."""
     included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate
     at_once = max(VALUES_AT_ONCE // max(records.images.shape[1:].numel(), 64), 1)
@@ -221,7 +226,7 @@ def _poisson_sample(records: ImageDataset, sample_rate: float, generator: torch.
         yield records.images[index].float(), F.one_hot(records.labels[index], records.num_classes or 1).float()
 
 
-def _mean_sums(records, sample_rate: float, pool_factor: int, generator) -> torch.Tensor:
+def _mean_sums(records: ImageDataset, sample_rate: float, pool_factor: int, generator: torch.Generator) -> torch.Tensor:
     """Per class the sum of (pool(x) - 1/2, beta), `(classes, values + 1)`."""
     classes, image_shape = records.num_classes or 1, records.images.shape[1:]
     sums = torch.zeros(classes, image_shape.numel(), dtype=torch.float64)
@@ -234,7 +239,9 @@ def _mean_sums(records, sample_rate: float, pool_factor: int, generator) -> torc
     return torch.cat([pooled, _count_weight(pooled.shape[1]) * counts], dim=1)
 
 
-def _mode_votes(records, sample_rate: float, pool_factor: int, mode_bins: int, generator) -> torch.Tensor:
+def _mode_votes(
+    records: ImageDataset, sample_rate: float, pool_factor: int, mode_bins: int, generator: torch.Generator
+) -> torch.Tensor:
     """Per class and bin the number of votes for each value, `(classes, mode_bins, values)`."""
     channels, height, width = records.images.shape[1:]
     values = channels * (height // pool_factor) * (width // pool_factor)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from .accounting import Mechanism
@@ -209,7 +209,9 @@ class Checkpoints:
                 )
 
 
-def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler, records: ImageDataset) -> dict:
+def run_identity(
+    config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin, records: ImageDataset
+) -> dict:
     """What must be the same when a run is resumed, as values that JSON can hold."""
     public = {
         **{f"unet {name}": value for name, value in unet.config.items()},

@@ -1,5 +1,6 @@
 """The folded gradients, traced once and compiled: fewer and fused kernels, which is what a GPU waits for."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -30,14 +31,14 @@ class CompiledGradients:
         num_records: int,
         autocast: Autocast = nullcontext,
         loss_scale: float = 1.0,
-        **options,
+        **options: object,
     ):
         self.model = model
         self.num_records = num_records
         self.autocast = autocast
         self.loss_scale = loss_scale
         self.options = options
-        self.compiled = None
+        self.compiled: Callable[..., Gradients] | None = None
 
     def __call__(self, draws: NoiseDraws) -> Gradients:
         """The gradients, one tensor of shape `(B, *parameter.shape)` for each trainable parameter's name."""

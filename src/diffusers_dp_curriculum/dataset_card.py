@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .cards import privacy_statement, round_up
+from .cards import as_text, privacy_statement, round_up
 from .model_card import REPO_ID_TO_COME, mechanisms_in_words
 
 
@@ -34,6 +34,6 @@ def make_dataset_card(privacy: dict, num_images: int, counts: dict[str, int] | N
         ),
         privacy=privacy,
         num_images=num_images,
-        counts=counts,
+        counts=None if counts is None else {as_text(name): count for name, count in counts.items()},
         repo_id=REPO_ID_TO_COME,
     )

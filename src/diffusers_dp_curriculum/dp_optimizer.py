@@ -10,6 +10,7 @@ more than the clipping norm; and matrix products, by which Opacus clips, follow 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from opacus.optimizers import DistributedDPOptimizer, DPOptimizer
@@ -27,11 +28,13 @@ class ExactDPOptimizer(DPOptimizer):
     The others are those of `DPOptimizer`.
     """
 
-    def __init__(self, *args, normal: Callable[[torch.Size, torch.Generator], torch.Tensor], **options):
+    def __init__(
+        self, *args: Any, normal: Callable[[torch.Size, torch.Generator], torch.Tensor], **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.normal = normal
 
-    def clip_and_accumulate(self):
+    def clip_and_accumulate(self) -> None:
         """Scale each record's gradient to `max_grad_norm` at most, and add the results to `summed_grad`."""
         of_parameters = [
             torch.linalg.vector_norm(gradient.reshape(len(gradient), p.numel()), dim=1, dtype=torch.float64)
@@ -47,7 +50,7 @@ class ExactDPOptimizer(DPOptimizer):
             p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
             _mark_as_processed(p.grad_sample)
 
-    def add_noise(self):
+    def add_noise(self) -> None:
         """Add noise to the clipped sums, and leave the result in `grad`."""
         for p in self.params:
             _check_processed_flag(p.summed_grad)
@@ -59,7 +62,7 @@ class ExactDPOptimizer(DPOptimizer):
 class ExactDistributedDPOptimizer(DistributedDPOptimizer, ExactDPOptimizer):
     """The same with several processes: the first adds the noise, to its own clipped sum, before all are summed."""
 
-    def reduce_gradients(self):
+    def reduce_gradients(self) -> None:
         """Sum over the processes."""
         for p in self.params:
             # What is summed is what lies at the same place in memory, and the layout can depend on the batch.

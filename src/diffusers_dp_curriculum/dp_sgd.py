@@ -184,7 +184,7 @@ def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str,
     """A record whose gradient is not finite contributes nothing, rather than ruining the sum."""
     if get_total_norm(gradients.values()).isfinite():
         return gradients
-    sums = torch.stack([gradient.flatten(1).sum(dim=1) for gradient in gradients.values()])
+    sums = torch.stack([gradient.reshape(len(gradient), -1).sum(dim=1) for gradient in gradients.values()])
     finite = sums.isfinite().all(dim=0)
     return {
         name: gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0) for name, gradient in gradients.items()

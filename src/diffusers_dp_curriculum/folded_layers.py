@@ -82,8 +82,8 @@ def _plain(parameter: torch.Tensor | None) -> torch.Tensor | None:
 
 def _tap(output: torch.Tensor, inputs: torch.Tensor, *uses: tuple[torch.Tensor | None, Callable]) -> torch.Tensor:
     """Attach to a layer's output, for each parameter used in it, the rule `(inputs, grad_output, B) -> gradients`."""
-    uses = [(parameter, rule) for parameter, rule in uses if isinstance(parameter, PerRecordParameter)]
-    return _Tap.apply(output, inputs, [rule for _, rule in uses], *(parameter.per_record for parameter, _ in uses))
+    used = [(parameter, rule) for parameter, rule in uses if isinstance(parameter, PerRecordParameter)]
+    return _Tap.apply(output, inputs, [rule for _, rule in used], *(parameter.per_record for parameter, _ in used))
 
 
 def _sum_positions(rows: torch.Tensor, num_records: int) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _embedding(indices, weight, padding_idx=None, max_norm=None, norm_type=2.0, 
     return _tap(output, indices, (weight, weight_rule))
 
 
-RULES = {
+RULES: dict[Callable, Callable] = {
     F.conv2d: _conv2d,
     F.linear: _linear,
     F.group_norm: _group_norm,

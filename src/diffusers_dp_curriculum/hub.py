@@ -8,7 +8,7 @@ import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ MODEL_FILES = {
     r"unet/diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors": "unet/diffusion_pytorch_model.safetensors",
     r"unet/diffusion_pytorch_model\.safetensors\.index\.json": None,
 }
-DATASET_FILES = {
+DATASET_FILES: dict[str, str | None] = {
     r"README\.md": "README.md",
     r"privacy\.json": "privacy.json",
     r"data/train-\d{5}-of-\d{5}\.parquet": "data/train-*.parquet",
@@ -109,6 +109,7 @@ def push_model(
         base = seen.read_text(encoding="utf-8") if seen.is_file() else None
         merged = _merge_cards(with_repo_id(local, repo_id), hub_card, base)
         if merged is None:
+            assert hub_card is not None  # otherwise there is nothing to merge
             seen.parent.mkdir(mode=0o700, exist_ok=True)
             seen.write_text(hub_card, encoding="utf-8")
             raise InputError(
@@ -207,9 +208,9 @@ def publishable_files(directory: Path, allowed: dict[str, str | None]) -> dict[s
         if path.is_symlink() or (path.parent != directory and path.parent.is_symlink()) or not path.is_file():
             raise InputError(f"{path} is a link or no file: put the file itself there before it is pushed.")
         found[name] = path
-    for pattern, name in allowed.items():
-        if name is not None and not any(re.fullmatch(pattern, path) for path in found):
-            raise InputError(f"{directory} has no {name}, so it is not finished: finish it before it is pushed.")
+    for pattern, needed in allowed.items():
+        if needed is not None and not any(re.fullmatch(pattern, path) for path in found):
+            raise InputError(f"{directory} has no {needed}, so it is not finished: finish it before it is pushed.")
     return found
 
 
@@ -257,7 +258,7 @@ def _check_journal(directory: Path, privacy: dict, counted: list[Mechanism] | No
         )
 
 
-def _steps(mechanisms) -> Counter:
+def _steps(mechanisms: Iterable[Mechanism]) -> Counter:
     steps: Counter = Counter()
     for mechanism in mechanisms:
         steps[astuple(replace(mechanism, steps=1))] += mechanism.steps

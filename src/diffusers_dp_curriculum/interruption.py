@@ -10,7 +10,7 @@ class TerminationRequest:
     Python delivers signals to the main thread alone; in another one nothing is noted.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> "TerminationRequest":
@@ -19,9 +19,9 @@ class TerminationRequest:
             self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._in_main_thread:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def _note(self, *signal_and_frame) -> None:
+    def _note(self, *signal_and_frame: object) -> None:
         self.received = True

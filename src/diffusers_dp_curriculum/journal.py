@@ -73,7 +73,7 @@ class Journal:
         """The number of events so far: what a checkpoint remembers."""
         return len(self.events)
 
-    def append(self, kind: str, content) -> None:
+    def append(self, kind: str, content: object) -> None:
         """Write an event; it is on disk when this returns.
 
         A process killed meanwhile leaves all of its line or none: one call writes it, and it never crosses the border

@@ -1,5 +1,6 @@
 """The privacy ledger: every mechanism that read sensitive records, in order, and the one epsilon they amount to."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -143,11 +144,12 @@ class PrivacyLedger:
 
     def affordable_steps(self, mechanism: Mechanism) -> int:
         """How many steps of `mechanism`, at most its own, stay within the target after all that was executed."""
+        target = math.inf if self.target_epsilon is None else self.target_epsilon
 
         def fits(steps: int) -> bool:
-            return self.epsilon([replace(mechanism, steps=steps)]) <= self.target_epsilon
+            return self.epsilon([replace(mechanism, steps=steps)]) <= target
 
-        if self.target_epsilon is None or fits(mechanism.steps):
+        if math.isinf(target) or fits(mechanism.steps):
             return mechanism.steps
         enough, too_many = 0, mechanism.steps
         while too_many - enough > 1:

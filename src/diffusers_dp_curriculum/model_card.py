@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .cards import privacy_statement, round_up
+from .cards import as_text, privacy_statement, round_up
 from .config import DPCurriculumConfig
 
 
@@ -51,10 +51,10 @@ def make_model_card(
         ),
         privacy=privacy,
         epsilon=round_up(privacy["epsilon"]),
-        class_names=class_names,
+        class_names=None if class_names is None else [as_text(name) for name in class_names],
         example_labels=_example_labels(class_names),
         has_central_images=has_central_images,
-        dataset_name=config.hub_dataset_name,
+        dataset_name=None if config.hub_dataset_name is None else as_text(config.hub_dataset_name),
         hyper_parameters=network | config.hyper_parameters(),
         guidance_scale=config.guidance_scale,
         num_inference_steps=config.num_inference_steps,
@@ -75,6 +75,8 @@ def with_repo_id(card: str, repo_id: str) -> str:
 
 
 def _example_labels(class_names: list[str] | None) -> str:
-    if class_names is None or class_names[0] == "0":
-        return "[0, 1]" if class_names and len(class_names) > 1 else "[0, 0]"
-    return repr(class_names[:2])
+    """Two classes for the snippet, by name if the names are such as a card can hold."""
+    names = class_names[:2] if class_names else []
+    if names and names[0] != "0" and all(as_text(name) == name for name in names):
+        return repr(names)
+    return "[0, 1]" if len(names) > 1 else "[0, 0]"

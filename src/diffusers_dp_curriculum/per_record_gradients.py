@@ -67,7 +67,9 @@ class _BothPasses(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, draws: NoiseDraws, autocast: Autocast, factor: float, leaves: list[torch.Tensor]):
+    def forward(
+        self, draws: NoiseDraws, autocast: Autocast, factor: float, leaves: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
         with autocast():
             error = denoising_error(self.model, draws)
         return torch.autograd.grad(error * factor, leaves, allow_unused=True, materialize_grads=True)

@@ -1,5 +1,6 @@
 """What a run will do and cost, worked out from public values before any sensitive record is read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,10 +32,19 @@ class Plan:
     dp_sgd: Mechanism
     epsilon_after: dict[int, float]
 
-    def epsilon_spent(self, steps: int) -> float:
-        """An upper bound on epsilon after `steps` DP-SGD steps: that of the next step worked out."""
-        later = (epsilon for after, epsilon in sorted(self.epsilon_after.items()) if after >= steps)
-        return next(later, self.target_epsilon)
+    def epsilon_spent(self, executed: Sequence[Mechanism]) -> float:
+        """An upper bound on epsilon after what was executed.
+
+        The accountant takes its time: it is asked for a few numbers of DP-SGD steps only, the next one here.
+        """
+        steps = sum(mechanism.steps for mechanism in executed if mechanism.name == self.dp_sgd.name)
+        # Central images can have been queried more often than planned, by a run that was killed right after it.
+        others = [mechanism for mechanism in executed if mechanism.name != self.dp_sgd.name]
+        later = next((after for after in sorted(self.epsilon_after) if after >= steps), None)
+        if later is None:
+            return self.target_epsilon
+        dp_sgd = [replace(self.dp_sgd, steps=later)] if later > 0 else []
+        return min(compute_epsilon([*others, *dp_sgd], self.delta, self.accountant), self.target_epsilon)
 
     def __str__(self) -> str:
         central = "none (DP-SGD alone)"

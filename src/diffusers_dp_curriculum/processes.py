@@ -4,14 +4,23 @@ One process is the main one: it alone reads for the central images, adds noise, 
 a single process is its own main one, and nothing here then does anything.
 """
 
-from collections.abc import Callable
+import atexit
+from collections.abc import Callable, Hashable
+from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list, gather_object
 
+from .config import DPCurriculumConfig
 from .errors import InputError
 
+
+# How long the other processes wait for the main one, which alone queries central images and draws samples.
+PATIENCE = timedelta(hours=6)
 
 Result = TypeVar("Result")
 
@@ -34,7 +43,7 @@ def from_main(function: Callable[[], Result]) -> Result:
     """
     if num_processes() == 1:
         return function()
-    outcome = [(None, "")]
+    outcome: list[tuple[Result | None, str | None]] = [(None, "")]
     error = None
     if process_index() == 0:
         try:
@@ -55,7 +64,7 @@ def any_process(flag: bool) -> bool:
     return flag if num_processes() == 1 else any(gather_object([flag]))
 
 
-def check_all_equal(value, what: str) -> None:
+def check_all_equal(value: Hashable, what: str) -> None:
     """Refuse to go on where the processes have different values.
 
     Raises:
@@ -69,3 +78,29 @@ def share_parameters(model: torch.nn.Module) -> None:
     """Give every process the main one's parameters and buffers."""
     if num_processes() > 1:
         broadcast([tensor.data for tensor in (*model.parameters(), *model.buffers())])
+
+
+def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
+    """The accelerator of a run, which joins the processes that the launcher has started.
+
+    Raises:
+        InputError: If this machine cannot do what `args` ask for.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    if args.mixed_precision == "fp16" and on_cpu:
+        raise InputError("fp16 is for accelerators: use bf16 or no on a CPU.")
+    if args.logger is not None and args.logger not in [str(tracker) for tracker in get_available_trackers()]:
+        raise InputError(f"The logger {args.logger} is not installed: `pip install {args.logger}`.")
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=on_cpu,
+        kwargs_handlers=[patience],
+        log_with=args.logger,
+        project_dir=Path(args.output_dir) / "private" / args.logging_dir,
+    )
+    if accelerator.device.type == "mps":
+        raise InputError("DP noise is in float64, which Apple's GPU has not: use `accelerate launch --cpu`.")
+    # Otherwise the process that ends first takes the others' connections along.
+    atexit.register(accelerator.state.destroy_process_group)
+    return accelerator

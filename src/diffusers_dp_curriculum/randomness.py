@@ -71,6 +71,7 @@ class MechanismRandomness:
 
     def seed_draws_insecurely(self, step: int, record: int) -> None:
         """For tests alone: what is drawn next follows from the seed, the step and the record, wherever it is drawn."""
+        assert self.insecure_noise_seed is not None
         words = np.random.SeedSequence([self.insecure_noise_seed, step, record]).generate_state(1)
         torch.manual_seed(int(words[0]))
 

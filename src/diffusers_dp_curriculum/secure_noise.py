@@ -39,7 +39,7 @@ def secure_normal(shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
 class _ChaCha20Stream:
     """Uniform 64-bit words, of a key that is used for nothing else."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # 32 bytes of key; 16 of nonce, the first of which count blocks, from zero.
         algorithm = algorithms.ChaCha20(os.urandom(32), bytes(8) + os.urandom(8))
         self._encryptor = Cipher(algorithm, mode=None).encryptor()

@@ -1,18 +1,13 @@
 """The two stages in order. What is computed in them lives in the mechanisms' own files."""
 
-import atexit
 import json
-import os
 import weakref
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DynamoBackend, set_seed
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from huggingface_hub import CommitInfo
@@ -30,26 +25,22 @@ from .estimates import estimate
 from .hub import push_model
 from .interruption import TerminationRequest
 from .ledger import PrivacyLedger
-from .losses import DenoisingLoss, NoiseDraws, denoising_error
+from .losses import DenoisingLoss, NoiseDraws
 from .model_card import make_model_card
+from .network import check_network
 from .per_record_gradients import LOSS_SCALES, check_records_stay_apart, choose_mode, per_record_gradients
 from .planning import Plan, make_plan
-from .processes import any_process, check_all_equal, from_main, share_parameters
+from .processes import any_process, check_all_equal, from_main, make_accelerator, share_parameters
 from .randomness import MechanismRandomness
+from .run_directory import check_output_dir, open_ledger
 from .samples import Sampler
+from .sensitive_curves import SensitiveCurves
+from .summary import summarize
 from .warm_up import start_warm_up, warm_up
 
 
-# How long the other processes wait for the main one, which alone queries central images and draws samples.
-PATIENCE = timedelta(hours=6)
-
 # What the card says of the noise scheduler, whichever it is.
 OF_THE_SCHEDULE = ("prediction_type", "beta_schedule", "sigma_data", "sigma_min", "sigma_max")
-
-SENSITIVE_CURVES = (
-    "The loss on the records was written to private/sensitive_curves.csv, outside of all mechanisms: epsilon covers "
-    "what is published, not what those learn who see that file, nor choices that they make by it."
-)
 
 # The networks that hold something of sensitive records already.
 _TRAINED: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
@@ -96,11 +87,11 @@ class DPCurriculumTrainer:
             )
         self.args = args
         self.output_dir = Path(args.output_dir)
-        self.accelerator = _make_accelerator(args)
+        self.accelerator = make_accelerator(args)
         from_main(lambda: check_output_dir(self.output_dir, args.resume_from_checkpoint))
         set_seed(args.seed)
         self.records = to_image_dataset(train_dataset, resolution=unet.config.sample_size)
-        _check_unet(unet, self.records)
+        check_network(unet, self.records)
         self.unet = unet.to(self.accelerator.device)
         self.noise_scheduler = noise_scheduler
         self.loss = DenoisingLoss(
@@ -138,6 +129,7 @@ class DPCurriculumTrainer:
         self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
         self.ledger: PrivacyLedger | None = None
         self.central_images: CentralImageDataset | None = None
+        self.sensitive_curves = SensitiveCurves(self.output_dir)
         self.finished = False
 
     def train(self) -> None:
@@ -199,8 +191,7 @@ class DPCurriculumTrainer:
     def _write_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
         privacy = self.ledger.statement(len(self.records))
-        if self._sensitive_curves.exists():  # also those that were written before the run was resumed
-            privacy["remarks"].append(SENSITIVE_CURVES)
+        privacy["remarks"] += self.sensitive_curves.remarks()
         (self.output_dir / "privacy.json").write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
         self.unet.register_to_config(_name_or_path="")  # where it was loaded from is nobody else's business
         self.sampler.pipeline(self.unet).save_pretrained(self.output_dir)
@@ -264,48 +255,18 @@ class DPCurriculumTrainer:
 
     def summary(self) -> str:
         """What was made and where it is, for a person to read when [`save_pipeline`] is done."""
-        trust = ", trust_remote_code=True" if self.records.num_classes is not None else ""
-        headline = f"Published files are in {self.output_dir} (share all of it but private/):"
-        if self.ledger.not_private:
-            headline = f"NOT PRIVATE, share nothing of {self.output_dir}: {self.ledger.not_private}."
-        lines = [
-            headline,
-            f"  privacy         epsilon {self.ledger.epsilon():.3f} at delta {self.ledger.delta:g}, see privacy.json",
-            "  pictures        samples.png" + (", central_images.png" if self.central_images is not None else ""),
-            "  model card      README.md",
-            f'  to sample       DiffusionPipeline.from_pretrained("{self.output_dir}"{trust})',
-        ]
-        return "\n".join(lines)
+        return summarize(self.output_dir, self.ledger, conditional=self.records.num_classes is not None)
 
     def _open_ledger(self) -> None:
-        """Make the directories and the journal of a new run, or go on with those of an interrupted one."""
-        private = self.output_dir / "private"
-        journal = private / "journal.jsonl"
+        """Begin the journal of a new run, or go on with that of an interrupted one; the main process writes it."""
 
-        def open_ledger() -> PrivacyLedger:
-            check_output_dir(self.output_dir, self.args.resume_from_checkpoint)
-            try:
-                self.output_dir.mkdir(parents=True, exist_ok=True)
-                private.mkdir(mode=0o700, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{self.output_dir} cannot be created ({error.strerror}): choose another.") from error
-            settings = {
-                "delta": self.args.target_delta,
-                "accountant": self.args.accountant,
-                "target_epsilon": self.args.target_epsilon,
-            }
-            if self.checkpoint is None and not _has_run(private):
-                self.ledger = PrivacyLedger(journal=journal, **settings)
-            else:
-                position = 0 if self.checkpoint is None else self.checkpoint.position
-                self.ledger = PrivacyLedger.resume(journal, position)
-                started_with = {name: getattr(self.ledger, name) for name in settings}
-                if started_with != settings:
-                    raise InputError(f"The run in {self.output_dir} has {started_with}: resume it with these.")
+        def open_run() -> PrivacyLedger:
+            position = None if self.checkpoint is None else self.checkpoint.position
+            self.ledger = open_ledger(self.args, position)
             self.checkpoints.remove_partial()
             return self.ledger.in_memory()
 
-        followed = from_main(open_ledger)
+        followed = from_main(open_run)
         if not self.accelerator.is_main_process:
             self.ledger = followed
         if self.checkpoint is not None:
@@ -374,7 +335,7 @@ class DPCurriculumTrainer:
                 max_physical_batch_size=args.max_physical_batch_size,
                 gradients_of=self.gradients_of,
                 randomness=self.randomness,
-                observe=self._write_sensitive_loss if args.log_sensitive_curves and is_main else None,
+                observe=self._observe_sensitive_loss if args.log_sensitive_curves and is_main else None,
             )
             last = state.step + steps
             with self._progress_bar(state, "Stage 2, DP-SGD", last) as progress:
@@ -413,8 +374,7 @@ class DPCurriculumTrainer:
     def _after_step(self, state: TrainingState, progress: tqdm, curves: dict, is_last: bool = False) -> None:
         """Show how far the run is, keep what it can go on from, and end it if the cluster asks for that."""
         number = self._number(state)
-        executed = sum(mechanism.steps for mechanism in self.ledger.mechanisms if mechanism.name == "dp_sgd")
-        epsilon = self.plan.epsilon_spent(executed)
+        epsilon = self.plan.epsilon_spent(self.ledger.mechanisms)
         progress.update()
         progress.set_postfix(epsilon=f"{epsilon:.2f}")
         learning_rate = state.optimizer.param_groups[0]["lr"]
@@ -439,6 +399,10 @@ class DPCurriculumTrainer:
         before = self.args.central_train_steps if state.stage == "dp_sgd" and self.plan.central is not None else 0
         return before + state.step
 
+    def _observe_sensitive_loss(self, draws: NoiseDraws) -> None:
+        with self.accelerator.autocast():
+            self.sensitive_curves.write(self.ledger.position, self.unet, draws)
+
     def _save_checkpoint(self, state: TrainingState) -> None:
         from_main(
             lambda: self.checkpoints.save(
@@ -459,17 +423,6 @@ class DPCurriculumTrainer:
             state.ema.restore(self.unet.parameters())
         self.unet.train()
 
-    @property
-    def _sensitive_curves(self) -> Path:
-        return self.output_dir / "private" / "sensitive_curves.csv"
-
-    def _write_sensitive_loss(self, draws: NoiseDraws) -> None:
-        """NOT private, and asked for: the loss of a physical batch, of the main process alone."""
-        with torch.no_grad(), self.accelerator.autocast():
-            error = denoising_error(self.unet, draws.flatten())
-        with self._sensitive_curves.open("a") as curves:
-            curves.write(f"{self.ledger.position},{error.item()}\n")
-
     def _progress_bar(self, state: TrainingState, title: str, last: int) -> tqdm:
         return tqdm(initial=state.step, total=last, desc=title, disable=not self.accelerator.is_main_process)
 
@@ -487,81 +440,3 @@ class DPCurriculumTrainer:
             num_records = min(self.args.max_physical_batch_size, len(self.records))
             return CompiledGradients(self.unet, num_records, autocast, self.loss_scale, **dynamo.to_kwargs())
         return partial(per_record_gradients, self.unet, mode=mode, autocast=autocast, loss_scale=self.loss_scale)
-
-
-def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
-    """Refuse a directory that a run must not write to.
-
-    Args:
-        output_dir (`Path`): Where the run is to write.
-        resume_from_checkpoint (`str`, *optional*): Given for a run that may be there already.
-
-    Raises:
-        InputError: If `output_dir` is a file, holds anything but the run to go on with, or cannot be created.
-    """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        if resume_from_checkpoint is None:
-            raise InputError(
-                f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "
-                "another --output_dir, move it away, or go on with it by --resume_from_checkpoint latest."
-            )
-        if not (output_dir / "private").is_dir():
-            raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
-    elif resume_from_checkpoint not in (None, "latest"):
-        raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
-    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
-
-
-def _has_run(private: Path) -> bool:
-    """Whether anything can have been released: a process killed right at its start leaves an empty journal at most."""
-    return any(path.name != "journal.jsonl" or path.stat().st_size > 0 for path in private.iterdir())
-
-
-def _make_accelerator(args: DPCurriculumConfig) -> Accelerator:
-    on_cpu = not torch.accelerator.is_available()
-    if args.mixed_precision == "fp16" and on_cpu:
-        raise InputError("fp16 is for accelerators: use bf16 or no on a CPU.")
-    if args.logger is not None and args.logger not in [str(tracker) for tracker in get_available_trackers()]:
-        raise InputError(f"The logger {args.logger} is not installed: `pip install {args.logger}`.")
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        cpu=on_cpu,
-        kwargs_handlers=[patience],
-        log_with=args.logger,
-        project_dir=Path(args.output_dir) / "private" / args.logging_dir,
-    )
-    if accelerator.device.type == "mps":
-        raise InputError("DP noise is in float64, which Apple's GPU has not: use `accelerate launch --cpu`.")
-    # Otherwise the process that ends first takes the others' connections along.
-    atexit.register(accelerator.state.destroy_process_group)
-    return accelerator
-
-
-def _check_unet(unet: UNet2DModel, records) -> None:
-    config = unet.config
-    halvings = len(config.block_out_channels) - 1
-    if not isinstance(config.sample_size, int):
-        raise InputError(f"The UNet has sample_size={config.sample_size}: make it with that of the images.")
-    if config.sample_size % 2**halvings:
-        raise InputError(
-            f"A resolution of {config.sample_size} cannot be halved {halvings} times, as the UNet's "
-            f"{halvings + 1} levels need: choose a multiple of {2**halvings}, or a network with fewer levels."
-        )
-    if {config.in_channels, config.out_channels} != {records.num_channels}:
-        raise InputError(
-            f"The images have {records.num_channels} channels, and the UNet takes {config.in_channels} and gives "
-            f"{config.out_channels}: make a UNet with in_channels=out_channels={records.num_channels}."
-        )
-    wanted = None if records.num_classes is None else records.num_classes + 1
-    if config.num_class_embeds != wanted:
-        raise InputError(
-            f"The UNet has num_class_embeds={config.num_class_embeds} where the data set needs {wanted} (its classes "
-            "and the null class; None without classes): make the UNet with that."
-        )
-    if not any(p.requires_grad for p in unet.parameters()):
-        raise InputError("No parameter of the UNet is trainable: set requires_grad of those that should be.")
-    if any(p.dtype != torch.float32 for p in unet.parameters()):
-        raise InputError("The UNet is not in float32, which DP arithmetic needs: convert it with unet.float().")
