@@ -15,6 +15,8 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from diffusers_dp_curriculum import CentralImageDataset, PrivacyLedger, load_image_dataset
@@ -35,7 +37,7 @@ def train(run: Path) -> None:
 
 
 def picture_of_the_run(stages: dict[str, Image.Image]) -> None:
-    """The first columns of each grid side by side, with what was spent until then."""
+    """The first columns of each grid side by side."""
     figure, axes = plt.subplots(1, len(stages), figsize=(2.5 * len(stages), 4.7), layout="constrained")
     for axis, (title, grid) in zip(axes, stages.items(), strict=True):
         cell = grid.height // 10  # ten classes
@@ -54,12 +56,8 @@ def central_images_with_more_and_less_noise(noise_multipliers: list[float]) -> N
         central = CentralImageDataset.from_dataset(
             digits, images_per_class=1, noise_multiplier=noise_multiplier, sample_rate=1.0, ledger=ledger
         )
-        row = central.images[:, 0]
-        framed = [[0.0] * (10 * (8 + 1) - 1) for _ in range(8)]
-        for number, image in enumerate(row):
-            for y in range(8):
-                framed[y][9 * number : 9 * number + 8] = image[y].tolist()
-        axis.imshow(framed, cmap="gray", vmin=0, vmax=1)
+        apart = F.pad(central.images[:, 0], (0, 1))  # a black column after each
+        axis.imshow(torch.cat(list(apart), dim=1), cmap="gray", vmin=0, vmax=1)
         axis.set_title(f"noise multiplier {noise_multiplier:g}: epsilon {ledger.epsilon():.2f}", fontsize=9)
         axis.axis("off")
     figure.savefig(IMAGES / "digits_central_noise.png", dpi=100)
