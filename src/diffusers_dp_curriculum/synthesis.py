@@ -159,8 +159,12 @@ def generate_dataset(
             The number of denoising steps, at most those that the scheduler was trained with.
         guidance_scale (`float`, *optional*, defaults to 1.0):
             Weight `w >= 0` of classifier-free guidance; at 1 the model is sampled as it is.
-        s_churn, s_tmin, s_tmax (`float`, *optional*, defaults to 0.0, 0.05 and 50.0):
-            EDM's stochastic sampling, as [`ClassConditionalPipeline`] has it; 0 is none.
+        s_churn (`float`, *optional*, defaults to 0.0):
+            Fresh noise of EDM's stochastic sampling, as [`ClassConditionalPipeline`] has it; 0 is none.
+        s_tmin (`float`, *optional*, defaults to 0.05):
+            The lowest noise level at which it is added.
+        s_tmax (`float`, *optional*, defaults to 50.0):
+            The highest one.
         seed (`int`, *optional*, defaults to 0):
             Chooses the sample. No privacy depends on it.
         privacy_json (`str` or `os.PathLike`, *optional*):
