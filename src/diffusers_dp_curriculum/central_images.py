@@ -137,7 +137,11 @@ class CentralImageDataset(Dataset):
         return cls(images, labels, mechanism, records.class_names, class_counts)
 
     def save_to_disk(self, path: str | Path) -> None:
-        """Write the images and the mechanism's entry to the directory `path`."""
+        """Write the images and the mechanism's entry.
+
+        Args:
+            path (`str` or `Path`): The directory.
+        """
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file({"images": self.images.contiguous(), "labels": self.labels}, path / "central_images.safetensors")
@@ -152,6 +156,9 @@ class CentralImageDataset(Dataset):
     def load_from_disk(cls, path: str | Path) -> "CentralImageDataset":
         """Read what [`save_to_disk`] wrote.
 
+        Args:
+            path (`str` or `Path`): The directory.
+
         Raises:
             InputError: If `path` holds no central images.
         """
@@ -165,7 +172,11 @@ class CentralImageDataset(Dataset):
         return cls(tensors["images"], tensors["labels"], mechanism, entry["class_names"], entry["class_counts"])
 
     def to_grid(self, images_per_class: int = 10) -> Image.Image:
-        """A `PIL.Image` with one row a class and up to `images_per_class` columns."""
+        """A `PIL.Image` with one row a class.
+
+        Args:
+            images_per_class (`int`, *optional*, defaults to 10): How many columns, at most.
+        """
         classes = self.labels.unique()
         columns = min(images_per_class, len(self) // len(classes))
         rows = [self.images[self.labels == label][:columns] for label in classes]

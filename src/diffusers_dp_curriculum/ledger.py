@@ -110,28 +110,41 @@ class PrivacyLedger:
         """Count `mechanism`. Call it before computing what the mechanism releases.
 
         When this returns the entry is on disk (if there is a journal).
+
+        Args:
+            mechanism (`Mechanism`): With the number of its steps.
         """
         if self._journal is not None:
             self._journal.append("release", asdict(mechanism))
         self._count(mechanism)
 
     def mark_visible(self, what: str) -> None:
-        """Note that `what` is about to be seen outside the run. Call it before it can be.
+        """Note that something is about to be seen outside the run. Call it before it can be.
 
         Everything recorded so far counts from then on, also if the run is resumed from an earlier checkpoint.
+
+        Args:
+            what (`str`): What will be seen, in words.
         """
         if self._journal is not None:
             self._journal.append("visible", what)
 
     def mark_not_private(self, reason: str) -> None:
-        """Note, for good, that this run gives no privacy: its statement will say so, and it may not be published."""
+        """Note, for good, that this run gives no privacy: its statement will say so, and it may not be published.
+
+        Args:
+            reason (`str`): Why, in words; the first one stays.
+        """
         if self.not_private is None:
             if self._journal is not None:
                 self._journal.append("not_private", reason)
             self.not_private = reason
 
     def check_affordable(self, mechanism: Mechanism) -> None:
-        """Refuse `mechanism`, all its steps, where it would pass the target.
+        """Refuse a mechanism, all its steps, where it would pass the target.
+
+        Args:
+            mechanism (`Mechanism`): With the number of its steps.
 
         Raises:
             InputError: If so; nothing has been recorded.
@@ -143,7 +156,11 @@ class PrivacyLedger:
             )
 
     def affordable_steps(self, mechanism: Mechanism) -> int:
-        """How many steps of `mechanism`, at most its own, stay within the target after all that was executed."""
+        """How many steps of a mechanism, at most its own, stay within the target after all that was executed.
+
+        Args:
+            mechanism (`Mechanism`): With the number of its steps.
+        """
         target = math.inf if self.target_epsilon is None else self.target_epsilon
 
         def fits(steps: int) -> bool:
@@ -158,11 +175,19 @@ class PrivacyLedger:
         return enough
 
     def epsilon(self, planned: Iterable[Mechanism] = ()) -> float:
-        """Epsilon spent so far, and on the `planned` mechanisms if there are any."""
+        """Epsilon spent so far.
+
+        Args:
+            planned (`Iterable[Mechanism]`, *optional*): What to count besides, as if it had been executed.
+        """
         return compute_epsilon([*self._mechanisms, *planned], self.delta, self.accountant)
 
     def statement(self, dataset_size: int) -> dict:
-        """The content of privacy.json: enough for a stranger to recompute epsilon without this library."""
+        """The content of privacy.json: enough for a stranger to recompute epsilon without this library.
+
+        Args:
+            dataset_size (`int`): N, the number of records, which is public.
+        """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             epsilon = self.epsilon()

@@ -43,7 +43,11 @@ class MechanismRandomness:
         return "sampling and noise come from a seed (insecure_noise_seed), and can be computed again from it"
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """A new generator, independent of all others."""
+        """A new generator, independent of all others.
+
+        Args:
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where it draws.
+        """
         if self.insecure_noise_seed is None:
             return entropy_generator(device)
         self._generators_made += 1
@@ -56,7 +60,12 @@ class MechanismRandomness:
         return generator
 
     def normal(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        """Standard normal numbers in float64, from `generator` (and on its device) unless `secure_rng` is on."""
+        """Standard normal numbers in float64.
+
+        Args:
+            shape (`torch.Size` or `tuple[int, ...]`): Any.
+            generator (`torch.Generator`): Where they come from, and on whose device, unless `secure_rng` is on.
+        """
         if self.secure_rng:
             return secure_normal(shape)
         return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
@@ -70,7 +79,12 @@ class MechanismRandomness:
         torch.set_rng_state(entropy_generator().get_state())
 
     def seed_draws_insecurely(self, step: int, record: int) -> None:
-        """For tests alone: what is drawn next follows from the seed, the step and the record, wherever it is drawn."""
+        """For tests alone: what is drawn next follows from the seed, the step and the record, wherever it is drawn.
+
+        Args:
+            step (`int`): The number of the step.
+            record (`int`): The number of the record.
+        """
         assert self.insecure_noise_seed is not None
         words = np.random.SeedSequence([self.insecure_noise_seed, step, record]).generate_state(1)
         torch.manual_seed(int(words[0]))

@@ -1,0 +1,40 @@
+"""The public names say what they take, give and raise."""
+
+import inspect
+import re
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+import diffusers_dp_curriculum
+
+
+def public_functions():
+    """Every public function, class and method with arguments of its own."""
+    for name in diffusers_dp_curriculum.__all__:
+        thing = getattr(diffusers_dp_curriculum, name)
+        if not inspect.isclass(thing):
+            yield pytest.param(thing, thing.__doc__, id=name)
+            continue
+        if issubclass(thing, Exception):
+            continue
+        if not is_dataclass(thing):
+            yield pytest.param(thing, thing.__doc__, id=name)
+        for method, function in vars(thing).items():
+            function = getattr(function, "__func__", function)  # of class methods
+            if inspect.isfunction(function) and not method.startswith("_"):
+                yield pytest.param(function, function.__doc__, id=f"{name}.{method}")
+
+
+@pytest.mark.parametrize(("function", "docstring"), public_functions())
+def test_every_argument_is_documented(function, docstring):
+    signature = inspect.signature(function)
+    assert docstring
+    for name, parameter in signature.parameters.items():
+        if name not in ("self", "cls") and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            assert re.search(rf"\b{name} \(\[?`", docstring), f"{name} is not explained"
+
+
+def test_every_hyper_parameter_is_documented_where_it_is_declared():
+    for option in fields(diffusers_dp_curriculum.DPCurriculumConfig):
+        assert option.metadata.get("help"), f"{option.name} is not explained"
