@@ -40,6 +40,7 @@ INSTEAD = {
     "bash": {
         "USER/NAME": "alice/name",
         "--images_per_class 1000": "--images_per_class 2 --num_inference_steps 2",
+        "EDMDPMSolverMultistepScheduler": "DPMSolverMultistepScheduler",  # the model here is no EDM
     },
     "python": {
         "USER/NAME": "OUTPUT_DIR",

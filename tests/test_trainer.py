@@ -309,7 +309,7 @@ def test_the_warm_up_sees_central_images_alone(tmp_path, monkeypatch):
         return central
 
     def watch(images, labels, noise_multiplicity):
-        if trainer.ledger and len(trainer.ledger.mechanisms) == 1:
+        if trainer._ledger is not None and len(trainer.ledger.mechanisms) == 1:
             watched.append(bool((images > 0.99).all()))
         return draw(images, labels, noise_multiplicity)
 
