@@ -3,6 +3,7 @@ import os
 import huggingface_hub
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from hub_server import HubServer
 
@@ -11,6 +12,12 @@ from hub_server import HubServer
 # and in the processes that the tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Accelerate keeps its precision for the whole process otherwise."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

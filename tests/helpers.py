@@ -9,6 +9,20 @@ from diffusers_dp_curriculum import Mechanism, PrivacyLedger
 from diffusers_dp_curriculum.data import ImageDataset
 
 
+# The files of a published pipeline that has classes and central images.
+PUBLISHED = [
+    "README.md",
+    "central_images.png",
+    "model_index.json",
+    "pipeline.py",
+    "privacy.json",
+    "samples.png",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+]
+
+
 def tiny_unet(num_classes=3, size=8, channels=1, **options):
     settings = {
         "sample_size": size,

@@ -17,9 +17,7 @@ from kill_harness import check, kill_until_done, start
 from test_trainer import make_trainer
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def interrupted(output_dir, after, **options):

@@ -14,21 +14,10 @@ from huggingface_hub import ModelCard
 
 from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer, ImageDataset, InputError
 from diffusers_dp_curriculum.hub import prepare_repo, push_model
-from helpers import tiny_records, tiny_scheduler, tiny_unet
+from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "push_to_hub.py"
-PUBLISHED = [
-    "README.md",
-    "central_images.png",
-    "model_index.json",
-    "pipeline.py",
-    "privacy.json",
-    "samples.png",
-    "scheduler/scheduler_config.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-]
 NAMES = ["sneaker", "ankle boot", "bag"]
 
 

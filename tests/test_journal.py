@@ -236,6 +236,6 @@ def test_a_process_killed_before_its_header_leaves_a_directory_to_start_in(path)
 
 def test_the_directory_is_synced_too(path, monkeypatch):
     synced = []
-    monkeypatch.setattr(journal_module, "_sync_directory", synced.append)
+    monkeypatch.setattr(journal_module, "sync", synced.append)
     Journal(path, HEADER)
     assert synced == [path.parent]

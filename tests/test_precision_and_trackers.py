@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_dp_curriculum import InputError
@@ -16,9 +15,7 @@ from test_per_record_gradients import clipped_sum
 from test_trainer import make_trainer
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def some_draws():

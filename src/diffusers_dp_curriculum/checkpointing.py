@@ -5,7 +5,6 @@ found the file could take the noise away.
 """
 
 import json
-import os
 import shutil
 import zlib
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from .accounting import Mechanism
 from .central_images import CentralImageDataset
 from .config import DPCurriculumConfig
 from .data import ImageDataset
+from .durable import sync
 from .errors import InputError
 from .planning import Plan
 
@@ -142,7 +142,7 @@ class Checkpoints:
         if path.exists():  # of an attempt that was given up for an earlier checkpoint, which is still there
             _remove(path)
         partial.rename(path)
-        _sync_entries(self.directory)
+        sync(self.directory)
         if self.total_limit is not None:
             for superseded in self._all()[: -self.total_limit]:
                 _remove(superseded)
@@ -238,13 +238,5 @@ def _remove(path: Path) -> None:
 def _sync(directory: Path) -> None:
     """Make a directory's files durable, and their names."""
     for path in directory.rglob("*"):
-        _sync_entries(path)
-    _sync_entries(directory)
-
-
-def _sync_entries(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(directory)

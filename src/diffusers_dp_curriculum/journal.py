@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 from .accounting import Mechanism
+from .durable import sync
 from .errors import InputError
 
 
@@ -61,7 +62,7 @@ class Journal:
             raise
         if header is not None:
             self.append("header", {"format": FORMAT, **header})
-            _sync_directory(self.path.parent)
+            sync(self.path.parent)
 
     @property
     def header(self) -> dict:
@@ -157,12 +158,3 @@ def _read(text: str, path: Path) -> list[dict]:
 def _checksum(event: dict, previous: int) -> int:
     content = {name: value for name, value in event.items() if name != "check"}
     return zlib.crc32(json.dumps(content, sort_keys=True).encode(), previous)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable, as `os.fsync` of a file makes its content."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -269,26 +269,28 @@ class DPCurriculumTrainer:
     def _open_ledger(self) -> None:
         """Begin the journal of a new run, or go on with that of an interrupted one; the main process writes it."""
 
-        def open_run() -> PrivacyLedger:
+        def open_run() -> None:
             position = None if self.checkpoint is None else self.checkpoint.position
             self._ledger = open_ledger(self.args, position)
             self.checkpoints.remove_partial()
-            return self.ledger.in_memory()
 
-        followed = from_main(open_run)
-        if not self.accelerator.is_main_process:
-            self._ledger = followed
+        from_main(open_run)
+        self._follow_ledger()
         if self.checkpoint is not None:
             self.central_images = self.checkpoint.central_images
             self.accelerator.print(f"Going on from {self.checkpoint.name}.")
+
+    def _follow_ledger(self) -> None:
+        """Give the other processes what the main one has recorded, without its journal."""
+        ledger = from_main(lambda: self.ledger.in_memory())
+        if not self.accelerator.is_main_process:
+            self._ledger = ledger
 
     def _warm_up(self) -> None:
         state = start_warm_up(self.unet, self.args)
         if self.central_images is None:
             self.central_images = from_main(self._release_central_images)
-            ledger = from_main(lambda: self.ledger.in_memory())
-            if not self.accelerator.is_main_process:
-                self._ledger = ledger
+            self._follow_ledger()
             self._save_checkpoint(state)  # so that they are queried once, whatever happens
         if self.checkpoint is not None and self.checkpoint.stage != "warm_up":
             return
