@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_dp_curriculum import data
+from diffusers_dp_curriculum import decoding
 from diffusers_dp_curriculum.data import ImageDataset, load_image_dataset, to_image_dataset
 from diffusers_dp_curriculum.errors import InputError
 
@@ -217,11 +217,11 @@ def test_a_damaged_image_is_refused_by_its_index_alone(damaged):
 
 
 def test_a_large_data_set_is_backed_by_a_temporary_file_that_has_no_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "MAX_BYTES_IN_MEMORY", GREY.size - 1)
+    monkeypatch.setattr(decoding, "MAX_BYTES_IN_MEMORY", GREY.size - 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mapped = []
-    allocate = data._allocate
-    monkeypatch.setattr(data, "_allocate", lambda shape: mapped.append(allocate(shape)) or mapped[0])
+    allocate = decoding._allocate
+    monkeypatch.setattr(decoding, "_allocate", lambda shape: mapped.append(allocate(shape)) or mapped[0])
     dataset = to_image_dataset(labelled())
     assert isinstance(mapped[0], np.memmap)
     assert dataset.images.data_ptr() == mapped.pop().ctypes.data  # the tensor is the file, not a copy
@@ -230,7 +230,7 @@ def test_a_large_data_set_is_backed_by_a_temporary_file_that_has_no_name(monkeyp
 
 
 def test_a_small_data_set_is_in_memory():
-    assert not isinstance(data._allocate((6, 1, 8, 8)), np.memmap)
+    assert not isinstance(decoding._allocate((6, 1, 8, 8)), np.memmap)
 
 
 # Columns and labels

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -117,7 +118,7 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
     return max(epsilon, 0.0)
 
 
-def recompute_epsilon(statement: dict) -> float:
+def recompute_epsilon(statement: dict[str, Any]) -> float:
     """Epsilon from the content of a privacy.json alone, whatever epsilon it states.
 
     Args:

@@ -14,6 +14,7 @@ import copy
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -84,7 +85,7 @@ class Audit:
         """
         return self.bounds[0].epsilon_gaussian > self.claimed_epsilon
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """All but the scores, for JSON."""
         return {
             "claimed_epsilon": self.claimed_epsilon,

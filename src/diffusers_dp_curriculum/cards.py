@@ -8,6 +8,7 @@ makes a section one's own; only the privacy statement comes back.
 import html
 import re
 from decimal import ROUND_CEILING, Context
+from typing import Any
 
 import yaml
 from huggingface_hub import RepoCard
@@ -17,7 +18,9 @@ STATEMENT = "statement"
 SECTION = re.compile(r"<!-- generated: (?P<name>\w+)\b.*?-->.*?<!-- end: (?P=name) -->", re.DOTALL)
 
 
-def privacy_statement(privacy: dict, subject: str, data: str, with_label: bool, mechanisms_in_words: str) -> str:
+def privacy_statement(
+    privacy: dict[str, Any], subject: str, data: str, with_label: bool, mechanisms_in_words: str
+) -> str:
     """The budget in one sentence that can be quoted on its own.
 
     Args:
@@ -37,7 +40,7 @@ def privacy_statement(privacy: dict, subject: str, data: str, with_label: bool, 
     )
 
 
-def budget(privacy: dict) -> str:
+def budget(privacy: dict[str, Any]) -> str:
     """(epsilon, delta) as the cards write it."""
     return f"({round_up(privacy['epsilon'])}, {round_up(privacy['delta'])})"
 
@@ -85,7 +88,7 @@ def adopt_metadata(card: str, other: str) -> str:
     return _compose({**_metadata(other), **_metadata(card)}, _text(card), card, other)
 
 
-def _metadata(card: str) -> dict:
+def _metadata(card: str) -> dict[str, Any]:
     return RepoCard(card, ignore_metadata_errors=True).data.to_dict()
 
 
@@ -93,7 +96,7 @@ def _text(card: str) -> str:
     return RepoCard(card, ignore_metadata_errors=True).text.strip()
 
 
-def _compose(metadata: dict, text: str, *cards: str) -> str:
+def _compose(metadata: dict[str, Any], text: str, *cards: str) -> str:
     tags = dict.fromkeys(tag for card in cards for tag in _metadata(card).get("tags", []))
     header = yaml.safe_dump({**metadata, **({"tags": list(tags)} if tags else {})}, sort_keys=False, allow_unicode=True)
     return f"---\n{header.strip()}\n---\n\n{text.strip()}\n"

@@ -9,6 +9,7 @@ import shutil
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
@@ -53,7 +54,7 @@ class TrainingState:
         self.ema.step(self.unet.parameters())
         self.step += 1
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Everything but the names, as tensors and plain values."""
         return {
             "unet": self.unet.state_dict(),
@@ -63,7 +64,7 @@ class TrainingState:
             "step": self.step,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what [`state_dict`] gave, on any device."""
         self.unet.load_state_dict(state["unet"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -101,7 +102,7 @@ class Checkpoint:
 
     name: str
     stage: str
-    state: dict
+    state: dict[str, Any]
     position: int
     plan: Plan
     central_images: CentralImageDataset | None
@@ -116,7 +117,7 @@ class Checkpoints:
         total_limit (`int`, *optional*): How many to keep, the newest ones; all by default.
     """
 
-    def __init__(self, directory: Path, identity: dict, total_limit: int | None = None):
+    def __init__(self, directory: Path, identity: dict[str, Any], total_limit: int | None = None):
         self.directory = directory
         self.identity = identity
         self.total_limit = total_limit
@@ -200,7 +201,7 @@ class Checkpoints:
         ]
         return sorted(there, key=lambda path: (_facts(path)["position"], int(path.name.removeprefix("checkpoint-"))))
 
-    def _check_same_run(self, path: Path, identity: dict) -> None:
+    def _check_same_run(self, path: Path, identity: dict[str, Any]) -> None:
         for name, value in self.identity.items():
             if identity.get(name) != value:
                 raise InputError(
@@ -211,7 +212,7 @@ class Checkpoints:
 
 def run_identity(
     config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin, records: ImageDataset
-) -> dict:
+) -> dict[str, Any]:
     """What must be the same when a run is resumed, as values that JSON can hold."""
     public = {
         **{f"unet {name}": value for name, value in unet.config.items()},
@@ -224,7 +225,7 @@ def run_identity(
     return json.loads(json.dumps(identity | {"records": checksum}))
 
 
-def _facts(path: Path) -> dict:
+def _facts(path: Path) -> dict[str, Any]:
     return json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
 
 

@@ -214,7 +214,7 @@ class DPCurriculumConfig:
                 "push_to_hub is for private runs, and insecure_noise_seed takes privacy away: leave out one."
             )
 
-    def hyper_parameters(self) -> dict:
+    def hyper_parameters(self) -> dict[str, Any]:
         """What defines a run's result: every field but those that say where and how it is executed."""
         return {name: value for name, value in asdict(self).items() if name not in EXECUTION}
 

@@ -5,12 +5,7 @@ mechanism: what is loaded is as sensitive as its source. The messages of errors 
 its file or its content.
 """
 
-import contextlib
-import glob
-import itertools
-import math
 import tempfile
-from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,33 +13,13 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
-import pyarrow as pa
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled
-from sklearn.datasets import load_digits
-from tqdm.auto import tqdm
 
+from .data_columns import encode_labels, find_image_column, find_label_column, read_labels
+from .data_sources import load_from_directory, load_from_hub, read_digits
+from .decoding import read_images, to_tensor
 from .errors import InputError
 from .idx import has_idx_files, read_idx_dataset
-
-
-# Larger data sets are decoded into a memory-mapped temporary file.
-MAX_BYTES_IN_MEMORY = 4 * 2**30
-
-HUB_TIMEOUT_SECONDS = 10
-
-# What a mode is converted to; 16-bit and floating-point modes have no range that is known to be public.
-GREY_MODES = {"1", "L", "LA"}
-COLOUR_MODES = {"RGB", "P", "RGBA", "CMYK"}
-KINDS = {"L": "grey", "RGB": "in colour"}
-
-LABEL_LIKE = {"label", "labels", "class", "classes", "target"}
-
-SPLIT_DIRECTORIES = {"train", "test", "validation", "valid", "val"}
-
-NUM_DIGITS_TRAIN = 1500
 
 
 @dataclass(eq=False, repr=False)  # a printed data set must not print its records
@@ -148,9 +123,9 @@ def load_image_dataset(
 
     if dataset_name == "digits":
         _refuse_columns("The digits have", image_column, label_column)
-        return _from_arrays(*_read_digits(split), **array_options)
+        return _from_arrays(*read_digits(split), **array_options)
     if dataset_name is not None:
-        return to_image_dataset(_load_from_hub(dataset_name, split), **column_options)
+        return to_image_dataset(load_from_hub(dataset_name, split), **column_options)
 
     assert train_data_dir is not None
     directory = Path(train_data_dir)
@@ -161,7 +136,7 @@ def load_image_dataset(
         return _from_arrays(*read_idx_dataset(directory, split), **array_options)
     # `datasets` works on a copy of the records, which must not stay behind in the user's cache.
     with tempfile.TemporaryDirectory() as cache_dir:
-        return to_image_dataset(_load_from_directory(directory, split, cache_dir), **column_options)
+        return to_image_dataset(load_from_directory(directory, split, cache_dir), **column_options)
 
 
 def to_image_dataset(
@@ -214,13 +189,13 @@ def to_image_dataset(
         raise InputError("The data set is empty, so pass one that has records.")
 
     dataset = dataset.with_format(None)
-    image_column = _find_image_column(dataset.features, image_column)
-    label_column = None if unconditional else _find_label_column(dataset.features, label_column, class_names)
+    image_column = find_image_column(dataset.features, image_column)
+    label_column = None if unconditional else find_label_column(dataset.features, label_column, class_names)
     if label_column is None:
-        return _without_labels(_to_tensor(_read_images(dataset, image_column), len(dataset), resolution))
+        return _without_labels(to_tensor(read_images(dataset, image_column), len(dataset), resolution))
     # Labels before images: they are refused within seconds, images may take an hour.
-    labels, class_names = _read_labels(dataset, label_column, class_names)
-    return ImageDataset(_to_tensor(_read_images(dataset, image_column), len(dataset), resolution), labels, class_names)
+    labels, class_names = read_labels(dataset, label_column, class_names)
+    return ImageDataset(to_tensor(read_images(dataset, image_column), len(dataset), resolution), labels, class_names)
 
 
 def _check_image_dataset(dataset: ImageDataset) -> None:
@@ -258,199 +233,6 @@ def _without_labels(images: torch.Tensor) -> ImageDataset:
     return ImageDataset(images, torch.zeros(len(images), dtype=torch.int64))
 
 
-# Sources
-
-
-def _read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    order = np.random.RandomState(0).permutation(1797)
-    records = {"train": order[:NUM_DIGITS_TRAIN], "test": order[NUM_DIGITS_TRAIN:]}
-    if split not in records:
-        raise InputError(
-            f"The digits have the splits 'train' and 'test' only, so pass one of them instead of {split!r}."
-        )
-    digits = load_digits()
-    images = np.rint(digits.images * 255 / 16).astype(np.uint8)
-    return images[records[split]], digits.target[records[split]]
-
-
-def _load_from_hub(name: str, split: str) -> datasets.Dataset:
-    try:
-        # One request first, because `load_dataset` retries for long before it says that the Hub is out of reach. Who
-        # has chosen to be offline is served from the cache.
-        with contextlib.suppress(OfflineModeIsEnabled):
-            HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
-        return datasets.load_dataset(name, split=split)
-    except Exception as error:  # the Hub client, its HTTP library and `datasets` each raise their own
-        raise InputError(
-            f"The split {split!r} of {name!r} cannot be loaded from the Hub ({_reason(error)}), so check its name and "
-            "your connection, set HF_HUB_OFFLINE=1 to use a cached copy, or pass a local copy as --train_data_dir."
-        ) from error
-
-
-def _load_from_directory(directory: Path, split: str, cache_dir: str) -> datasets.Dataset:
-    try:
-        if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
-            return _load_saved(directory, split)
-        if files := [path for path in sorted(directory.rglob("*.parquet")) if path.name != "metadata.parquet"]:
-            return _load_parquet(directory, files, split, cache_dir)
-        return _load_image_files(directory, split, cache_dir)
-    except InputError:
-        raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise InputError(
-            # The error's own words may have the names of files, which are as sensitive as the images.
-            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}), so "
-            "check what --train_data_dir holds."
-        ) from None
-
-
-def _load_saved(directory: Path, split: str) -> datasets.Dataset:
-    saved = datasets.load_from_disk(str(directory))
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved, str(saved.split): saved}
-    if split not in splits:
-        raise _no_such_split(directory, split)
-    return splits[split]
-
-
-def _load_parquet(directory: Path, files: list[Path], split: str, cache_dir: str) -> datasets.Dataset:
-    named = [path for path in files if split in path.name or path.parent.name == split]
-    if not named and split != "train":
-        raise _no_such_split(directory, split)
-    paths = [glob.escape(str(path.resolve())) for path in named or files]
-    return datasets.load_dataset("parquet", data_files={split: paths}, split=split, cache_dir=cache_dir)
-
-
-def _load_image_files(directory: Path, split: str, cache_dir: str) -> datasets.Dataset:
-    # Left to itself, `datasets` takes any name with "train" or "test" in it for a split, a class or a file as much as
-    # a directory, and drops all others without a word. So the split's directory is found here.
-    directories = {path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    has_splits = bool(directories) and directories <= SPLIT_DIRECTORIES
-    if split in directories and not has_splits:
-        raise InputError(
-            f"{directory / split} may be a split or a class, since not all directories beside it are splits, so pass "
-            "it as --train_data_dir if it is the split and rename it if it is a class."
-        )
-    if split not in directories and (has_splits or split != "train"):
-        raise _no_such_split(directory, split)
-    root = directory / split if has_splits else directory
-    if not any(path.suffix.lower() in PIL.Image.registered_extensions() for path in root.rglob("*")):
-        raise InputError(f"{root} holds no images, so pass the directory that does as --train_data_dir.")
-    files = {split: f"{glob.escape(str(root.resolve()))}/**"}
-    return datasets.load_dataset("imagefolder", data_files=files, split=split, cache_dir=cache_dir)
-
-
-def _no_such_split(directory: Path, split: str) -> InputError:
-    return InputError(f"{directory} has no split {split!r}, so pass one that it has or another --train_data_dir.")
-
-
-def _reason(error: Exception) -> str:
-    """An error of a library in the first sentence of its own words."""
-    first_line = f"{error}\n".splitlines()[0]
-    return f"{type(error).__name__}: {first_line.split('. ')[0].rstrip('.:')}"
-
-
-# Columns and labels
-
-
-def _find_image_column(features: datasets.Features, image_column: str | None) -> str:
-    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if image_column is not None:
-        _check_column_exists(features, image_column, "--image_column")
-        if image_column not in columns:
-            raise InputError(
-                f"The column {image_column!r} does not hold images, so name another as --image_column or cast it to "
-                "datasets.Image first."
-            )
-        return image_column
-    if not columns:
-        raise InputError(
-            f"The data set has no image column among {', '.join(features)}, so cast the one that holds images to "
-            "datasets.Image first."
-        )
-    if len(columns) > 1:
-        raise InputError(
-            f"The data set has several image columns ({', '.join(columns)}), so pass one of them as --image_column."
-        )
-    return columns[0]
-
-
-def _find_label_column(
-    features: datasets.Features, label_column: str | None, class_names: list[str] | None
-) -> str | None:
-    if label_column is not None:
-        _check_column_exists(features, label_column, "--label_column")
-        return label_column
-    columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(columns) > 1:
-        raise InputError(
-            f"The data set has several label columns ({', '.join(columns)}), so pass one of them as --label_column."
-        )
-    if not columns and class_names is not None:
-        raise InputError(
-            "Class names are given but no column is declared to hold labels, so pass --label_column with one of "
-            f"{', '.join(features)}."
-        )
-    undeclared = [name for name in features if name.lower() in LABEL_LIKE]
-    if not columns and undeclared:
-        raise InputError(
-            f"The column {undeclared[0]!r} does not declare its classes, so pass --label_column {undeclared[0]} with "
-            "--class_names, or --unconditional to ignore it."
-        )
-    return columns[0] if columns else None
-
-
-def _check_column_exists(features: datasets.Features, column: str, option: str) -> None:
-    if column not in features:
-        raise InputError(f"There is no column {column!r}, so pass {option} with one of {', '.join(features)}.")
-
-
-def _read_labels(
-    dataset: datasets.Dataset, label_column: str, class_names: list[str] | None
-) -> tuple[torch.Tensor, list[str]]:
-    feature = dataset.features[label_column]
-    classes: dict[Hashable, int]
-    if isinstance(feature, datasets.ClassLabel):
-        class_names = class_names or feature.names
-        index_of = {name: index for index, name in enumerate(class_names)}
-        classes = {label: index_of[name] for label, name in enumerate(feature.names) if name in index_of}
-    elif not isinstance(feature, datasets.Value) or not (_is_index(feature) or _is_string(feature)):
-        raise InputError(
-            f"The column {label_column!r} holds neither class labels nor integers nor booleans nor strings, so name "
-            "another as --label_column."
-        )
-    elif class_names is None:
-        raise InputError(
-            f"The column {label_column!r} does not declare its classes and they must not be read from the records, so "
-            "pass --class_names."
-        )
-    elif _is_index(feature):
-        classes = {index: index for index in range(len(class_names))}
-    else:
-        classes = {name: index for index, name in enumerate(class_names)}
-    return _encode_labels(dataset[label_column][:], classes), list(class_names)
-
-
-def _is_index(feature: datasets.Value) -> bool:
-    return pa.types.is_integer(feature.pa_type) or pa.types.is_boolean(feature.pa_type)  # of false and true, 0 and 1
-
-
-def _is_string(feature: datasets.Value) -> bool:
-    return pa.types.is_string(feature.pa_type) or pa.types.is_large_string(feature.pa_type)
-
-
-def _encode_labels(labels: list[Hashable], classes: dict[Hashable, int]) -> torch.Tensor:
-    indices = [classes.get(label, -1) for label in labels]
-    if -1 in indices:
-        raise InputError(
-            f"The label of record {indices.index(-1)} is missing or none of the declared classes, so "
-            "correct it, declare its class with --class_names, or pass --unconditional."
-        )
-    return torch.tensor(indices, dtype=torch.int64)
-
-
-# Images
-
-
 def _from_arrays(
     images: np.ndarray,
     labels: np.ndarray,
@@ -464,68 +246,10 @@ def _from_arrays(
         raise InputError("The data set is empty, so pass one that has records.")
     if not unconditional:
         class_names = list(class_names or map(str, range(10)))
-        labels = _encode_labels(labels.tolist(), {index: index for index in range(len(class_names))})
+        labels = encode_labels(labels.tolist(), {index: index for index in range(len(class_names))})
     side = resolution or images.shape[1]
     if images.shape[1:] == (side, side):
         pixels = torch.from_numpy(images[:, np.newaxis])
     else:
-        pixels = _to_tensor(map(PIL.Image.fromarray, images), len(images), resolution)
+        pixels = to_tensor(map(PIL.Image.fromarray, images), len(images), resolution)
     return _without_labels(pixels) if unconditional else ImageDataset(pixels, labels, class_names)
-
-
-def _read_images(dataset: datasets.Dataset, image_column: str) -> Iterator[PIL.Image.Image]:
-    """Decodes the images one by one, turned upright where their EXIF data says how they were held."""
-    feature = datasets.Image(mode=dataset.features[image_column].mode)
-    encoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    for index, record in enumerate(encoded):
-        try:
-            image = feature.decode_example(record[image_column])
-            image.load()  # nothing more to do for an image, but a missing one decodes to `None`
-        except Exception:  # a damaged file makes a decoder raise anything, and the original would show the file's name
-            raise InputError(
-                f"The image of record {index} is empty or cannot be decoded, so repair or remove that record."
-            ) from None
-        yield image
-
-
-def _to_tensor(images: Iterable[PIL.Image.Image], num_images: int, resolution: int | None) -> torch.Tensor:
-    """Images of one kind as `uint8` of shape `(N, C, resolution, resolution)`."""
-    progress = tqdm(images, total=num_images, desc="Decoding images", leave=False)
-    images = (_to_grey_or_rgb(image, index) for index, image in enumerate(progress))
-    first = next(images)
-    side = resolution or first.width
-    pixels = _allocate((num_images, len(first.getbands()), side, side))
-    for index, image in enumerate(itertools.chain([first], images)):
-        if image.mode != first.mode:
-            raise InputError(
-                f"Record {index} is {KINDS[image.mode]} but record 0 is {KINDS[first.mode]}, so convert all images to "
-                "one of the two."
-            )
-        if image.size != (side, side):
-            if resolution is None:
-                raise InputError(
-                    f"Record {index} is {image.width}x{image.height} pixels and not all images are squares of one "
-                    "size, so pass --resolution to resize and crop them."
-                )
-            image = PIL.ImageOps.fit(image, (side, side))
-        pixels[index] = np.atleast_3d(image).transpose(2, 0, 1)
-    return torch.from_numpy(pixels)
-
-
-def _to_grey_or_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:
-    if image.mode in GREY_MODES:
-        return image.convert("L")
-    if image.mode in COLOUR_MODES:
-        return image.convert("RGB")
-    raise InputError(
-        f"The image of record {index} has the mode {image.mode!r}, which is neither 8-bit grey nor RGB, so convert "
-        "the images to one of these."
-    )
-
-
-def _allocate(shape: tuple[int, ...]) -> np.ndarray:
-    if math.prod(shape) <= MAX_BYTES_IN_MEMORY:
-        return np.empty(shape, dtype=np.uint8)
-    # The file has no name: the system frees it with the last reference to the memory map.
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)

@@ -1,6 +1,7 @@
 """The data set card: README.md of a synthetic data set, with the budget of the model that it came from."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -12,7 +13,7 @@ TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 TAGS = ["synthetic", "differential-privacy", "dp-sgd", "opacus", "image"]
 
 
-def make_dataset_card(privacy: dict, num_images: int, counts: dict[str, int] | None) -> DatasetCard:
+def make_dataset_card(privacy: dict[str, Any], num_images: int, counts: dict[str, int] | None) -> DatasetCard:
     """Render the card of a synthetic data set.
 
     Args:

@@ -10,6 +10,7 @@ function refuses it, so that no use of a parameter goes unseen.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,9 @@ def _plain(parameter: torch.Tensor | None) -> torch.Tensor | None:
     return parameter.plain if isinstance(parameter, PerRecordParameter) else parameter
 
 
-def _tap(output: torch.Tensor, inputs: torch.Tensor, *uses: tuple[torch.Tensor | None, Callable]) -> torch.Tensor:
+def _tap(
+    output: torch.Tensor, inputs: torch.Tensor, *uses: tuple[torch.Tensor | None, Callable[..., Any]]
+) -> torch.Tensor:
     """Attach to a layer's output, for each parameter used in it, the rule `(inputs, grad_output, B) -> gradients`."""
     used = [(parameter, rule) for parameter, rule in uses if isinstance(parameter, PerRecordParameter)]
     return _Tap.apply(output, inputs, [rule for _, rule in used], *(parameter.per_record for parameter, _ in used))
@@ -194,7 +197,7 @@ def _embedding(indices, weight, padding_idx=None, max_norm=None, norm_type=2.0, 
     return _tap(output, indices, (weight, weight_rule))
 
 
-RULES: dict[Callable, Callable] = {
+RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.conv2d: _conv2d,
     F.linear: _linear,
     F.group_norm: _group_norm,

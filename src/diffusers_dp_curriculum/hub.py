@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
@@ -218,7 +219,7 @@ def _is_allowed(name: str, allowed: dict[str, str | None]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in allowed)
 
 
-def check_statement(privacy_json: Path) -> dict:
+def check_statement(privacy_json: Path) -> dict[str, Any]:
     """Read a privacy.json, and refuse to publish under it unless it is private and states no less than it amounts to.
 
     Raises:
@@ -241,7 +242,7 @@ def check_statement(privacy_json: Path) -> dict:
     return privacy
 
 
-def _check_journal(directory: Path, privacy: dict, counted: list[Mechanism] | None) -> None:
+def _check_journal(directory: Path, privacy: dict[str, Any], counted: list[Mechanism] | None) -> None:
     """Refuse to publish a statement that leaves out anything that the run has released."""
     path = directory / "private" / "journal.jsonl"
     if counted is None:
@@ -258,8 +259,8 @@ def _check_journal(directory: Path, privacy: dict, counted: list[Mechanism] | No
         )
 
 
-def _steps(mechanisms: Iterable[Mechanism]) -> Counter:
-    steps: Counter = Counter()
+def _steps(mechanisms: Iterable[Mechanism]) -> Counter[Any]:
+    steps: Counter[Any] = Counter()
     for mechanism in mechanisms:
         steps[astuple(replace(mechanism, steps=1))] += mechanism.steps
     return steps

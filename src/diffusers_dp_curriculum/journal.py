@@ -14,6 +14,7 @@ import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 from .accounting import Mechanism
 from .durable import sync
@@ -37,7 +38,7 @@ class Journal:
         InputError: If a new journal would replace a file, or an existing one is missing, in use or damaged.
     """
 
-    def __init__(self, path: str | Path, header: dict | None = None):
+    def __init__(self, path: str | Path, header: dict[str, Any] | None = None):
         self.path = Path(path)
         try:
             flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0)
@@ -65,7 +66,7 @@ class Journal:
             sync(self.path.parent)
 
     @property
-    def header(self) -> dict:
+    def header(self) -> dict[str, Any]:
         """What the journal was started with."""
         return self.events[0]["header"]
 
@@ -127,8 +128,8 @@ class Journal:
         self._file.close()
 
 
-def _read(text: str, path: Path) -> list[dict]:
-    events: list[dict] = []
+def _read(text: str, path: Path) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
     lines = text.split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -155,6 +156,6 @@ def _read(text: str, path: Path) -> list[dict]:
     return events
 
 
-def _checksum(event: dict, previous: int) -> int:
+def _checksum(event: dict[str, Any], previous: int) -> int:
     content = {name: value for name, value in event.items() if name != "check"}
     return zlib.crc32(json.dumps(content, sort_keys=True).encode(), previous)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from .accounting import LooseEpsilonWarning, Mechanism, check_accounting, compute_epsilon
 from .errors import InputError
@@ -182,7 +183,7 @@ class PrivacyLedger:
         """
         return compute_epsilon([*self._mechanisms, *planned], self.delta, self.accountant)
 
-    def statement(self, dataset_size: int) -> dict:
+    def statement(self, dataset_size: int) -> dict[str, Any]:
         """The content of privacy.json: enough for a stranger to recompute epsilon without this library.
 
         Args:
@@ -215,7 +216,7 @@ class PrivacyLedger:
             self._mechanisms.append(mechanism)
 
 
-def check_publishable(statement: dict) -> None:
+def check_publishable(statement: dict[str, Any]) -> None:
     """Refuse to publish anything of a run that gives no privacy.
 
     Args:

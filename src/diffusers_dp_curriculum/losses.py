@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
@@ -206,7 +207,7 @@ class DenoisingLoss:
         return NoiseDraws(noisy.unflatten(0, shape), timesteps.view(shape), drawn_labels, target.unflatten(0, shape))
 
 
-def denoising_error(model: Callable, draws: NoiseDraws) -> torch.Tensor:
+def denoising_error(model: Callable[..., Any], draws: NoiseDraws) -> torch.Tensor:
     """Mean squared error of the network's prediction over all draws, a float32 scalar.
 
     Args:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -21,9 +22,9 @@ HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def make_model_card(
-    privacy: dict,
+    privacy: dict[str, Any],
     config: DPCurriculumConfig,
-    network: dict,
+    network: dict[str, Any],
     class_names: list[str] | None,
     has_central_images: bool,
 ) -> ModelCard:
@@ -63,7 +64,7 @@ def make_model_card(
     )
 
 
-def mechanisms_in_words(privacy: dict) -> str:
+def mechanisms_in_words(privacy: dict[str, Any]) -> str:
     """What the budget of a privacy.json was spent on, each kind of mechanism once."""
     names = dict.fromkeys(mechanism["name"] for mechanism in privacy["mechanisms"])
     return " and ".join(IN_WORDS[name] for name in names)

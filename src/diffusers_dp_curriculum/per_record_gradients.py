@@ -7,6 +7,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch.func import functional_call
@@ -18,7 +19,7 @@ from .losses import NoiseDraws, denoising_error
 
 
 Gradients = dict[str, torch.Tensor]
-Autocast = Callable[[], AbstractContextManager]
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def per_record_gradients(

@@ -45,7 +45,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     # `id2label` is annotated as a plain `dict` because JSON turns its keys into strings, and diffusers warns of a key
     # whose type is not the annotated one.
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        id2label: dict | None = None,  # type: ignore[type-arg]
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
 
@@ -79,7 +84,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises:
             `ValueError`: If the list is empty or has a label that is not one of the classes.
         """
-        ids = {name: class_id for class_id, name in enumerate(self.class_names)}
+        ids: dict[int | str, int] = {name: class_id for class_id, name in enumerate(self.class_names)}
         ids |= {class_id: class_id for class_id in range(len(self.class_names))}
         unknown = [label for label in class_labels if label not in ids]
         if isinstance(class_labels, str) or len(class_labels) == 0 or unknown:
@@ -101,7 +106,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> ImagePipelineOutput | tuple[Any]:
         r"""Generate one image for each label.
 
         Args:
@@ -201,7 +206,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return (image,)
         return ImagePipelineOutput(images=image)
 
-    def save_config(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_config(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         r"""Write `model_index.json`, and beside it this file; called by `save_pretrained`.
 
         Args:
@@ -222,7 +227,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return json.dumps(config, indent=2) + "\n"
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         # A class name without a file makes diffusers load into the class that was asked for, so that
         # `ClassConditionalPipeline.from_pretrained` neither runs the code it finds nor asks to be trusted with it.
         return {**super()._dict_from_json_file(json_file), "_class_name": cls.__name__}

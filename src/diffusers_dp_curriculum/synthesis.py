@@ -42,7 +42,9 @@ class SyntheticDataset(datasets.Dataset):
     """
 
     @classmethod
-    def wrap(cls, dataset: datasets.Dataset, privacy: dict | None, card: str | None = None) -> "SyntheticDataset":
+    def wrap(
+        cls, dataset: datasets.Dataset, privacy: dict[str, Any] | None, card: str | None = None
+    ) -> "SyntheticDataset":
         """`dataset` with the budget of its model."""
         wrapped = cls(dataset.data, info=dataset.info, split=dataset.split, fingerprint=dataset._fingerprint)
         wrapped.privacy = privacy
@@ -121,7 +123,7 @@ def generate_dataset(
     pipeline: DiffusionPipeline,
     images_per_class: int | Sequence[int],
     *,
-    output_dir: str | os.PathLike | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
     file_format: str = "parquet",
     batch_size: int = 250,
     num_inference_steps: int = 50,
@@ -130,7 +132,7 @@ def generate_dataset(
     s_tmin: float = 0.05,
     s_tmax: float = 50.0,
     seed: int = 0,
-    privacy_json: str | os.PathLike | None = None,
+    privacy_json: str | os.PathLike[str] | None = None,
 ) -> SyntheticDataset:
     """Sample an image data set with labels, balanced or with given numbers of images.
 
@@ -238,7 +240,7 @@ def generate_dataset(
             if directory is None or not directory.has_shard(index, rows):
                 shard_seed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
                 generator = torch.Generator(pipeline.device).manual_seed(int(shard_seed[0]))
-                columns: dict[str, list] = {}
+                columns: dict[str, list[Any]] = {}
                 condition: dict[str, Any]
                 if labels is None:
                     condition = {"batch_size": len(rows)}
@@ -284,7 +286,7 @@ def _take_turns(counts: list[int]) -> list[int]:
     return [label for _, label in sorted(turns)]
 
 
-def _card(dataset: datasets.Dataset, privacy: dict) -> str:
+def _card(dataset: datasets.Dataset, privacy: dict[str, Any]) -> str:
     counts = None
     if "label" in dataset.features:
         names = dataset.features["label"].names
@@ -330,7 +332,7 @@ class _Directory:
         for name, content in self.layout.closing_files().items():
             self._write(name, content)
 
-    def describe(self, privacy_json: str | os.PathLike, card: str) -> str:
+    def describe(self, privacy_json: str | os.PathLike[str], card: str) -> str:
         """Put the budget beside the images; text that people wrote into the card stays."""
         readme = self.path / "README.md"
         if readme.is_file():
@@ -385,7 +387,7 @@ configs:
 
     def __init__(self, class_names: list[str] | None, labels: list[int] | None, num_images: int):
         self.features = datasets.Features({"file_name": datasets.Value("string")})
-        self.columns: dict[str, list] = {"file_name": [f"{row:05d}.png" for row in range(num_images)]}
+        self.columns: dict[str, list[Any]] = {"file_name": [f"{row:05d}.png" for row in range(num_images)]}
         if labels is not None and class_names is not None:
             self.features["label"] = datasets.ClassLabel(names=class_names)
             self.columns["label"] = labels

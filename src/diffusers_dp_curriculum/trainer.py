@@ -382,7 +382,7 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None:
             state.load_state_dict(self.checkpoint.state)
 
-    def _after_step(self, state: TrainingState, progress: tqdm, curves: dict, is_last: bool = False) -> None:
+    def _after_step(self, state: TrainingState, progress: tqdm, curves: dict[str, Any], is_last: bool = False) -> None:
         """Show how far the run is, keep what it can go on from, and end it if the cluster asks for that."""
         number = self._number(state)
         epsilon = self.plan.epsilon_spent(self.ledger.mechanisms)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import kornia.augmentation as K
 import numpy as np
@@ -60,7 +61,7 @@ def warm_up(
     loss: DenoisingLoss,
     central_images: CentralImageDataset,
     config: DPCurriculumConfig,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     after_step: Callable[[torch.Tensor], object] = lambda error: None,
     loss_scale: float = 1.0,
 ) -> None:
