@@ -7,11 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
+
+from diffusers_dp_curriculum import ImageDataset
+from test_train_script import script_module
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import curriculum_vs_dpsgd as benchmark
+
+
+SCRIPT = script_module()
 
 
 def write_idx(directory):
@@ -37,10 +45,37 @@ def test_equal_passes(profile, tmp_path):
     assert {config.target_epsilon for config in (alone, mean, mode)} == {10.0}
 
 
+def test_the_cpu_profile_is_the_preset():
+    profile = benchmark.PROFILES["cpu"]
+    preset = yaml.safe_load((SCRIPT.PRESETS / "fashion_mnist_16.yaml").read_text(encoding="utf-8"))
+    script, config = SCRIPT.parse_arguments(["--preset", "fashion_mnist_16"])
+    assert {name: preset[name] for name in profile.config if name in preset} == {
+        name: value for name, value in profile.config.items() if name != "target_delta"
+    }
+    assert config.target_delta == profile.config["target_delta"]
+    comparison = object.__new__(benchmark.Comparison)
+    comparison.profile = profile
+    pixels = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    records = ImageDataset(pixels, torch.zeros(1, dtype=torch.int64), [str(digit) for digit in range(10)])
+    assert comparison._unet().config == SCRIPT.make_unet(script, records).config
+    ours, theirs = benchmark.make_scheduler().config, SCRIPT.make_scheduler(script).config
+    assert {**ours, "_use_default_values": None} == {**theirs, "_use_default_values": None}
+    assert (script.resolution, config.num_inference_steps) == (profile.resolution, profile.num_inference_steps)
+
+
 def test_cells_come_seed_by_seed():
     names = [cell.name for cell in benchmark.cells([1.0, 10.0], 2)]
     assert len(set(names)) == len(names) == 2 * (4 * 2 + 2)
     assert [name[-1] for name in names] == ["0"] * 10 + ["1"] * 10
+
+
+def test_the_documented_table_is_that_of_the_results():
+    docs = Path(__file__).parents[1] / "docs"
+    rows = benchmark.results(docs / "results" / "fashion_mnist_16")
+    text = (docs / "results.md").read_text(encoding="utf-8")
+    assert benchmark.table(rows) in text
+    for sentence in benchmark.gain(rows).splitlines():
+        assert sentence in text
 
 
 @pytest.mark.slow
