@@ -59,6 +59,7 @@ ARMS = {
     "non_private": "same network without privacy",
 }
 WITHOUT_PRIVACY = ("non_private", "real")
+WITH_CURVE = ("curriculum_mean", "dp_sgd_alone")
 DELTA = 1e-5
 SNAPSHOTS = 4  # points of the curves against passes, of the first seed
 STEPS_BETWEEN_STATES = 500  # of the arms without DP-SGD
@@ -248,7 +249,7 @@ class Comparison:
             }
 
         result = {"epsilon_spent": spent, "passes": passes, "seconds": seconds, **measure(pipeline, cell.name)}
-        if cell.seed == 0 and cell.arm not in ("central_alone", "non_private"):
+        if cell.seed == 0 and cell.arm in WITH_CURVE:
             curve = [
                 {"passes": passes, **measure(snapshot, f"{cell.name}-{passes}")}
                 for passes, snapshot in self._snapshots(cell, pipeline)
