@@ -6,6 +6,7 @@
 Without arguments the preset "digits" is used.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -167,7 +168,8 @@ def make_scheduler(script: ScriptArguments) -> DDPMScheduler | EDMEulerScheduler
 def main() -> None:
     """Load, plan, train, save, and say where everything is."""
     script, config = parse_arguments(sys.argv[1:])
-    check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)  # here already: loading may take long
+    if os.environ.get("RANK", "0") == "0":  # the first process, which alone writes; here already: loading may take long
+        check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
     noise_scheduler = make_scheduler(script)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,

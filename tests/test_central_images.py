@@ -260,6 +260,25 @@ def test_bad_input_is_refused_before_anything_is_recorded(options, message):
     assert ledger.mechanisms == []
 
 
+def test_queries_that_would_pass_the_target_are_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(central_images, "_poisson_sample", lambda *_: pytest.fail("read beyond the target"))
+    ledger = PrivacyLedger(1e-5, target_epsilon=0.1)
+    with pytest.raises(InputError, match="5 steps of central_images_mean would pass the target epsilon 0.1"):
+        CentralImageDataset.from_dataset(random_records(), sample_rate=1.0, ledger=ledger)
+    assert ledger.mechanisms == []
+
+
+def test_a_seed_for_the_noise_takes_the_privacy_away_and_says_so():
+    ledger, records = PrivacyLedger(1e-5), random_records()
+    first, second = (
+        CentralImageDataset.from_dataset(records, ledger=ledger, randomness=MechanismRandomness(insecure_noise_seed=3))
+        for _ in range(2)
+    )
+    assert torch.equal(first.images, second.images)
+    assert ledger.not_private is not None
+    assert "insecure_noise_seed" in ledger.not_private
+
+
 def test_disk_keeps_images_labels_and_the_entry(tmp_path):
     central = CentralImageDataset.from_dataset(random_records(), 2, ledger=PrivacyLedger(1e-5))
     central.save_to_disk(tmp_path / "central")

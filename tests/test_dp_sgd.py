@@ -153,7 +153,7 @@ def test_each_record_is_included_at_the_sample_rate_independently_of_the_others(
 
 
 @pytest.mark.parametrize("pixels", ["huge", "nan", "inf"])
-def test_no_record_contributes_more_than_the_clipping_norm(pixels):
+def test_a_record_that_is_not_finite_contributes_nothing(pixels):
     """Nor does it keep the others from contributing."""
     mechanism = make_dp_sgd()
     target = torch.ones(5, 2, 1, 8, 8)

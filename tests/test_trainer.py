@@ -19,6 +19,7 @@ from diffusers_dp_curriculum import (
     ClassConditionalPipeline,
     DPCurriculumConfig,
     DPCurriculumTrainer,
+    Mechanism,
     PrivacyLedger,
     central_images,
     compilation,
@@ -117,6 +118,59 @@ def test_model_card_states_the_budget_first(finished):
     sigma = privacy["mechanisms"][1]["noise_multiplier"]
     assert f"| dp_sgd | {sigma:.6g} | 0.166667 | 4 | 1 |" in card.text
     assert str(finished.output_dir) not in card.content
+
+
+def test_the_average_of_the_weights_is_what_is_published(finished):
+    checkpoint = finished.output_dir / "private" / "checkpoints" / "checkpoint-7" / "state.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    published = list(ClassConditionalPipeline.from_pretrained(finished.output_dir).unet.parameters())
+    assert all(torch.equal(*pair) for pair in zip(published, state["ema"]["shadow_params"], strict=True))
+    assert not torch.equal(published[0], state["unet"]["conv_in.weight"])
+
+
+def test_the_journal_has_what_becomes_visible_before_it_does(tmp_path, monkeypatch):
+    journal = tmp_path / "model" / "private" / "journal.jsonl"
+    in_time = {}
+
+    def watch(owner, function, what):
+        original = getattr(owner, function)
+
+        def watched(*args, **kwargs):
+            events = [json.loads(line) for line in journal.read_text().splitlines()]
+            in_time.setdefault(what, what in [event.get("visible") for event in events])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, function, watched)
+
+    watch(Image.Image, "save", "samples")
+    watch(ClassConditionalPipeline, "save_pretrained", "pipeline")
+    trainer = make_trainer(tmp_path / "model", save_images_steps=2)
+    trainer.train()
+    trainer.save_pipeline()
+    assert in_time == {"samples": True, "pipeline": True}
+
+
+def test_what_was_planned_is_what_was_executed(tmp_path, monkeypatch):
+    given = {}
+    release = CentralImageDataset.from_dataset.__func__
+
+    def spy(cls, records, **options):
+        given.update(options)
+        return release(cls, records, **options)
+
+    monkeypatch.setattr(CentralImageDataset, "from_dataset", classmethod(spy))
+    trainer = make_trainer(
+        tmp_path / "model",
+        central_statistic="mode",
+        central_images_per_class=3,
+        central_noise_multiplier=4.0,
+        central_pool_factor=2,
+        central_mode_bins=4,
+    )
+    trainer.train()
+    assert trainer.ledger.mechanisms == [trainer.plan.central, trainer.plan.dp_sgd]
+    assert trainer.plan.central == Mechanism("central_images_mode", 4.0, 0.5, 3, 4.0)
+    assert given["mode_bins"] == 4
 
 
 def test_trained_weights_are_what_is_saved(finished):

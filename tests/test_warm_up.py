@@ -1,9 +1,12 @@
-"""How central images are varied while the network warms up on them."""
+"""Training on central images: that the network learns, what it is left with, and how the images are varied."""
 
 import pytest
 import torch
 
-from diffusers_dp_curriculum.warm_up import make_augmentation
+from diffusers_dp_curriculum import CentralImageDataset, DPCurriculumConfig
+from diffusers_dp_curriculum.losses import DenoisingLoss
+from diffusers_dp_curriculum.warm_up import make_augmentation, start_warm_up, warm_up
+from helpers import tiny_records, tiny_scheduler, tiny_unet
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -25,3 +28,27 @@ def test_variations_are_images_and_many(name, channels):
 def test_none_is_none():
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(make_augmentation("none", 1)(images), images)
+
+
+def warmed_up(**options):
+    """The state after a warm-up on three images, and the errors on the way."""
+    config = DPCurriculumConfig(central_augmentation="none", central_batch_size=16, **options)
+    records = tiny_records(3)
+    images = CentralImageDataset(records.images.float() / 255, records.labels, mechanism=None)
+    torch.manual_seed(0)
+    state, errors = start_warm_up(tiny_unet(), config), []
+    warm_up(state, DenoisingLoss(tiny_scheduler(), null_label=3), images, config, after_step=errors.append)
+    return state, torch.stack(errors)
+
+
+def test_the_network_learns_the_central_images():
+    _, errors = warmed_up(central_train_steps=80, central_learning_rate=5e-3)
+    assert errors[-20:].mean() < 0.8 * errors[:20].mean()
+
+
+def test_the_average_of_the_weights_is_what_stays():
+    state, _ = warmed_up(central_train_steps=5)
+    raw, _ = warmed_up(central_train_steps=5, use_ema=False)
+    parameters = list(state.unet.parameters())
+    assert all(torch.equal(*pair) for pair in zip(parameters, state.ema.shadow_params, strict=True))
+    assert not torch.equal(parameters[0], next(raw.unet.parameters()))

@@ -64,7 +64,9 @@ class DPCurriculumConfig:
         None, "Steps of either stage between two grids of samples, in private/; none by default."
     )
     logger: str | None = _option(
-        None, '"tensorboard", "wandb" or "trackio": gets epsilon, learning rate and the loss on the central images.'
+        None,
+        '"tensorboard", "wandb" or "trackio": gets epsilon, learning rate and the loss on the central images. It '
+        "also notes when each step was taken, and longer steps had more records: keep it as private as the log.",
     )
     logging_dir: str = _option("logs", "Directory in private/ for the logger.")
     log_sensitive_curves: bool = _option(
@@ -110,9 +112,7 @@ class DPCurriculumConfig:
         "auto", '"folded" (all records at once), "loop" (one by one) or "auto" (the faster). Changes no result.'
     )
     learning_rate: float = _option(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).")
-    lr_scheduler: str = _option(
-        "constant", "Learning-rate schedule of DP-SGD, any name diffusers' get_scheduler knows."
-    )
+    lr_scheduler: str = _option("constant", f"Learning-rate schedule of DP-SGD: {', '.join(LR_SCHEDULERS)}.")
     lr_warmup_steps: int = _option(0, "DP-SGD steps over which the learning rate rises, where the schedule has it.")
     adam_beta1: float = _option(0.9, "First-moment decay of Adam.")
     adam_beta2: float = _option(0.999, "Second-moment decay of Adam.")

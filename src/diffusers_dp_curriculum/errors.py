@@ -33,6 +33,7 @@ def confidential_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         where = f"it is in {path}; read it before you pass it on"
         try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a further machine may have none yet
             path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         except OSError:
             where = f"it is lost, since {path} could not be written"
