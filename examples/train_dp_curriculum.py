@@ -195,8 +195,6 @@ def main() -> None:
         from_main(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config._hub_token))
     trainer.train()
     trainer.save_pipeline()
-    if config.push_to_hub and config.hub_strategy == "end":
-        trainer.push_to_hub()
     trainer.accelerator.print(trainer.summary())
 
 

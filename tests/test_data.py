@@ -388,6 +388,13 @@ def test_parquet_files(tmp_path):
         load_image_dataset(train_data_dir=str(tmp_path / "plain"), split="test")
 
 
+def test_parquet_files_of_another_split_are_not_trained_on(tmp_path):
+    labelled(GREY[:4], labels=LABELS[:4]).to_parquet(tmp_path / "latest.parquet")
+    labelled(GREY[4:], labels=LABELS[4:]).to_parquet(tmp_path / "test.parquet")
+    assert len(load_image_dataset(train_data_dir=str(tmp_path))) == 4
+    assert len(load_image_dataset(train_data_dir=str(tmp_path), split="test")) == 2
+
+
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_idx_files(tmp_path, ending):
     labels = np.array([3, 1, 4, 1, 5, 9], dtype=np.uint8)
@@ -430,6 +437,25 @@ def test_image_files_with_class_directories(tmp_path):
         assert any(np.array_equal(image, original) for original in (GREY[2:5] if label == 0 else GREY[:2]))
     with refused("has no split 'test'"):
         load_image_dataset(train_data_dir=str(root), split="test")
+
+
+def test_the_classes_of_image_files_are_the_directories_and_not_the_records(tmp_path):
+    write_images(tmp_path / "cat", GREY[:2])
+    write_images(tmp_path / "dog", GREY[2:3])
+    before = load_image_dataset(train_data_dir=str(tmp_path))
+    next((tmp_path / "dog").iterdir()).unlink()
+    after = load_image_dataset(train_data_dir=str(tmp_path))
+    assert before.class_names == after.class_names == ["cat", "dog"]
+    assert (before.labels.tolist(), after.labels.tolist()) == ([0, 0, 1], [0, 0])
+
+
+@pytest.mark.parametrize("elsewhere", [".", "dog/puppies"])
+def test_image_files_outside_of_the_class_directories_are_refused(tmp_path, elsewhere):
+    for name in ("cat", "dog", elsewhere):
+        write_images(tmp_path / name, GREY[:2])
+    with refused("Not all images in .* lie directly in the directory of a class"):
+        load_image_dataset(train_data_dir=str(tmp_path))
+    assert len(load_image_dataset(train_data_dir=str(tmp_path), unconditional=True)) == 6
 
 
 def test_image_files_without_class_directories(tmp_path):

@@ -181,23 +181,16 @@ def test_trainer_pushes_what_it_saves(hub, tmp_path):
     assert "hub_" not in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_strategy_end_leaves_the_push_to_the_user(hub, tmp_path):
-    trainer = train(tmp_path / "boots", push_to_hub=True, hub_strategy="end")
+def test_without_the_flag_the_push_is_left_to_the_user(hub, tmp_path):
+    trainer = train(tmp_path / "boots")
     assert not hub.requests
     trainer.push_to_hub()
     assert "README.md" in hub.files("alice/boots")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"hub_strategy": "checkpoint"}, 'hub_strategy is "checkpoint": choose every_save or end'),
-        ({"push_to_hub": True, "insecure_noise_seed": 1}, "push_to_hub is for private runs"),
-    ],
-)
-def test_configurations_that_would_publish_too_much_are_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        DPCurriculumConfig(**options)
+def test_a_configuration_that_would_publish_what_is_not_private_is_refused():
+    with pytest.raises(InputError, match="push_to_hub is for private runs"):
+        DPCurriculumConfig(push_to_hub=True, insecure_noise_seed=1)
 
 
 def test_an_unfinished_run_is_not_pushed(hub, tmp_path):

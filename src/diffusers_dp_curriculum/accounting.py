@@ -81,7 +81,7 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
 
     Args:
         mechanisms (`Iterable[Mechanism]`): What was executed, in any order.
-        delta (`float`): In (0, 1).
+        delta (`float`): From 1e-12 to 1.
         accountant (`str`, *optional*, defaults to `"prv"`):
             `"prv"` (numerical composition, Gopi et al. 2021, arXiv:2106.02848; its upper bound is returned) or `"rdp"`
             (Rényi DP of the sampled Gaussian mechanism, Mironov et al. 2019, arXiv:1908.10530).
@@ -201,7 +201,7 @@ def calibrate_noise_multiplier(
 
     Args:
         target_epsilon (`float`): Budget of everything together.
-        delta (`float`): In (0, 1).
+        delta (`float`): From 1e-12 to 1.
         mechanism (`Mechanism`): The mechanism to calibrate; its own noise multiplier is ignored.
         prior (`Sequence[Mechanism]`, *optional*): What the same budget pays for besides.
         accountant (`str`, *optional*, defaults to `"prv"`): See [`compute_epsilon`].

@@ -29,7 +29,6 @@ EXECUTION = (
     "hub_model_id",
     "hub_private_repo",
     "hub_token",
-    "hub_strategy",
     "hub_license",
     "hub_dataset_name",
 )
@@ -77,7 +76,7 @@ class DPCurriculumConfig:
 
     # The budget, for everything together.
     target_epsilon: float = _option(10.0, "Epsilon of the whole run, > 0, for adding or removing one record.")
-    target_delta: float = _option(1e-5, "Delta of the whole run, in (0, 1/N).")
+    target_delta: float = _option(1e-5, "Delta of the whole run, from 1e-12 to 1/N.")
     accountant: str = _option("prv", '"prv" (tighter) or "rdp"; both are those of Opacus.')
 
     # Where the noise comes from.
@@ -140,7 +139,7 @@ class DPCurriculumConfig:
     s_tmax: float = _option(50.0, "Highest noise level at which s_churn adds noise.")
 
     # Publishing.
-    push_to_hub: bool = _option(False, "Push the pipeline to the Hub when it is saved.")
+    push_to_hub: bool = _option(False, "Push the pipeline to the Hub when it is saved; checkpoints never are.")
     hub_model_id: str | None = _option(
         None, "Repository to push to, USER/NAME or NAME; the name of output_dir by default."
     )
@@ -151,9 +150,6 @@ class DPCurriculumConfig:
         metadata={
             "help": "Token of the Hub. That of `hf auth login` or HF_TOKEN is better: others see a command line."
         },
-    )
-    hub_strategy: str = _option(
-        "every_save", '"every_save" pushes whenever the pipeline is saved, "end" at the end. Checkpoints never are.'
     )
     hub_license: str | None = _option(
         None, 'License of the model, for its card, as the Hub calls it, such as "apache-2.0".'
@@ -208,7 +204,6 @@ class DPCurriculumConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number in [0, 1).")
         if self.guidance_scale != 1 and self.label_dropout == 0:
             raise InputError("guidance_scale needs the null class, which label_dropout 0 never trains: raise it.")
-        _one_of(self, "hub_strategy", "every_save", "end")
         if self.push_to_hub and self.insecure_noise_seed is not None:
             raise InputError(
                 "push_to_hub is for private runs, and insecure_noise_seed takes privacy away: leave out one."

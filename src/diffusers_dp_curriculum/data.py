@@ -83,7 +83,8 @@ def load_image_dataset(
             fixed permutation puts 1,500 into the split `"train"` and 297 into `"test"`.
         train_data_dir (`str`, *optional*):
             A directory of images. In order of precedence: one written by `save_to_disk` of the `datasets` library;
-            IDX files named as those of MNIST; parquet files; image files, whose directories are the classes. Splits
+            IDX files named as those of MNIST; parquet files; image files, whose directories, two or more, are the
+            classes, also where one is empty. Splits
             are told apart by the names that these formats give them; what has no named splits is the split `"train"`.
         resolution (`int`, *optional*):
             Height and width in pixels. Other images are resized to fit on their shorter side and cropped at the
@@ -136,7 +137,7 @@ def load_image_dataset(
         return _from_arrays(*read_idx_dataset(directory, split), **array_options)
     # `datasets` works on a copy of the records, which must not stay behind in the user's cache.
     with tempfile.TemporaryDirectory() as cache_dir:
-        return to_image_dataset(load_from_directory(directory, split, cache_dir), **column_options)
+        return to_image_dataset(load_from_directory(directory, split, unconditional, cache_dir), **column_options)
 
 
 def to_image_dataset(

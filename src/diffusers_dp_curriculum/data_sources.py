@@ -5,7 +5,9 @@ What is read here is as sensitive as its source; it goes on as records of `datas
 
 import contextlib
 import glob
+import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -52,14 +54,14 @@ def load_from_hub(name: str, split: str) -> datasets.Dataset:
         ) from error
 
 
-def load_from_directory(directory: Path, split: str, cache_dir: str) -> datasets.Dataset:
+def load_from_directory(directory: Path, split: str, unconditional: bool, cache_dir: str) -> datasets.Dataset:
     """One split of what `datasets` saved, of parquet files or of image files."""
     try:
         if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
             return _load_saved(directory, split)
         if files := [path for path in sorted(directory.rglob("*.parquet")) if path.name != "metadata.parquet"]:
             return _load_parquet(directory, files, split, cache_dir)
-        return _load_image_files(directory, split, cache_dir)
+        return _load_image_files(directory, split, unconditional, cache_dir)
     except InputError:
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
@@ -79,17 +81,22 @@ def _load_saved(directory: Path, split: str) -> datasets.Dataset:
 
 
 def _load_parquet(directory: Path, files: list[Path], split: str, cache_dir: str) -> datasets.Dataset:
-    named = [path for path in files if split in path.name or path.parent.name == split]
-    if not named and split != "train":
+    def splits_in_name(path: Path) -> set[str]:
+        return SPLIT_DIRECTORIES & {path.parent.name, *re.split(r"[-_.]", path.name)}
+
+    chosen = [path for path in files if split in splits_in_name(path)]
+    if not chosen and split == "train":
+        chosen = [path for path in files if not splits_in_name(path)]
+    if not chosen:
         raise _no_such_split(directory, split)
-    paths = [glob.escape(str(path.resolve())) for path in named or files]
+    paths = [glob.escape(str(path.resolve())) for path in chosen]
     return datasets.load_dataset("parquet", data_files={split: paths}, split=split, cache_dir=cache_dir)
 
 
-def _load_image_files(directory: Path, split: str, cache_dir: str) -> datasets.Dataset:
+def _load_image_files(directory: Path, split: str, unconditional: bool, cache_dir: str) -> datasets.Dataset:
     # Left to itself, `datasets` takes any name with "train" or "test" in it for a split, a class or a file as much as
     # a directory, and drops all others without a word. So the split's directory is found here.
-    directories = {path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    directories = set(_directories(directory))
     has_splits = bool(directories) and directories <= SPLIT_DIRECTORIES
     if split in directories and not has_splits:
         raise InputError(
@@ -99,10 +106,26 @@ def _load_image_files(directory: Path, split: str, cache_dir: str) -> datasets.D
     if split not in directories and (has_splits or split != "train"):
         raise _no_such_split(directory, split)
     root = directory / split if has_splits else directory
-    if not any(path.suffix.lower() in PIL.Image.registered_extensions() for path in root.rglob("*")):
+    images = [path for path in root.rglob("*") if path.suffix.lower() in PIL.Image.registered_extensions()]
+    if not images:
         raise InputError(f"{root} holds no images, so pass the directory that does as --train_data_dir.")
+    options: dict[str, Any] = {"drop_labels": True}
+    classes = _directories(root)
+    if len(classes) > 1 and not unconditional and not any(root.rglob("metadata.*")):
+        # `datasets` would take the classes from the records, and drop them where an image lies elsewhere.
+        if any(path.parent.parent != root for path in images):
+            raise InputError(
+                f"Not all images in {root} lie directly in the directory of a class, so move those that do not or pass "
+                "--unconditional to ignore the directories."
+            )
+        label = datasets.ClassLabel(names=classes)
+        options = {"drop_labels": False, "features": datasets.Features(image=datasets.Image(), label=label)}
     files = {split: f"{glob.escape(str(root.resolve()))}/**"}
-    return datasets.load_dataset("imagefolder", data_files=files, split=split, cache_dir=cache_dir)
+    return datasets.load_dataset("imagefolder", data_files=files, split=split, cache_dir=cache_dir, **options)
+
+
+def _directories(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _no_such_split(directory: Path, split: str) -> InputError:

@@ -7,6 +7,17 @@ from .data import ImageDataset
 from .errors import InputError
 
 
+def check_sample_size(unet: UNet2DModel) -> int:
+    """The side of the network's images in pixels, which has to be known before any image is decoded.
+
+    Raises:
+        InputError: If it is not one number.
+    """
+    if not isinstance(unet.config.sample_size, int):
+        raise InputError(f"The UNet has sample_size={unet.config.sample_size}: make it with that of the images.")
+    return unet.config.sample_size
+
+
 def check_network(unet: UNet2DModel, records: ImageDataset) -> None:
     """Refuse a network that cannot be trained on `records`.
 
@@ -15,8 +26,6 @@ def check_network(unet: UNet2DModel, records: ImageDataset) -> None:
     """
     config = unet.config
     halvings = len(config.block_out_channels) - 1
-    if not isinstance(config.sample_size, int):
-        raise InputError(f"The UNet has sample_size={config.sample_size}: make it with that of the images.")
     if config.sample_size % 2**halvings:
         raise InputError(
             f"A resolution of {config.sample_size} cannot be halved {halvings} times, as the UNet's "

@@ -38,7 +38,6 @@ class Plan:
         The accountant takes its time: it is asked for a few numbers of DP-SGD steps only, the next one here.
         """
         steps = sum(mechanism.steps for mechanism in executed if mechanism.name == self.dp_sgd.name)
-        # Central images can have been queried more often than planned, by a run that was killed right after it.
         others = [mechanism for mechanism in executed if mechanism.name != self.dp_sgd.name]
         later = next((after for after in sorted(self.epsilon_after) if after >= steps), None)
         if later is None:

@@ -29,7 +29,7 @@ from .interruption import TerminationRequest
 from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws
 from .model_card import make_model_card
-from .network import check_network
+from .network import check_network, check_sample_size
 from .per_record_gradients import LOSS_SCALES, Gradients, check_records_stay_apart, choose_mode, per_record_gradients
 from .planning import Plan, make_plan
 from .processes import any_process, check_all_equal, from_main, make_accelerator, share_parameters
@@ -92,7 +92,7 @@ class DPCurriculumTrainer:
         self.accelerator = make_accelerator(args)
         from_main(lambda: check_output_dir(self.output_dir, args.resume_from_checkpoint))
         set_seed(args.seed)
-        self.records = to_image_dataset(train_dataset, resolution=unet.config.sample_size)
+        self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
         check_network(unet, self.records)
         self.unet = unet.to(self.accelerator.device)
         self.noise_scheduler = noise_scheduler
@@ -201,7 +201,8 @@ class DPCurriculumTrainer:
         self.ledger.mark_visible("pipeline")
         privacy = self.ledger.statement(len(self.records))
         privacy["remarks"] += self.sensitive_curves.remarks()
-        (self.output_dir / "privacy.json").write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
+        statement = self.output_dir / "privacy.json"
+        statement.unlink(missing_ok=True)  # it comes last, as the sign that all the rest is there
         self.unet.register_to_config(_name_or_path="")  # where it was loaded from is nobody else's business
         self.sampler.pipeline(self.unet).save_pretrained(self.output_dir)
         if self.central_images is not None:
@@ -220,7 +221,10 @@ class DPCurriculumTrainer:
         text = update_card(readme.read_text(encoding="utf-8"), card.content) if readme.is_file() else card.content
         readme.write_text(text, encoding="utf-8")
         self.sampler.grid(self.unet).save(self.output_dir / "samples.png")
-        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
+        partial = self.output_dir / "private" / "privacy.json"
+        partial.write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
+        partial.rename(statement)
+        if self.args.push_to_hub:
             self.push_to_hub()
 
     def push_to_hub(
