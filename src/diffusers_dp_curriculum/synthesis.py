@@ -306,7 +306,8 @@ class _Directory:
         settings_file = path / "generation.json"
         if settings_file.is_file():
             found = json.loads(settings_file.read_text(encoding="utf-8"))
-            different = [name for name, value in settings.items() if found.get(name) != value]
+            # Either may have a setting that the other lacks, as those of churn are left out where there is none.
+            different = [name for name in found | settings if found.get(name) != settings.get(name)]
             if different:
                 raise InputError(
                     f"{path} holds a data set that was generated with other settings ({', '.join(different)}), so "
