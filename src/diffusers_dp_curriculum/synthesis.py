@@ -26,6 +26,7 @@ from .cards import update as update_card
 from .dataset_card import make_dataset_card
 from .errors import InputError
 from .hub import check_statement, push_dataset
+from .output_directory import check_new_or_empty
 
 
 MAX_SHARD_BYTES = 500_000_000  # of a parquet file on the Hub, as `datasets` has it
@@ -313,8 +314,8 @@ class _Directory:
                     f"{path} holds a data set that was generated with other settings ({', '.join(different)}), so "
                     "choose another directory, or repeat the settings in its generation.json."
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} is neither new nor an empty directory, so choose another place for the data set.")
+        else:
+            check_new_or_empty(path)
         try:
             path.mkdir(parents=True, exist_ok=True)  # before anything is sampled for it
         except OSError as error:
