@@ -1,11 +1,15 @@
 """Attack a run of DP-SGD, and compare the epsilon that the attack proves with the epsilon that the ledger claims.
 
-    python examples/audit.py                       # the code as it is: the bounds stay below the claim
-    python examples/audit.py --actual_noise 0.5    # half the noise that the ledger is told of: refuted
-    python examples/audit.py --actual_noise 0      # no noise at all: refuted
+    # the code as it is: the bounds stay below the claim
+    python examples/audit.py --output_dir dp-audit
+    # half the noise that the ledger is told of: refuted
+    python examples/audit.py --output_dir dp-audit-half-noise --actual_noise 0.5
+    # no noise at all: refuted
+    python examples/audit.py --output_dir dp-audit-no-noise --actual_noise 0
 
 Needs a data set for company only: the canaries are its own. Leave it at the digits, or take another public one: an
-audit spends privacy of its records that no privacy.json counts. Writes audit.json and audit.png to --output_dir.
+audit spends privacy of its records that no privacy.json counts. Writes audit.json and audit.png to --output_dir, which
+must be new or empty.
 """
 
 import argparse
@@ -28,6 +32,7 @@ from diffusers_dp_curriculum import InputError, Mechanism, load_image_dataset
 from diffusers_dp_curriculum.accounting import calibrate_noise_multiplier
 from diffusers_dp_curriculum.auditing import Audit, audit_dp_sgd
 from diffusers_dp_curriculum.losses import DenoisingLoss
+from diffusers_dp_curriculum.output_directory import check_new_or_empty
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataset_name", help='Hub id of the data set; "digits" if nothing is given')
     parser.add_argument("--train_data_dir", help="or a directory with a data set, a public one")
     parser.add_argument("--resolution", type=int, help="resize and crop to this size")
-    parser.add_argument("--output_dir", type=Path, default=Path("dp-audit"), help="where audit.json and audit.png go")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty; for audit.json and audit.png"
+    )
     parser.add_argument("--target_epsilon", type=float, default=8.0, help="what the run claims")
     parser.add_argument("--target_delta", type=float, default=1e-5)
     parser.add_argument("--sample_rate", type=float, default=0.5, help="probability of each record, per step")
@@ -93,6 +100,7 @@ def plot(audit: Audit) -> plt.Figure:
 def main() -> int:
     """Train, attack, report; return 1 if the claim is refuted."""
     args = parse_args()
+    check_new_or_empty(args.output_dir)
     torch.set_num_threads(1)  # so small a network is slower on two, and many times so on a busy machine
     if args.dataset_name is None and args.train_data_dir is None:
         args.dataset_name = "digits"

@@ -22,8 +22,9 @@ from diffusers_dp_curriculum.cards import budget
 from diffusers_dp_curriculum.data import to_image_dataset
 from diffusers_dp_curriculum.evaluation.features import load_feature_extractor
 from diffusers_dp_curriculum.evaluation.measures import check_reference, evaluate
-from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, check_output_dir, table, write_report
+from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, table, write_report
 from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
+from diffusers_dp_curriculum.output_directory import check_new_or_empty
 from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 
 
@@ -116,7 +117,7 @@ def describe(args: argparse.Namespace, resolution: int, pipeline: diffusers.Diff
 def main():
     """Load everything, and refuse what will not do; then sample, measure and report."""
     args = parse_args()
-    check_output_dir(args.output_dir)
+    check_new_or_empty(args.output_dir)
     if args.train_split == args.test_split:
         raise InputError("The test images must be others than the training images: give another --test_split.")
     extractors = {name: load_feature_extractor(name, args.inception_weights) for name in args.features}

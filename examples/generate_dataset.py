@@ -16,7 +16,7 @@ import torch
 
 from diffusers_dp_curriculum.central_images import CentralImageDataset
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.hub import prepare_repo
+from diffusers_dp_curriculum.hub import check_statement, prepare_repo
 from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 from diffusers_dp_curriculum.synthesis import apportion, generate_dataset
 
@@ -71,20 +71,34 @@ def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -
     return apportion(numbers[0] * len(class_counts), class_counts)
 
 
+def prepare_push(
+    pipeline: str, privacy_json: Path | None, repo_id: str, private: bool | None, token: str | None
+) -> None:
+    """Refuse what could not be pushed before anything is sampled, and before there is a repository for it."""
+    if privacy_json is None:
+        raise InputError(
+            f"{pipeline} has no privacy.json, and images may not be published without: leave out --push_to_hub, or put "
+            "the file back."
+        )
+    check_statement(privacy_json)
+    prepare_repo(repo_id, "dataset", private, token)
+
+
 def main():
     """Load, generate, report, push."""
     args = parse_args()
     images_per_class = share_out(args.images_per_class, args.class_balance, args.pipeline)
-    repo_id = args.hub_dataset_id or args.output_dir.absolute().name
-    if args.push_to_hub:
-        prepare_repo(repo_id, "dataset", args.hub_private_repo or None, args.hub_token)
     pipeline = load_pipeline(args.pipeline)
     if args.scheduler:
         use_scheduler(pipeline, args.scheduler)
+    privacy_json = find_privacy_json(args.pipeline)
+    repo_id = args.hub_dataset_id or args.output_dir.absolute().name
+    private = args.hub_private_repo or None
+    if args.push_to_hub:
+        prepare_push(args.pipeline, privacy_json, repo_id, private, args.hub_token)
+
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(desc="Denoising", leave=False)
-
-    privacy_json = find_privacy_json(args.pipeline)
     dataset = generate_dataset(
         pipeline,
         images_per_class,
@@ -108,7 +122,6 @@ def main():
     else:
         print(f"What is guaranteed about them is in {args.output_dir / 'privacy.json'}.")
     if args.push_to_hub:
-        private = args.hub_private_repo or None
         print(f"Pushed: {dataset.push_to_hub(repo_id, private=private, token=args.hub_token).commit_url}")
 
 

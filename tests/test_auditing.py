@@ -81,6 +81,18 @@ def test_bad_input_is_refused(options, message):
         small_audit(**options)
 
 
+def test_the_script_overwrites_no_earlier_audit_and_says_so_before_it_loads_anything(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import audit
+
+    (tmp_path / "audit.json").write_text("{}")
+    flags = ["--output_dir", str(tmp_path), "--train_data_dir", str(tmp_path / "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["audit.py", *flags])
+    with pytest.raises(InputError, match="neither new nor an empty directory"):
+        audit.main()
+    assert (tmp_path / "audit.json").read_text() == "{}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("actual_noise", [1.0, 0.5, 0.0])
 def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):

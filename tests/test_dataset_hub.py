@@ -105,6 +105,32 @@ def test_images_of_unknown_privacy_are_not_pushed(hub, pipe):
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        (None, "has no privacy.json, and images may not be published"),
+        ({"private": False}, "not private and may not be published"),
+        ({"epsilon": 0.1}, "states epsilon 0.1, but its mechanisms amount to"),
+    ],
+)
+def test_the_script_creates_no_repository_for_what_may_not_be_pushed(
+    hub, pipe, tmp_path, monkeypatch, statement, message
+):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import generate_dataset as script
+
+    monkeypatch.chdir(tmp_path)
+    pipe.save_pretrained("model")
+    if statement is not None:
+        write_privacy_json(tmp_path / "model" / "privacy.json", **statement)
+    command = ["generate_dataset.py", "model", "--images_per_class", "1", "--num_inference_steps", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--output_dir", "shoes", "--push_to_hub"])
+    with pytest.raises(InputError, match=message):
+        script.main()
+    assert not hub.repos
+    assert not (tmp_path / "shoes").exists()
+
+
 def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     write_privacy_json(tmp_path / "model" / "privacy.json")

@@ -80,8 +80,12 @@ def test_a_data_set_by_churn_or_by_the_other_solver(tmp_path):
     generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=2.0)
     settings = json.loads((tmp_path / "churned" / "generation.json").read_text())
     assert (settings["s_churn"], settings["s_tmin"], settings["s_tmax"]) == (2.0, 0.05, 50.0)
-    with pytest.raises(InputError, match="s_churn"):  # half of it churned, half not
-        generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=3.0)
+    for other in (3.0, 0.0):  # half of it churned, half not
+        with pytest.raises(InputError, match=r"other settings \(s_churn"):
+            generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=other)
+    generate_dataset(pipeline, 1, output_dir=tmp_path / "plain", num_inference_steps=4)
+    with pytest.raises(InputError, match=r"other settings \(s_churn"):
+        generate_dataset(pipeline, 1, output_dir=tmp_path / "plain", num_inference_steps=4, s_churn=2.0)
 
     script.use_scheduler(pipeline, "EDMDPMSolverMultistepScheduler")
     assert isinstance(pipeline.scheduler, EDMDPMSolverMultistepScheduler)

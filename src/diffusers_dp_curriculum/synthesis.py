@@ -5,9 +5,7 @@ import io
 import json
 import math
 import os
-import re
 import tempfile
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler
 from huggingface_hub import CommitInfo
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .cards import update as update_card
 from .dataset_card import make_dataset_card
+from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayout, parquet_bytes
 from .errors import InputError
 from .hub import check_statement, push_dataset
 
@@ -88,7 +85,7 @@ class SyntheticDataset(datasets.Dataset):
             for index in range(num_shards):
                 shard = self.shard(num_shards, index, contiguous=True).flatten_indices()
                 table = datasets.table.embed_table_storage(shard.data.table)
-                Path(directory, f"data/train-{index:05d}-of-{num_shards:05d}.parquet").write_bytes(_parquet(table))
+                Path(directory, f"data/train-{index:05d}-of-{num_shards:05d}.parquet").write_bytes(parquet_bytes(table))
             return push_dataset(
                 directory,
                 repo_id,
@@ -229,10 +226,10 @@ def generate_dataset(
             "scheduler": _scheduler_settings(pipeline),
             "weights_sha256": _weights_sha256(pipeline),
         }
-        layout: _Parquet | _ImageFolder = _ImageFolder(class_names, labels, num_images)
+        layout: ParquetLayout | ImageFolderLayout = ImageFolderLayout(class_names, labels, num_images)
         if file_format == "parquet":
-            layout = _Parquet(len(shards))
-        directory = _Directory(Path(output_dir).resolve(), layout, settings)
+            layout = ParquetLayout(len(shards))
+        directory = DatasetDirectory(Path(output_dir).resolve(), layout, settings)
 
     tables = []
     with tqdm(total=num_images, desc="Generating", unit="image") as progress:
@@ -295,126 +292,9 @@ def _card(dataset: datasets.Dataset, privacy: dict[str, Any]) -> str:
     return make_dataset_card(privacy, len(dataset), counts).content
 
 
-class _Directory:
-    """A data set on disk, written shard by shard, that can be left and taken up again."""
-
-    def __init__(self, path: Path, layout: "_Parquet | _ImageFolder", settings: dict[str, Any]):
-        self.path = path
-        self.layout = layout
-        self.settings = settings
-
-        settings_file = path / "generation.json"
-        if settings_file.is_file():
-            found = json.loads(settings_file.read_text(encoding="utf-8"))
-            different = [name for name, value in settings.items() if found.get(name) != value]
-            if different:
-                raise InputError(
-                    f"{path} holds a data set that was generated with other settings ({', '.join(different)}), so "
-                    "choose another directory, or repeat the settings in its generation.json."
-                )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} is neither new nor an empty directory, so choose another place for the data set.")
-        try:
-            path.mkdir(parents=True, exist_ok=True)  # before anything is sampled for it
-        except OSError as error:
-            raise InputError(f"{path} cannot be created ({error.strerror}), so choose another place.") from error
-
-    def has_shard(self, index: int, rows: range) -> bool:
-        return all((self.path / name).is_file() for name in self.layout.file_names(index, rows))
-
-    def write_shard(self, index: int, rows: range, table: pa.Table) -> None:
-        # Only images bind the directory to their settings, not a first batch that failed for want of memory.
-        self._write("generation.json", json.dumps(self.settings, indent=2).encode())
-        for name, content in zip(self.layout.file_names(index, rows), self.layout.contents(table), strict=True):
-            self._write(name, content)
-
-    def finish(self) -> None:
-        for name, content in self.layout.closing_files().items():
-            self._write(name, content)
-
-    def describe(self, privacy_json: str | os.PathLike[str], card: str) -> str:
-        """Put the budget beside the images; text that people wrote into the card stays."""
-        readme = self.path / "README.md"
-        if readme.is_file():
-            card = update_card(readme.read_text(encoding="utf-8"), card)
-        self._write("privacy.json", Path(privacy_json).read_bytes())
-        self._write("README.md", card.encode())
-        return card
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Write a file that is there whole or not at all."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
-
-
-class _Parquet:
-    """`data/train-00000-of-0000N.parquet`, each file with its features in the schema."""
-
-    def __init__(self, num_shards: int):
-        self.num_shards = num_shards
-
-    def file_names(self, index: int, rows: range) -> list[str]:
-        return [f"data/train-{index:05d}-of-{self.num_shards:05d}.parquet"]
-
-    def contents(self, table: pa.Table) -> list[bytes]:
-        return [_parquet(table)]
-
-    def closing_files(self) -> dict[str, bytes]:
-        return {}
-
-
-class _ImageFolder:
-    """`train/<class name>/<row>.png`, with file names and labels in `train/metadata.parquet`.
-
-    Labels taken from folder names would be numbered in alphabetical order, lose characters that cannot be in a file
-    name, and vanish where there is only one class; the metadata keep them, and the order of the rows.
-    """
-
-    # Read by `load_dataset`, which would otherwise take the folder of a class named "test" for a split. Given this file
-    # it takes two directories of one name for the same data set, and an old one from its cache for the new, unless
-    # something in here differs (`datasets.load.LocalDatasetModuleFactory` hashes the patterns, not the files).
-    LOADING = """\
-configs:
-- config_name: default
-  description: {unique}
-  data_files:
-  - split: train
-    path: train/**
-"""
-
-    def __init__(self, class_names: list[str] | None, labels: list[int] | None, num_images: int):
-        self.features = datasets.Features({"file_name": datasets.Value("string")})
-        self.columns: dict[str, list[Any]] = {"file_name": [f"{row:05d}.png" for row in range(num_images)]}
-        if labels is not None and class_names is not None:
-            self.features["label"] = datasets.ClassLabel(names=class_names)
-            self.columns["label"] = labels
-            folders = [re.sub(r"[^\w -]", "_", name) for name in class_names]
-            self.columns["file_name"] = [f"{folders[label]}/{row:05d}.png" for row, label in enumerate(labels)]
-
-    def file_names(self, index: int, rows: range) -> list[str]:
-        return [f"train/{name}" for name in self.columns["file_name"][rows.start : rows.stop]]
-
-    def contents(self, table: pa.Table) -> list[bytes]:
-        return [image["bytes"] for image in table["image"].to_pylist()]
-
-    def closing_files(self) -> dict[str, bytes]:
-        metadata = pa.table(self.columns, schema=self.features.arrow_schema)
-        loading = self.LOADING.format(unique=uuid.uuid4())
-        return {"train/metadata.parquet": _parquet(metadata), ".huggingface.yaml": loading.encode()}
-
-
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
     return buffer.getvalue()
 
 

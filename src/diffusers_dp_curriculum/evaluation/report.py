@@ -10,7 +10,6 @@ import jinja2
 import torch
 
 from ..data import ImageDataset
-from ..errors import InputError
 from .figures import confusion_figure, distance_figure, strip
 from .measures import Evaluation, Measure
 
@@ -24,16 +23,6 @@ PUBLIC = "The real images of this report are public, as whoever made it has decl
 COLUMNS = 10  # images a row
 MAX_CLASSES = 20  # rows of images
 VERSIONS = ("diffusers-dp-curriculum", "torch", "torchmetrics", "transformers", "scikit-learn")
-
-
-def check_output_dir(output_dir: Path) -> None:
-    """Refuse a directory that holds anything, before an evaluation takes its time.
-
-    Raises:
-        InputError: If it does, or is no directory.
-    """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise InputError(f"{output_dir} is neither new nor an empty directory, so choose another as --output_dir.")
 
 
 def write_report(
