@@ -363,6 +363,21 @@ def test_text_written_into_the_card_stays_wherever_it_was_written(hub, model):
     assert "Our own words." not in hub.files("alice/model")["README.md"].decode()
 
 
+def test_the_address_is_put_into_generated_sections_alone(hub, model):
+    readme = model / "README.md"
+    ours = """
+Compare it with `DiffusionPipeline.from_pretrained("google/ddpm-cifar10-32")`, on `load_dataset("ylecun/mnist")`.
+"""
+    first, end_of_title, rest = readme.read_text().partition("<!-- end: title -->")
+    readme.write_text(f"{first}{end_of_title}\n{ours}{rest}{ours}")
+    push_model(model, "first")
+    push_model(model, "second")
+    for text in (readme.read_text(), hub.files("alice/second")["README.md"].decode()):
+        assert text.count(ours) == 2
+        assert 'DiffusionPipeline.from_pretrained("alice/second", trust_remote_code=True)' in text
+        assert 'ClassConditionalPipeline.from_pretrained("alice/second")' in text
+
+
 def test_text_written_in_both_places_is_for_a_person_to_merge(hub, model):
     readme = model / "README.md"
     push_model(model, "model")
