@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -186,6 +186,41 @@ def test_strategy_end_leaves_the_push_to_the_user(hub, tmp_path):
     assert not hub.requests
     trainer.push_to_hub()
     assert "README.md" in hub.files("alice/boots")
+
+
+def test_a_push_that_failed_is_repeated_while_the_trainer_is_still_there(hub, tmp_path):
+    """As in a notebook: the trainer keeps its journal locked."""
+    trainer = train(tmp_path / "model")
+    hub.fail("POST .*/commit/main", 500)
+    with pytest.raises(InputError, match="push_to_hub.py .* pushes again"):
+        trainer.push_to_hub()
+    push_model(tmp_path / "model", "model")
+    assert sorted(hub.files("alice/model")) == [".gitattributes", *PUBLISHED]
+
+    trainer.ledger.record(replace(trainer.plan.dp_sgd, steps=1))
+    with pytest.raises(InputError, match="releases that privacy.json does not count"):
+        push_model(tmp_path / "model", "model")
+    trainer.save_pipeline()
+    push_model(tmp_path / "model", "model")
+    assert hub.files("alice/model")["privacy.json"] == (tmp_path / "model" / "privacy.json").read_bytes()
+    assert len(hub.commits("alice/model")) == 2
+
+
+def test_what_a_run_saves_during_a_push_is_not_part_of_it(hub, model):
+    """The journal was read before, and does not count it yet."""
+    names = ["privacy.json", "samples.png", "unet/diffusion_pytorch_model.safetensors"]
+    before = {name: (model / name).read_bytes() for name in names}
+
+    class Requests(list):
+        def append(self, line):
+            for name in names:
+                (model / name).write_bytes(b"of later releases")
+            super().append(line)
+
+    hub.requests = Requests()
+    push_model(model, "model")
+    assert (model / "samples.png").read_bytes() == b"of later releases"
+    assert {name: hub.files("alice/model")[name] for name in names} == before
 
 
 @pytest.mark.parametrize(
