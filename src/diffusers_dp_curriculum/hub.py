@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from .accounting import LooseEpsilonWarning, Mechanism, recompute_epsilon
+from .accounting import LooseEpsilonWarning, Mechanism, recompute_epsilon, understates
 from .cards import adopt_metadata, budget, has_own_text, own_text, update
 from .errors import InputError
 from .journal import read_counted
@@ -57,8 +57,6 @@ ADVICE = {
     413: "make room in the account, or push less",
     429: "wait some minutes, as the Hub asks",
 }
-
-TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
 
 
 def push_model(
@@ -235,11 +233,10 @@ def check_statement(privacy_json: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LooseEpsilonWarning)
         epsilon = recompute_epsilon(privacy)
-    stated = privacy.get("epsilon")
-    if not isinstance(stated, int | float) or not stated >= (1 - TOLERANCE) * epsilon:
+    if understates(privacy, epsilon):
         raise InputError(
-            f"{privacy_json} states epsilon {stated}, but its mechanisms amount to {epsilon:.4g}: save the pipeline "
-            "again."
+            f"{privacy_json} states epsilon {privacy.get('epsilon')}, but its mechanisms amount to {epsilon:.4g}: save "
+            "the pipeline again."
         )
     return privacy
 
