@@ -584,7 +584,8 @@ def report(output: Path) -> None:
     text = f"{table(rows)}\n\n{gain(rows)}\n"
     (output / "table.md").write_text(text, encoding="utf-8")
     plot_against_epsilon(rows, output / "epsilon.png")
-    plot_against_passes(rows, output / "passes.png")
+    if any("curve" in row for row in rows):
+        plot_against_passes(rows, output / "passes.png")
     if any((output / "grids").glob("*.png")):
         plot_grids(output, rows, output / "samples.png")
     print(text)

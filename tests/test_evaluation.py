@@ -61,9 +61,24 @@ def test_copies_of_training_images_are_found_each_with_its_original():
     copies = ImageDataset(TRAIN.images[order], TRAIN.labels[order], TRAIN.class_names)
     evaluation, measures = measure(copies)
     assert torch.equal(evaluation.neighbors, order)
-    assert measures["share of exact copies of a training image (pixels)"].samples == 1
-    assert measures["share of exact copies of a training image (pixels)"].real == 0
+    assert measures["share of exact copies of a training image"].samples == 1
+    assert measures["share of exact copies of a training image"].real == 0
     assert measures["share nearer to a training image than 99% of held-out images (pixels)"].samples == 1
+
+
+class Rows(torch.nn.Module):
+    """Features that mirrored images share, and whose last digits depend on the batch, as those of networks do."""
+
+    def forward(self, images):
+        return images.float().mean(dim=-1).flatten(1) * (1 + 1e-6 * len(images))
+
+
+def test_exact_copies_are_counted_by_their_pixels_whatever_the_features():
+    mirrored = ImageDataset(TRAIN.images.flip(-1), TRAIN.labels, TRAIN.class_names)
+    for samples, share in ((part(TRAIN, 0, 100), 1), (mirrored, 0)):
+        measures = evaluate(samples, TRAIN, TEST, {"rows": Rows()}, []).measures
+        (copies,) = [measure for measure in measures if "exact copies" in measure.name]
+        assert copies.samples == share
 
 
 def test_blurred_copies_are_told_from_blurred_images_that_were_never_trained_on():

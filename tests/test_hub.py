@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -193,6 +193,41 @@ def test_a_configuration_that_would_publish_what_is_not_private_is_refused():
         DPCurriculumConfig(push_to_hub=True, insecure_noise_seed=1)
 
 
+def test_a_push_that_failed_is_repeated_while_the_trainer_is_still_there(hub, tmp_path):
+    """As in a notebook: the trainer keeps its journal locked."""
+    trainer = train(tmp_path / "model")
+    hub.fail("POST .*/commit/main", 500)
+    with pytest.raises(InputError, match="push_to_hub.py .* pushes again"):
+        trainer.push_to_hub()
+    push_model(tmp_path / "model", "model")
+    assert sorted(hub.files("alice/model")) == [".gitattributes", *PUBLISHED]
+
+    trainer.ledger.record(replace(trainer.plan.dp_sgd, steps=1))
+    with pytest.raises(InputError, match="releases that privacy.json does not count"):
+        push_model(tmp_path / "model", "model")
+    trainer.save_pipeline()
+    push_model(tmp_path / "model", "model")
+    assert hub.files("alice/model")["privacy.json"] == (tmp_path / "model" / "privacy.json").read_bytes()
+    assert len(hub.commits("alice/model")) == 2
+
+
+def test_what_a_run_saves_during_a_push_is_not_part_of_it(hub, model):
+    """The journal was read before, and does not count it yet."""
+    names = ["privacy.json", "samples.png", "unet/diffusion_pytorch_model.safetensors"]
+    before = {name: (model / name).read_bytes() for name in names}
+
+    class Requests(list):
+        def append(self, line):
+            for name in names:
+                (model / name).write_bytes(b"of later releases")
+            super().append(line)
+
+    hub.requests = Requests()
+    push_model(model, "model")
+    assert (model / "samples.png").read_bytes() == b"of later releases"
+    assert {name: hub.files("alice/model")[name] for name in names} == before
+
+
 def test_an_unfinished_run_is_not_pushed(hub, tmp_path):
     records = tiny_records()
     trainer = DPCurriculumTrainer(
@@ -354,6 +389,21 @@ def test_text_written_into_the_card_stays_wherever_it_was_written(hub, model):
     readme.write_text(readme.read_text().replace("Our own words.", ""))  # taken back
     push_model(model, "model")
     assert "Our own words." not in hub.files("alice/model")["README.md"].decode()
+
+
+def test_the_address_is_put_into_generated_sections_alone(hub, model):
+    readme = model / "README.md"
+    ours = """
+Compare it with `DiffusionPipeline.from_pretrained("google/ddpm-cifar10-32")`, on `load_dataset("ylecun/mnist")`.
+"""
+    first, end_of_title, rest = readme.read_text().partition("<!-- end: title -->")
+    readme.write_text(f"{first}{end_of_title}\n{ours}{rest}{ours}")
+    push_model(model, "first")
+    push_model(model, "second")
+    for text in (readme.read_text(), hub.files("alice/second")["README.md"].decode()):
+        assert text.count(ours) == 2
+        assert 'DiffusionPipeline.from_pretrained("alice/second", trust_remote_code=True)' in text
+        assert 'ClassConditionalPipeline.from_pretrained("alice/second")' in text
 
 
 def test_text_written_in_both_places_is_for_a_person_to_merge(hub, model):

@@ -15,7 +15,7 @@ import pytest
 from diffusers_dp_curriculum import journal as journal_module
 from diffusers_dp_curriculum.accounting import Mechanism
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.journal import Journal
+from diffusers_dp_curriculum.journal import Journal, read_counted
 
 
 HEADER = {"delta": 1e-5, "accountant": "prv", "target_epsilon": 10.0}
@@ -77,6 +77,8 @@ def test_two_processes_cannot_write_one_journal(path):
     assert "Another process is writing" in second.stderr
     with pytest.raises(InputError, match="Another process is writing"):
         Journal(path)
+    release(journal, 1)
+    assert read_counted(path) == journal.counted() != []  # reading it is not writing it
     journal.close()
     assert subprocess.run([sys.executable, "-c", open_it], capture_output=True).returncode == 0
 
@@ -169,6 +171,8 @@ def test_a_damaged_journal_is_refused_and_left_as_it_is(path, damage, message):
     assert path.read_bytes() == damaged
     with pytest.raises(InputError, match=message):  # nor does the refusal keep it locked
         Journal(path)
+    with pytest.raises(InputError, match=message):
+        read_counted(path)
 
 
 def test_a_line_cut_off_may_be_deleted_as_the_refusal_says(path):

@@ -1,5 +1,6 @@
 """The ledger: what it counts, what it refuses, and what it says of a run."""
 
+import contextlib
 import json
 import runpy
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 from dp_accounting import dp_event, pld
 
-from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon, recompute_epsilon
+from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon, recompute_epsilon, understates
 from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.hub import check_statement
 from diffusers_dp_curriculum.ledger import PrivacyLedger, check_publishable
 
 
@@ -139,6 +141,28 @@ def recompute(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("stated", "too_little"),
+    [
+        (lambda epsilon: epsilon * (1 - 5e-7), False),  # rounded elsewhere
+        (lambda epsilon: 2 * epsilon, False),
+        (lambda epsilon: epsilon * (1 - 2e-6), True),
+        (lambda epsilon: float("nan"), True),
+        (lambda epsilon: None, True),
+        (str, True),
+    ],
+)
+def test_script_and_push_agree_on_what_understates(statement, tmp_path, recompute, stated, too_little):
+    epsilon = statement["epsilon"]
+    statement["epsilon"] = stated(epsilon)
+    assert understates(statement, epsilon) == too_little
+    path = tmp_path / "privacy.json"
+    path.write_text(json.dumps(statement))
+    assert recompute(path)[0] == too_little
+    with pytest.raises(InputError, match="states epsilon") if too_little else contextlib.nullcontext():
+        check_statement(path)
 
 
 def test_the_script_confirms_a_true_statement_and_convicts_a_false_one(statement, tmp_path, recompute):

@@ -150,6 +150,23 @@ def test_the_journal_has_what_becomes_visible_before_it_does(tmp_path, monkeypat
     assert in_time == {"samples": True, "pipeline": True}
 
 
+def test_privacy_json_is_there_when_all_the_rest_is(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "model")
+    trainer.train()
+
+    def no_space(*_):
+        raise OSError("No space left on device")
+
+    for _ in range(2):  # new, and over a pipeline that was saved before
+        with monkeypatch.context() as broken:
+            broken.setattr(Image.Image, "save", no_space)
+            with pytest.raises(OSError, match="No space"):
+                trainer.save_pipeline()
+        assert not (tmp_path / "model" / "privacy.json").exists()
+        trainer.save_pipeline()
+        assert (tmp_path / "model" / "privacy.json").is_file()
+
+
 def test_what_was_planned_is_what_was_executed(tmp_path, monkeypatch):
     given = {}
     release = CentralImageDataset.from_dataset.__func__

@@ -34,6 +34,8 @@ MAX_PRV_EPSILON = 10_000
 MAX_PRV_STEPS = 10_000_000
 MIN_DELTA = 1e-12
 
+TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
+
 LOOSE = (
     "The rdp accountant's best order is at the end of its range: this epsilon is valid but larger than need be; the "
     "prv accountant has a better one."
@@ -137,6 +139,17 @@ def recompute_epsilon(statement: dict[str, Any]) -> float:
             raise
         raise InputError(f"This is not the content of a privacy.json ({type(error).__name__}: {error}).") from error
     return compute_epsilon(mechanisms, delta, accountant)
+
+
+def understates(statement: dict[str, Any], epsilon: float) -> bool:
+    """Whether a privacy.json states less than its mechanisms amount to, or no number at all.
+
+    Args:
+        statement (`dict`): The content of the file.
+        epsilon (`float`): What [`recompute_epsilon`] makes of it.
+    """
+    stated = statement.get("epsilon")
+    return not (isinstance(stated, int | float) and stated >= (1 - TOLERANCE) * epsilon)
 
 
 def check_accounting(delta: float, accountant: str) -> None:

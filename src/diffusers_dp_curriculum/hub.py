@@ -8,7 +8,7 @@ import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from .accounting import LooseEpsilonWarning, Mechanism, recompute_epsilon
+from .accounting import LooseEpsilonWarning, Mechanism, recompute_epsilon, understates
 from .cards import adopt_metadata, budget, has_own_text, own_text, update
 from .errors import InputError
-from .journal import Journal
+from .journal import read_counted
 from .ledger import check_publishable
 from .model_card import mechanisms_in_words, with_repo_id
 
@@ -57,8 +57,6 @@ ADVICE = {
     413: "make room in the account, or push less",
     429: "wait some minutes, as the Hub asks",
 }
-
-TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
 
 
 def push_model(
@@ -97,6 +95,8 @@ def push_model(
     directory = Path(output_dir)
     files = publishable_files(directory, MODEL_FILES)
     privacy = check_statement(directory / "privacy.json")
+    # Read before the journal is: whatever a run that goes on may write meanwhile, these are made of what it counts.
+    contents = {name: path.read_bytes() for name, path in files.items()}
     _check_journal(directory, privacy, counted)
     local = files["README.md"].read_text(encoding="utf-8")
     if f"{budget(privacy)}-differentially private" not in local:
@@ -122,7 +122,7 @@ def push_model(
     commit, pushed = _push(
         repo_id,
         "model",
-        files,
+        contents,
         MODEL_FILES,
         card,
         commit_message or f"Diffusion model, {budget(privacy)}-differentially private",
@@ -233,11 +233,10 @@ def check_statement(privacy_json: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LooseEpsilonWarning)
         epsilon = recompute_epsilon(privacy)
-    stated = privacy.get("epsilon")
-    if not isinstance(stated, int | float) or not stated >= (1 - TOLERANCE) * epsilon:
+    if understates(privacy, epsilon):
         raise InputError(
-            f"{privacy_json} states epsilon {stated}, but its mechanisms amount to {epsilon:.4g}: save the pipeline "
-            "again."
+            f"{privacy_json} states epsilon {privacy.get('epsilon')}, but its mechanisms amount to {epsilon:.4g}: save "
+            "the pipeline again."
         )
     return privacy
 
@@ -248,9 +247,7 @@ def _check_journal(directory: Path, privacy: dict[str, Any], counted: list[Mecha
     if counted is None:
         if not path.is_file():
             return  # only the published files are here, and they were checked when they left the run
-        journal = Journal(path)
-        counted = journal.counted()
-        journal.close()
+        counted = read_counted(path)
     stated = _steps(Mechanism(**entry) for entry in privacy["mechanisms"])
     if _steps(counted) - stated:
         raise InputError(
@@ -286,7 +283,7 @@ def _merge_cards(local: str, hub: str | None, base: str | None) -> str | None:
 def _push(
     repo_id: str,
     repo_type: str,
-    files: dict[str, Path],
+    files: Mapping[str, Path | bytes],
     allowed: dict[str, str | None],
     card: Callable[[str | None, str], str],
     commit_message: str,
@@ -303,8 +300,8 @@ def _push(
         head = api.repo_info(repo_id, repo_type=repo_type)
         pushed = card(_read_card(api, head, repo_type), repo_id)
         operations = [
-            CommitOperationAdd(name, pushed.encode() if name == "README.md" else str(path))
-            for name, path in files.items()
+            CommitOperationAdd(name, pushed.encode() if name == "README.md" else content)
+            for name, content in files.items()
         ]
         operations += [
             CommitOperationDelete(sibling.rfilename)

@@ -100,32 +100,52 @@ class Journal:
         Those that the run at its present state is made of do, and those that anything was made of that was seen: a
         picture, or a checkpoint that the run went on from. Others, abandoned unseen, are known to nobody.
         """
-        last: list[int | None] = [None]  # after so many events: the last release that the run is made of
-        before: dict[int, int | None] = {}  # of each release: the one before it, which the run was made of then
-        known: set[int] = set()
-
-        def know(release: int | None) -> None:
-            while release is not None and release not in known:
-                known.add(release)
-                release = before[release]
-
-        for number, event in enumerate(self.events):
-            release = last[-1]
-            if "release" in event:
-                before[number] = release
-                release = number
-            elif "visible" in event:
-                know(release)
-            elif "resume" in event:
-                release = last[event["resume"]["position"]]
-                know(release)
-            last.append(release)
-        know(last[-1])
-        return [Mechanism(**self.events[number]["release"]) for number in sorted(known)]
+        return _counted(self.events)
 
     def close(self) -> None:
         """Give the lock back."""
         self._file.close()
+
+
+def read_counted(path: str | Path) -> list[Mechanism]:
+    """The releases that count so far, as [`Journal.counted`] has them, of a journal that may be in use.
+
+    It is only read, so this takes no lock. A run that is going on may make further releases the moment after, but what
+    it had written anywhere before this call is made of these.
+
+    Args:
+        path (`str` or `Path`): The file.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    path = Path(path)
+    return _counted(_read(path.read_bytes().decode("utf-8", errors="replace"), path))
+
+
+def _counted(events: list[dict[str, Any]]) -> list[Mechanism]:
+    last: list[int | None] = [None]  # after so many events: the last release that the run is made of
+    before: dict[int, int | None] = {}  # of each release: the one before it, which the run was made of then
+    known: set[int] = set()
+
+    def know(release: int | None) -> None:
+        while release is not None and release not in known:
+            known.add(release)
+            release = before[release]
+
+    for number, event in enumerate(events):
+        release = last[-1]
+        if "release" in event:
+            before[number] = release
+            release = number
+        elif "visible" in event:
+            know(release)
+        elif "resume" in event:
+            release = last[event["resume"]["position"]]
+            know(release)
+        last.append(release)
+    know(last[-1])
+    return [Mechanism(**events[number]["release"]) for number in sorted(known)]
 
 
 def _read(text: str, path: Path) -> list[dict[str, Any]]:

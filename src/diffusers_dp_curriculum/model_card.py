@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .cards import as_text, privacy_statement, round_up
+from .cards import SECTION, as_text, privacy_statement, round_up
 from .config import DPCurriculumConfig
 
 
@@ -18,6 +18,7 @@ IN_WORDS = {
 }
 TAGS = ["diffusers", "differential-privacy", "dp-sgd", "opacus", "image-generation"]
 REPO_ID_TO_COME = "PATH_OR_REPO_ID"  # until the model is pushed
+LOADED_FROM = re.compile(r'(from_pretrained|load_dataset)\("[^"]*"')
 HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -71,8 +72,8 @@ def mechanisms_in_words(privacy: dict[str, Any]) -> str:
 
 
 def with_repo_id(card: str, repo_id: str) -> str:
-    """The card, of a model or a data set, with the address from which its snippets load."""
-    return re.sub(r'(from_pretrained|load_dataset)\("[^"]*"', rf'\1("{repo_id}"', card)
+    """The card, of a model or a data set, with the address from which the snippets of its generated sections load."""
+    return SECTION.sub(lambda section: LOADED_FROM.sub(rf'\1("{repo_id}"', section[0]), card)
 
 
 def _example_labels(class_names: list[str] | None) -> str:
