@@ -560,7 +560,7 @@ def plot_grids(output: Path, rows: list[dict], path: Path) -> None:
     """Samples of the first seed side by side, a row a class."""
     there = [(row, output / "grids" / f"{Cell(row['arm'], row['epsilon'], row['seed']).name}.png") for row in rows]
     there = [(row, grid) for row, grid in there if row["seed"] == 0 and grid.exists()]
-    figure, axes = plt.subplots(1, len(there), figsize=(2 * len(there), 4.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(there), figsize=(2 * len(there), 4.8), layout="constrained", squeeze=False)
     for axis, (row, grid) in zip(axes[0], there, strict=True):
         axis.imshow(Image.open(grid))
         epsilon = "" if row["epsilon"] is None else f"\nepsilon {row['epsilon']:g}"
