@@ -88,7 +88,7 @@ def each_fifth_at_once():
         yield pytest.param(setting, id=as_text(setting), marks=[] if at_once else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("setting", each_fifth_at_once())
+@pytest.mark.parametrize("setting", list(each_fifth_at_once()))
 def test_prv_lies_between_the_bounds_of_privacy_loss_distributions(setting):
     mechanisms, delta = setting
     try:

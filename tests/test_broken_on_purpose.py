@@ -286,8 +286,8 @@ VARIANTS = [
     Variant(
         "abandoned steps forgotten although they were seen",
         "journal.py",
-        'elif "visible" in event:\n                know(release)\n',
-        'elif "visible" in event:\n                pass\n',
+        'elif "visible" in event:\n            know(release)\n',
+        'elif "visible" in event:\n            pass\n',
         "test_journal.py::test_releases_count_unless_they_were_abandoned_unseen",
     ),
 ]
@@ -359,7 +359,7 @@ def all_variants():
         )
 
 
-@pytest.mark.parametrize("variant", all_variants())
+@pytest.mark.parametrize("variant", list(all_variants()))
 def test_a_wrong_variant_is_caught_by_the_test_that_is_named(outcomes, variant):
     assert variant in outcomes, f"{variant.module} has changed: write this variant anew"
     code, output = outcomes[variant]

@@ -26,7 +26,7 @@ def public_functions():
                 yield pytest.param(function, function.__doc__, id=f"{name}.{method}")
 
 
-@pytest.mark.parametrize(("function", "docstring"), public_functions())
+@pytest.mark.parametrize(("function", "docstring"), list(public_functions()))
 def test_every_argument_is_documented(function, docstring):
     signature = inspect.signature(function)
     assert docstring
