@@ -136,9 +136,11 @@ PROGRESS = re.compile(
     rb"(?:Decoding images|Downloading data|Generating train split):[^\r\n]*|[\d:]+<[\d:?]+, +[\d.?]+[^,\]]*"
 )
 
+VERSION = re.compile(rb"\d+(?:\.\d+){2,}")  # of which 2.13 is no number, though it may be a norm's
+
 
 def numbers_in(content):
-    content = PROGRESS.sub(b"", content)
+    content = VERSION.sub(b"", PROGRESS.sub(b"", content))
     return set(re.findall(r"[-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?", content.decode("latin-1")))
 
 
