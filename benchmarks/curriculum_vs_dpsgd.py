@@ -457,7 +457,8 @@ def run_all(args: argparse.Namespace) -> None:
 
     (args.output / "logs").mkdir(parents=True, exist_ok=True)
     (args.output / "cells").mkdir(exist_ok=True)
-    if not (args.output / "reference.pt").exists():  # the first one alone: the others only read what it writes
+    # The first one alone where there is no reference: the others only read what it writes.
+    if waiting and not (args.output / "reference.pt").exists():
         run(waiting.pop(0))
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(run, waiting))
