@@ -22,16 +22,16 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from accelerate.utils import set_seed
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DModel
-from PIL import Image
 
+from comparison_profiles import DELTA, PROFILES, Profile
+from comparison_report import ARMS, cell_name, report
 from diffusers_dp_curriculum import (
     CentralImageDataset,
     ClassConditionalPipeline,
@@ -50,125 +50,11 @@ from diffusers_dp_curriculum.pictures import image_grid
 from diffusers_dp_curriculum.warm_up import start_warm_up, warm_up
 
 
-ARMS = {
-    "real": "real images",  # first: its cell takes a minute, and trains the reference that all others read
-    "curriculum_mean": "curriculum, mean images",
-    "curriculum_mode": "curriculum, mode images",
-    "dp_sgd_alone": "DP-SGD alone",
-    "central_alone": "central images alone",
-    "non_private": "same network without privacy",
-}
 WITHOUT_PRIVACY = ("non_private", "real")
 WITH_CURVE = ("curriculum_mean", "dp_sgd_alone")
-DELTA = 1e-5
 SNAPSHOTS = 4  # points of the curves against passes, of the first seed
 STEPS_BETWEEN_STATES = 500  # of the arms without DP-SGD
 GRID_COLUMNS = 5
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How large everything is.
-
-    Args:
-        resolution (`int`): Of the images.
-        block_out_channels (`tuple[int, ...]`): Of the network, finest level first; the coarsest one has attention.
-        config (`dict`): Fields of `DPCurriculumConfig`, of the curriculum with mean images.
-        plain_batch_size (`int`): Images a step, where the records are not private or not used.
-        images_per_class (`int`): Synthetic images that are measured.
-        num_inference_steps (`int`): Steps per sample, of the deterministic solver.
-        reference_epochs (`int`): Of the CNN on the real images.
-    """
-
-    resolution: int
-    block_out_channels: tuple[int, ...]
-    config: dict = field(default_factory=dict)
-    plain_batch_size: int = 64
-    images_per_class: int = 500
-    num_inference_steps: int = 18
-    reference_epochs: int = 5
-
-    @property
-    def warm_up_passes(self) -> int:
-        """Passes of the curriculum before DP-SGD."""
-        return self.config["central_train_steps"] * self.config["central_batch_size"]
-
-    @property
-    def passes(self) -> int:
-        """Passes of the curriculum, and so of every arm, on average."""
-        return self.warm_up_passes + self.config["max_train_steps"] * self.step_passes
-
-    @property
-    def step_passes(self) -> int:
-        """Passes of a step of DP-SGD, on average."""
-        return self.config["train_batch_size"] * self.config["noise_multiplicity"]
-
-
-SHARED = {
-    "target_delta": DELTA,
-    "central_images_per_class": 5,
-    "central_noise_multiplier": 5.0,
-    "central_sample_rate": 0.1,
-    "lr_scheduler": "cosine",
-    "noise_level_mean": -0.3,
-    "noise_level_std": 1.2,
-    "guidance_scale": 1.5,
-}
-PROFILES = {
-    "cpu": Profile(
-        resolution=16,
-        block_out_channels=(16, 32, 32),
-        config={
-            **SHARED,
-            "central_train_steps": 300,
-            "central_batch_size": 32,
-            "central_learning_rate": 2e-3,
-            "train_batch_size": 1024,
-            "max_train_steps": 100,
-            "noise_multiplicity": 1,
-            "max_physical_batch_size": 64,
-            "learning_rate": 4e-3,
-            "lr_warmup_steps": 3,
-        },
-        images_per_class=300,
-        num_inference_steps=12,
-    ),
-    "gpu": Profile(
-        resolution=28,
-        block_out_channels=(64, 64),
-        config={
-            **SHARED,
-            "central_train_steps": 2000,
-            "central_batch_size": 64,
-            "train_batch_size": 4096,
-            "max_train_steps": 800,
-            "noise_multiplicity": 4,
-            "max_physical_batch_size": 512,
-            "lr_warmup_steps": 20,
-            "mixed_precision": "bf16",
-        },
-        plain_batch_size=1024,
-        images_per_class=6000,
-        num_inference_steps=50,
-        reference_epochs=20,
-    ),
-    # A minute, to see that everything runs.
-    "smoke": Profile(
-        resolution=8,
-        block_out_channels=(8, 16),
-        config={
-            **SHARED,
-            "central_train_steps": 4,
-            "central_batch_size": 8,
-            "train_batch_size": 16,
-            "max_train_steps": 4,
-            "noise_multiplicity": 1,
-        },
-        images_per_class=4,
-        num_inference_steps=2,
-        reference_epochs=1,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -182,7 +68,7 @@ class Cell:
     @property
     def name(self) -> str:
         """For files."""
-        return f"{self.arm}-{'no' if self.epsilon is None else f'{self.epsilon:g}'}-{self.seed}"
+        return cell_name(self.arm, self.epsilon, self.seed)
 
 
 def cells(epsilons: list[float], seeds: int) -> list[Cell]:
@@ -478,118 +364,6 @@ def run_cell(args: argparse.Namespace) -> None:
     result = Comparison(args.data, PROFILES[args.profile], args.output).run(cell)
     row = {"arm": arm, "epsilon": cell.epsilon, "seed": cell.seed, **result}
     result_file(args.output, cell).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
-
-
-def table(rows: list[dict]) -> str:
-    """Mean and spread over seeds of every arm, as Markdown."""
-    lines = [
-        "| epsilon | arm | seeds | accuracy | Frechet distance |",
-        "|---|---|---|---|---|",
-    ]
-    for (arm, epsilon), group in by_arm(rows).items():
-        shown = "none" if epsilon is None else f"{epsilon:g}"
-        accuracies, distances = ([row[name] for row in group] for name in ("accuracy", "frechet_distance"))
-        lines.append(
-            f"| {shown} | {ARMS[arm]} | {len(group)} | {np.mean(accuracies):.1%} ({min(accuracies):.1%} to "
-            f"{max(accuracies):.1%}) | {np.mean(distances):.2f} ({min(distances):.2f} to {max(distances):.2f}) |"
-        )
-    return "\n".join(lines)
-
-
-def by_arm(rows: list[dict]) -> dict[tuple[str, float | None], list[dict]]:
-    """The rows of each epsilon and arm, in the order in which they are to be read."""
-    key = {arm: number for number, arm in enumerate(ARMS)}
-    groups: dict[tuple[str, float | None], list[dict]] = {}
-    for row in sorted(rows, key=lambda row: (row["epsilon"] or math.inf, key[row["arm"]], row["seed"])):
-        groups.setdefault((row["arm"], row["epsilon"]), []).append(row)
-    return groups
-
-
-def gain(rows: list[dict]) -> str:
-    """How much nearer the curriculum is than DP-SGD alone, for each epsilon."""
-    means = {key: np.mean([row["frechet_distance"] for row in group]) for key, group in by_arm(rows).items()}
-    return "\n".join(
-        f"Epsilon {epsilon:g}: the Frechet distance of {ARMS[arm]} is {mean / means['dp_sgd_alone', epsilon]:.2f} "
-        "times that of DP-SGD alone."
-        for (arm, epsilon), mean in means.items()
-        if arm.startswith("curriculum") and ("dp_sgd_alone", epsilon) in means
-    )
-
-
-MEASURES = {"accuracy": "accuracy of a CNN on real images", "frechet_distance": "Frechet distance"}
-
-
-def plot_against_epsilon(rows: list[dict], path: Path) -> None:
-    """Both measures, mean and range over seeds; what has no epsilon is a line across."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
-        for number, arm in enumerate(ARMS):
-            groups = {epsilon: [r[name] for r in group] for (a, epsilon), group in by_arm(rows).items() if a == arm}
-            if None in groups:
-                axis.axhline(np.mean(groups[None]), color=f"C{number}", linestyle=":", label=ARMS[arm])
-            elif groups:
-                means = np.array([np.mean(values) for values in groups.values()])
-                spread = [means - [min(v) for v in groups.values()], [max(v) for v in groups.values()] - means]
-                axis.errorbar(list(groups), means, spread, color=f"C{number}", marker="o", capsize=3, label=ARMS[arm])
-        axis.set(xscale="log", xlabel="epsilon", ylabel=label)
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def plot_against_passes(rows: list[dict], path: Path) -> None:
-    """Both measures in the course of training, of the first seed."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
-        for row in rows:
-            if "curve" in row:
-                axis.plot(
-                    [point["passes"] for point in row["curve"]],
-                    [point[name] for point in row["curve"]],
-                    color=f"C{list(ARMS).index(row['arm'])}",
-                    linestyle="-" if row["epsilon"] >= 10 else "--",
-                    marker="o",
-                    label=f"{ARMS[row['arm']]}, epsilon {row['epsilon']:g}",
-                )
-        axis.set(xlabel="passes (images x noise levels)", ylabel=label)
-    axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def plot_grids(output: Path, rows: list[dict], path: Path) -> None:
-    """Samples of the first seed side by side, a row a class."""
-    there = [(row, output / "grids" / f"{Cell(row['arm'], row['epsilon'], row['seed']).name}.png") for row in rows]
-    there = [(row, grid) for row, grid in there if row["seed"] == 0 and grid.exists()]
-    figure, axes = plt.subplots(1, len(there), figsize=(2 * len(there), 4.8), layout="constrained", squeeze=False)
-    for axis, (row, grid) in zip(axes[0], there, strict=True):
-        axis.imshow(Image.open(grid))
-        epsilon = "" if row["epsilon"] is None else f"\nepsilon {row['epsilon']:g}"
-        axis.set_title(f"{ARMS[row['arm']]}{epsilon}", fontsize=8)
-        axis.set_axis_off()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def results(output: Path) -> list[dict]:
-    """The rows of the cells that are there, in the order in which they are to be read."""
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in (output / "cells").glob("*.json")]
-    return [row for group in by_arm(rows).values() for row in group]
-
-
-def report(output: Path) -> None:
-    """Write table and figures of the cells that are there."""
-    rows = results(output)
-    if not rows:
-        return
-    text = f"{table(rows)}\n\n{gain(rows)}\n"
-    (output / "table.md").write_text(text, encoding="utf-8")
-    plot_against_epsilon(rows, output / "epsilon.png")
-    if any("curve" in row for row in rows):
-        plot_against_passes(rows, output / "passes.png")
-    if any((output / "grids").glob("*.png")):
-        plot_grids(output, rows, output / "samples.png")
-    print(text)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ mechanism, so it is not private: keep it where the images are kept, and choose n
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from diffusers_dp_curriculum.evaluation.features import load_feature_extractor
 from diffusers_dp_curriculum.evaluation.measures import check_reference, evaluate
 from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, table, write_report
 from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
+from diffusers_dp_curriculum.hub import check_statement
 from diffusers_dp_curriculum.output_directory import check_new_or_empty
 from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 
@@ -108,9 +108,11 @@ def describe(args: argparse.Namespace, resolution: int, pipeline: diffusers.Diff
     if privacy_json is None:
         about["privacy"] = "nothing is known about the privacy of the samples"
     else:
-        privacy = json.loads(privacy_json.read_text(encoding="utf-8"))
-        promise = f"are {budget(privacy)}-differentially private" if privacy["private"] else "are not private"
-        about["privacy"] = f"the samples {promise}, as their privacy.json says; this report is not covered by it"
+        try:
+            promise = f"are {budget(check_statement(privacy_json))}-differentially private, as their privacy.json says"
+        except InputError as error:
+            promise = f"are not for sharing ({error})"
+        about["privacy"] = f"the samples {promise}; this report is not covered by it"
     return about
 
 

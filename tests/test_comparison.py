@@ -16,6 +16,7 @@ from test_train_script import script_module
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import comparison_report
 import curriculum_vs_dpsgd as benchmark
 
 
@@ -71,10 +72,10 @@ def test_cells_come_seed_by_seed():
 
 def test_the_documented_table_is_that_of_the_results():
     docs = Path(__file__).parents[1] / "docs"
-    rows = benchmark.results(docs / "results" / "fashion_mnist_16")
+    rows = comparison_report.results(docs / "results" / "fashion_mnist_16")
     text = (docs / "results.md").read_text(encoding="utf-8")
-    assert benchmark.table(rows) in text
-    for sentence in benchmark.gain(rows).splitlines():
+    assert comparison_report.table(rows) in text
+    for sentence in comparison_report.gain(rows).splitlines():
         assert sentence in text
 
 

@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,21 @@ def test_a_pipeline_is_sampled_and_compared_and_the_report_is_never_published(mo
     assert report["images"] == {"samples": 30, "real_train": 1500, "real_test": 297}
     assert (model / "evaluation" / "report.html").stat().st_size > 10_000
     assert publishable_files(model, MODEL_FILES) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "-differentially private, as"),
+        ({"epsilon": 0.1}, "not for sharing"),
+        ({"private": False}, "not for sharing"),
+    ],
+)
+def test_the_budget_of_the_samples_is_recomputed(changes, said, tmp_path, monkeypatch):
+    write_privacy_json(tmp_path / "privacy.json", **changes)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--reference", "digits"])
+    script = runpy.run_path(str(SCRIPT))
+    assert said in script["describe"](script["parse_args"](), 8, None)["privacy"]
 
 
 @pytest.mark.slow

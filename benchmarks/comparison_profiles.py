@@ -1,0 +1,111 @@
+"""How large the comparison of `curriculum_vs_dpsgd.py` is: for a CPU, for a GPU, and to see that it runs."""
+
+from dataclasses import dataclass, field
+
+
+DELTA = 1e-5
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large everything is.
+
+    Args:
+        resolution (`int`): Of the images.
+        block_out_channels (`tuple[int, ...]`): Of the network, finest level first; the coarsest one has attention.
+        config (`dict`): Fields of `DPCurriculumConfig`, of the curriculum with mean images.
+        plain_batch_size (`int`): Images a step, where the records are not private or not used.
+        images_per_class (`int`): Synthetic images that are measured.
+        num_inference_steps (`int`): Steps per sample, of the deterministic solver.
+        reference_epochs (`int`): Of the CNN on the real images.
+    """
+
+    resolution: int
+    block_out_channels: tuple[int, ...]
+    config: dict = field(default_factory=dict)
+    plain_batch_size: int = 64
+    images_per_class: int = 500
+    num_inference_steps: int = 18
+    reference_epochs: int = 5
+
+    @property
+    def warm_up_passes(self) -> int:
+        """Passes of the curriculum before DP-SGD."""
+        return self.config["central_train_steps"] * self.config["central_batch_size"]
+
+    @property
+    def passes(self) -> int:
+        """Passes of the curriculum, and so of every arm, on average."""
+        return self.warm_up_passes + self.config["max_train_steps"] * self.step_passes
+
+    @property
+    def step_passes(self) -> int:
+        """Passes of a step of DP-SGD, on average."""
+        return self.config["train_batch_size"] * self.config["noise_multiplicity"]
+
+
+SHARED = {
+    "target_delta": DELTA,
+    "central_images_per_class": 5,
+    "central_noise_multiplier": 5.0,
+    "central_sample_rate": 0.1,
+    "lr_scheduler": "cosine",
+    "noise_level_mean": -0.3,
+    "noise_level_std": 1.2,
+    "guidance_scale": 1.5,
+}
+PROFILES = {
+    "cpu": Profile(
+        resolution=16,
+        block_out_channels=(16, 32, 32),
+        config={
+            **SHARED,
+            "central_train_steps": 300,
+            "central_batch_size": 32,
+            "central_learning_rate": 2e-3,
+            "train_batch_size": 1024,
+            "max_train_steps": 100,
+            "noise_multiplicity": 1,
+            "max_physical_batch_size": 64,
+            "learning_rate": 4e-3,
+            "lr_warmup_steps": 3,
+        },
+        images_per_class=300,
+        num_inference_steps=12,
+    ),
+    "gpu": Profile(
+        resolution=28,
+        block_out_channels=(64, 64),
+        config={
+            **SHARED,
+            "central_train_steps": 2000,
+            "central_batch_size": 64,
+            "train_batch_size": 4096,
+            "max_train_steps": 800,
+            "noise_multiplicity": 4,
+            "max_physical_batch_size": 512,
+            "lr_warmup_steps": 20,
+            "mixed_precision": "bf16",
+        },
+        plain_batch_size=1024,
+        images_per_class=6000,
+        num_inference_steps=50,
+        reference_epochs=20,
+    ),
+    # A minute, to see that everything runs.
+    "smoke": Profile(
+        resolution=8,
+        block_out_channels=(8, 16),
+        config={
+            **SHARED,
+            "central_train_steps": 4,
+            "central_batch_size": 8,
+            "train_batch_size": 16,
+            "max_train_steps": 4,
+            "noise_multiplicity": 1,
+        },
+        images_per_class=4,
+        num_inference_steps=2,
+        reference_epochs=1,
+    ),
+}

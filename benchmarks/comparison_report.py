@@ -1,0 +1,141 @@
+"""The table and the figures of `curriculum_vs_dpsgd.py`, of the results that are there.
+
+A row is what one cell has measured: `arm`, `epsilon` (None without privacy), `seed`, `accuracy`, `frechet_distance`,
+and for some of them `curve`, which has both measures in the course of training.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+
+# In the order in which they are run and shown. The first takes minutes, and trains the reference that all others read.
+ARMS = {
+    "real": "real images",
+    "curriculum_mean": "curriculum, mean images",
+    "curriculum_mode": "curriculum, mode images",
+    "dp_sgd_alone": "DP-SGD alone",
+    "central_alone": "central images alone",
+    "non_private": "same network without privacy",
+}
+
+
+def cell_name(arm: str, epsilon: float | None, seed: int) -> str:
+    """For the files of a cell."""
+    return f"{arm}-{'no' if epsilon is None else f'{epsilon:g}'}-{seed}"
+
+
+def table(rows: list[dict]) -> str:
+    """Mean and spread over seeds of every arm, as Markdown."""
+    lines = [
+        "| epsilon | arm | seeds | accuracy | Frechet distance |",
+        "|---|---|---|---|---|",
+    ]
+    for (arm, epsilon), group in by_arm(rows).items():
+        shown = "none" if epsilon is None else f"{epsilon:g}"
+        accuracies, distances = ([row[name] for row in group] for name in ("accuracy", "frechet_distance"))
+        lines.append(
+            f"| {shown} | {ARMS[arm]} | {len(group)} | {np.mean(accuracies):.1%} ({min(accuracies):.1%} to "
+            f"{max(accuracies):.1%}) | {np.mean(distances):.2f} ({min(distances):.2f} to {max(distances):.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def by_arm(rows: list[dict]) -> dict[tuple[str, float | None], list[dict]]:
+    """The rows of each epsilon and arm, in the order in which they are to be read."""
+    key = {arm: number for number, arm in enumerate(ARMS)}
+    groups: dict[tuple[str, float | None], list[dict]] = {}
+    for row in sorted(rows, key=lambda row: (row["epsilon"] or math.inf, key[row["arm"]], row["seed"])):
+        groups.setdefault((row["arm"], row["epsilon"]), []).append(row)
+    return groups
+
+
+def gain(rows: list[dict]) -> str:
+    """How much nearer the curriculum is than DP-SGD alone, for each epsilon."""
+    means = {key: np.mean([row["frechet_distance"] for row in group]) for key, group in by_arm(rows).items()}
+    return "\n".join(
+        f"Epsilon {epsilon:g}: the Frechet distance of {ARMS[arm]} is {mean / means['dp_sgd_alone', epsilon]:.2f} "
+        "times that of DP-SGD alone."
+        for (arm, epsilon), mean in means.items()
+        if arm.startswith("curriculum") and ("dp_sgd_alone", epsilon) in means
+    )
+
+
+MEASURES = {"accuracy": "accuracy of a CNN on real images", "frechet_distance": "Frechet distance"}
+
+
+def plot_against_epsilon(rows: list[dict], path: Path) -> None:
+    """Both measures, mean and range over seeds; what has no epsilon is a line across."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
+        for number, arm in enumerate(ARMS):
+            groups = {epsilon: [r[name] for r in group] for (a, epsilon), group in by_arm(rows).items() if a == arm}
+            if None in groups:
+                axis.axhline(np.mean(groups[None]), color=f"C{number}", linestyle=":", label=ARMS[arm])
+            elif groups:
+                means = np.array([np.mean(values) for values in groups.values()])
+                spread = [means - [min(v) for v in groups.values()], [max(v) for v in groups.values()] - means]
+                axis.errorbar(list(groups), means, spread, color=f"C{number}", marker="o", capsize=3, label=ARMS[arm])
+        axis.set(xscale="log", xlabel="epsilon", ylabel=label)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_against_passes(rows: list[dict], path: Path) -> None:
+    """Both measures in the course of training, of the first seed."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
+        for row in rows:
+            if "curve" in row:
+                axis.plot(
+                    [point["passes"] for point in row["curve"]],
+                    [point[name] for point in row["curve"]],
+                    color=f"C{list(ARMS).index(row['arm'])}",
+                    linestyle="-" if row["epsilon"] >= 10 else "--",
+                    marker="o",
+                    label=f"{ARMS[row['arm']]}, epsilon {row['epsilon']:g}",
+                )
+        axis.set(xlabel="passes (images x noise levels)", ylabel=label)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_grids(output: Path, rows: list[dict], path: Path) -> None:
+    """Samples of the first seed side by side, a row a class."""
+    there = [(row, output / "grids" / f"{cell_name(row['arm'], row['epsilon'], row['seed'])}.png") for row in rows]
+    there = [(row, grid) for row, grid in there if row["seed"] == 0 and grid.exists()]
+    figure, axes = plt.subplots(1, len(there), figsize=(2 * len(there), 4.8), layout="constrained", squeeze=False)
+    for axis, (row, grid) in zip(axes[0], there, strict=True):
+        axis.imshow(Image.open(grid))
+        epsilon = "" if row["epsilon"] is None else f"\nepsilon {row['epsilon']:g}"
+        axis.set_title(f"{ARMS[row['arm']]}{epsilon}", fontsize=8)
+        axis.set_axis_off()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def results(output: Path) -> list[dict]:
+    """The rows of the cells that are there, in the order in which they are to be read."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in (output / "cells").glob("*.json")]
+    return [row for group in by_arm(rows).values() for row in group]
+
+
+def report(output: Path) -> None:
+    """Write table and figures of the cells that are there."""
+    rows = results(output)
+    if not rows:
+        return
+    text = f"{table(rows)}\n\n{gain(rows)}\n"
+    (output / "table.md").write_text(text, encoding="utf-8")
+    plot_against_epsilon(rows, output / "epsilon.png")
+    if any("curve" in row for row in rows):
+        plot_against_passes(rows, output / "passes.png")
+    if any((output / "grids").glob("*.png")):
+        plot_grids(output, rows, output / "samples.png")
+    print(text)
