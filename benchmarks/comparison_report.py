@@ -107,16 +107,26 @@ def plot_against_passes(rows: list[dict], path: Path) -> None:
 
 
 def plot_grids(output: Path, rows: list[dict], path: Path) -> None:
-    """Samples of the first seed side by side, a row a class."""
+    """Samples of the first seed side by side, a line for each epsilon; in a grid, a row is a class."""
     there = [(row, output / "grids" / f"{cell_name(row['arm'], row['epsilon'], row['seed'])}.png") for row in rows]
     there = [(row, grid) for row, grid in there if row["seed"] == 0 and grid.exists()]
-    figure, axes = plt.subplots(1, len(there), figsize=(2 * len(there), 4.8), layout="constrained", squeeze=False)
-    for axis, (row, grid) in zip(axes[0], there, strict=True):
-        axis.imshow(Image.open(grid))
-        epsilon = "" if row["epsilon"] is None else f"\nepsilon {row['epsilon']:g}"
-        axis.set_title(f"{ARMS[row['arm']]}{epsilon}", fontsize=8)
+    epsilons = sorted({row["epsilon"] for row, _ in there if row["epsilon"] is not None}) or [math.inf]
+    # What has no epsilon is at the end of the last line.
+    lines = [
+        [(row, grid) for row, grid in there if (row["epsilon"] or epsilons[-1]) == epsilon] for epsilon in epsilons
+    ]
+    columns = max(map(len, lines))
+    figure, axes = plt.subplots(
+        len(lines), columns, figsize=(2 * columns, 4.4 * len(lines)), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
         axis.set_axis_off()
-    figure.savefig(path, dpi=150)
+    for line, line_axes in zip(lines, axes, strict=True):
+        for (row, grid), axis in zip(line, line_axes, strict=False):
+            axis.imshow(Image.open(grid))
+            epsilon = "" if row["epsilon"] is None else f"\nepsilon {row['epsilon']:g}"
+            axis.set_title(f"{ARMS[row['arm']]}{epsilon}", fontsize=8)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
@@ -136,6 +146,6 @@ def report(output: Path) -> None:
     plot_against_epsilon(rows, output / "epsilon.png")
     if any("curve" in row for row in rows):
         plot_against_passes(rows, output / "passes.png")
-    if any((output / "grids").glob("*.png")):
+    if any((output / "grids").glob("*-0.png")):
         plot_grids(output, rows, output / "samples.png")
     print(text)
