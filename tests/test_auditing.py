@@ -50,7 +50,8 @@ def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_som
 def test_a_mechanism_without_noise_is_found_out():
     audit = small_audit(actual_noise=0.0)
     white_box = audit.bounds[0]
-    assert white_box.correct == white_box.guesses
+    # Of 500 present canaries one in 2^12 is sampled in no step, and leaves no trace.
+    assert white_box.correct >= white_box.guesses - 3
     assert white_box.epsilon_gaussian > audit.claimed_epsilon
     assert audit.refuted
     assert "REFUTED" in str(audit)
