@@ -21,11 +21,11 @@ CLAIM = 4.0
 STEPS = 12
 
 
-def small_audit(**options):
-    planned = Mechanism("dp_sgd", 1.0, 0.5, STEPS, 1.0)
+def small_audit(steps=STEPS, **options):
+    planned = Mechanism("dp_sgd", 1.0, 0.5, steps, 1.0)
     settings = {
         "noise_multiplier": calibrate_noise_multiplier(CLAIM, 1e-5, planned),
-        "steps": STEPS,
+        "steps": steps,
         "max_grad_norm": 0.3,
         "gradient_canaries": 1000,
         "image_canaries": 100,
@@ -48,10 +48,10 @@ def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_som
 
 
 def test_a_mechanism_without_noise_is_found_out():
-    audit = small_audit(actual_noise=0.0)
+    # Of 500 present canaries one in 2^12 would be sampled in none of 12 steps, and leave no trace.
+    audit = small_audit(actual_noise=0.0, steps=2 * STEPS)
     white_box = audit.bounds[0]
-    # Of 500 present canaries one in 2^12 is sampled in no step, and leaves no trace.
-    assert white_box.correct >= white_box.guesses - 3
+    assert white_box.correct == white_box.guesses
     assert white_box.epsilon_gaussian > audit.claimed_epsilon
     assert audit.refuted
     assert "REFUTED" in str(audit)

@@ -39,16 +39,16 @@ INLINE = re.compile(r"`((?:python|accelerate launch|pytest|mkdocs)\s[^`]+)`")
 SCALED_DOWN = {
     "train_dp_curriculum.py": "--central_train_steps 2 --central_batch_size 4 --train_batch_size 4 --max_train_steps 2 "
     "--noise_multiplicity 1 --num_inference_steps 2 --block_out_channels 8 16 --central_noise_multiplier 20",
+    "generate_dataset.py": "--images_per_class 2 --num_inference_steps 2",
     "evaluate.py": "--images_per_class 10 --num_inference_steps 2 --classifiers cnn --epochs 1",
     "audit.py": "--train_data_dir path/to/images --resolution 8 --sample_rate 1 --max_train_steps 2 "
     "--gradient_canaries 100 --image_canaries 100",
 }
 
-# What would take minutes, or is not here, and what is executed instead. (Loading from the Hub is test_hub.py's.)
+# What is not here or would take minutes, and what is executed instead. (Loading from the Hub is test_hub.py's.)
 INSTEAD = {
     "bash": {
         "USER/NAME": "alice/name",
-        "--images_per_class 1000": "--images_per_class 2 --num_inference_steps 2",
         "EDMDPMSolverMultistepScheduler": "DPMSolverMultistepScheduler",  # the model here is no EDM
     },
     "python": {
