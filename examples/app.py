@@ -21,9 +21,9 @@ from diffusers.utils import numpy_to_pil
 
 from diffusers_dp_curriculum import InputError
 from diffusers_dp_curriculum.cards import budget
-from diffusers_dp_curriculum.hub import check_statement
 from diffusers_dp_curriculum.pictures import image_grid
 from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline
+from diffusers_dp_curriculum.statement import check_statement
 
 
 GRID_COLUMNS = 8

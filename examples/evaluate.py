@@ -23,9 +23,9 @@ from diffusers_dp_curriculum.evaluation.features import load_feature_extractor
 from diffusers_dp_curriculum.evaluation.measures import check_reference, evaluate
 from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, table, write_report
 from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
-from diffusers_dp_curriculum.hub import check_statement
 from diffusers_dp_curriculum.output_directory import check_new_or_empty
 from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
+from diffusers_dp_curriculum.statement import check_statement
 
 
 def parse_args() -> argparse.Namespace:
@@ -104,7 +104,7 @@ def describe(args: argparse.Namespace, resolution: int, pipeline: diffusers.Diff
             f"{args.images_per_class} images a class, {args.num_inference_steps} steps, guidance scale "
             f"{args.guidance_scale}, {type(pipeline.scheduler).__name__}"
         )
-    privacy_json = find_privacy_json(args.samples) if pipeline or Path(args.samples).is_dir() else None
+    privacy_json = find_privacy_json(args.samples, "dataset" if pipeline is None else "model")
     if privacy_json is None:
         about["privacy"] = "nothing is known about the privacy of the samples"
     else:

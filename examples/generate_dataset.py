@@ -16,8 +16,9 @@ import torch
 
 from diffusers_dp_curriculum.central_images import CentralImageDataset
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.hub import check_statement, prepare_repo
+from diffusers_dp_curriculum.hub import prepare_repo
 from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
+from diffusers_dp_curriculum.statement import check_statement
 from diffusers_dp_curriculum.synthesis import apportion, generate_dataset
 
 

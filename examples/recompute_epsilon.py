@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from diffusers_dp_curriculum import InputError, recompute_epsilon
-from diffusers_dp_curriculum.accounting import understates
+from diffusers_dp_curriculum.statement import understates
 
 
 def main() -> int:

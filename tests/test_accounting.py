@@ -17,7 +17,6 @@ from diffusers_dp_curriculum.accounting import (
     Mechanism,
     calibrate_noise_multiplier,
     compute_epsilon,
-    recompute_epsilon,
 )
 from diffusers_dp_curriculum.errors import InputError
 
@@ -215,16 +214,3 @@ def test_prv_is_refused_where_its_rounding_would_reach_delta():
 def test_bad_input_is_refused(delta, accountant, message):
     with pytest.raises(InputError, match=message):
         compute_epsilon([CENTRAL], delta, accountant)
-
-
-def test_epsilon_is_recomputed_from_what_a_statement_says_was_done():
-    dp_sgd = {"name": "dp_sgd", "noise_multiplier": 1.2, "sample_rate": 0.17, "steps": 100, "sensitivity": 1.0}
-    statement = {"epsilon": 0.1, "delta": 1e-5, "accountant": "prv", "mechanisms": [dp_sgd]}
-    assert recompute_epsilon(statement) == compute_epsilon([Mechanism(**dp_sgd)], 1e-5)
-    for name in ("delta", "accountant", "mechanisms"):
-        with pytest.raises(InputError, match=f"not the content of a privacy.json .*{name}"):
-            recompute_epsilon({key: value for key, value in statement.items() if key != name})
-    with pytest.raises(InputError, match="not the content of a privacy.json"):
-        recompute_epsilon({**statement, "mechanisms": [{"name": "dp_sgd"}]})
-    with pytest.raises(InputError, match="sample rate of dp_sgd is 2"):
-        recompute_epsilon({**statement, "mechanisms": [{**dp_sgd, "sample_rate": 2}]})

@@ -290,6 +290,13 @@ VARIANTS = [
         'elif "visible" in event:\n            pass\n',
         "test_journal.py::test_releases_count_unless_they_were_abandoned_unseen",
     ),
+    Variant(
+        "steps forgotten by turning back from a checkpoint that could be looked at",
+        "ledger.py",
+        "if seen > position:",
+        "if False:",
+        "test_checkpointing.py::test_steps_that_were_seen_and_given_up_stay_counted",
+    ),
 ]
 
 # What the package and the tests import takes longer than most tests: it is imported once, and each variant gets a copy

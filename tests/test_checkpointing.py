@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -34,13 +35,12 @@ def interrupted(output_dir, after, **options):
     with pytest.raises(SystemExit) as end:
         trainer.train()
     assert end.value.code == 0
-    trainer.ledger._journal.close()  # as the end of the process does
 
 
 def finish(trainer):
     trainer.train()
     trainer.save_pipeline()
-    trainer.ledger._journal.close()
+    trainer.ledger.close()
     return json.loads((trainer.output_dir / "privacy.json").read_text())
 
 
@@ -89,14 +89,18 @@ def test_the_warm_up_ends_with_the_same_weights_whether_interrupted_or_not(tmp_p
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_steps_that_were_seen_and_given_up_stay_counted(tmp_path, capsys):
-    """The run then stops before the step that would pass the target."""
+@pytest.mark.parametrize("seen", ["a picture", "a checkpoint"])
+def test_steps_that_were_seen_and_given_up_stay_counted(tmp_path, capsys, seen):
+    """Whoever turns back from a checkpoint may have looked at it. The run stops before it would pass the target."""
     interrupted(tmp_path / "model", 6, checkpointing_steps=1)
-    journal_user = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", checkpointing_steps=1)
-    journal_user._open_ledger()
-    journal_user.ledger.mark_visible("a picture of step 3")
-    journal_user.ledger._journal.close()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    if seen == "a picture":
+        journal_user = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", checkpointing_steps=1)
+        journal_user._open_ledger()
+        journal_user.ledger.mark_visible("a picture of step 3")
+        journal_user.ledger.close()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for later in ("checkpoint-5", "checkpoint-6"):
+            shutil.rmtree(tmp_path / "model" / "private" / "checkpoints" / later)
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="checkpoint-4")
     privacy = finish(trainer)
     assert privacy["mechanisms"][1]["steps"] == 4
@@ -117,7 +121,6 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_last_one_usable(tmp_pa
     trainer = make_trainer(tmp_path / "model", checkpointing_steps=2)
     with pytest.raises(TrainingError, match="ZeroDivisionError"):
         trainer.train()
-    trainer.ledger._journal.close()
     monkeypatch.undo()
     assert "checkpoint-4.partial" in names(tmp_path / "model")
     resumed = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", checkpoints_total_limit=2)
@@ -146,6 +149,20 @@ def test_another_run_is_not_gone_on_with(tmp_path_factory, change, message):
     with pytest.raises(InputError, match=message):
         make_trainer(output_dir, **{"resume_from_checkpoint": "latest", **change})
     assert (output_dir / "private" / "journal.jsonl").read_bytes() == journal
+
+
+@pytest.mark.parametrize("content", [b"", b"neither JSON nor tensors", b"null"])
+@pytest.mark.parametrize("name", ["checkpoint.json", "state.pt", "central_images/central_images.safetensors"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, tmp_path_factory, name, content):
+    whole = tmp_path_factory.getbasetemp() / "whole" / "model"
+    if not whole.exists():
+        interrupted(whole, 2)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    shutil.copytree(whole, tmp_path / "model")
+    (tmp_path / "model" / "private" / "checkpoints" / "checkpoint-2" / name).write_bytes(content)
+    with pytest.raises(InputError, match="checkpoint-2.* cannot be read") as refusal:
+        make_trainer(tmp_path / "model", resume_from_checkpoint="latest")
+    assert "\n" not in str(refusal.value)
 
 
 def test_only_a_run_is_gone_on_with(tmp_path):

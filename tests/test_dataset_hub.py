@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, HfApi
 
 from diffusers_dp_curriculum import (
     CentralImageDataset,
@@ -131,6 +131,25 @@ def test_the_script_creates_no_repository_for_what_may_not_be_pushed(
     assert not (tmp_path / "shoes").exists()
 
 
+def test_the_script_does_not_replace_real_images_of_the_same_name(hub, pipe, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import generate_dataset as script
+
+    monkeypatch.chdir(tmp_path)
+    pipe.save_pretrained("model")
+    write_privacy_json(tmp_path / "model" / "privacy.json")
+    HfApi().create_repo("shoes", repo_type="dataset")
+    for split in ("train", "test"):
+        hub.edit("alice/shoes", f"data/{split}-00000-of-00001.parquet", b"real", "dataset")
+    before = hub.files("alice/shoes", "dataset")
+    command = ["generate_dataset.py", "model", "--images_per_class", "1", "--num_inference_steps", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--output_dir", "shoes", "--push_to_hub"])
+    with pytest.raises(InputError, match="alice/shoes holds data/.* and no privacy.json"):
+        script.main()
+    assert not (tmp_path / "shoes").exists()
+    assert hub.files("alice/shoes", "dataset") == before
+
+
 def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     write_privacy_json(tmp_path / "model" / "privacy.json")
@@ -154,3 +173,12 @@ def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pip
     assert "private/" not in " ".join(hub.files("alice/shoes", "dataset"))
     table = datasets.load_dataset(str(tmp_path / "shoes"), split="train")
     assert sorted(table["label"]) == [0, 0, 0, 1, 2, 2]
+
+
+def test_the_card_follows_what_is_left_of_the_data_set(hub, pipe, tmp_path):
+    options = {"num_inference_steps": 1, "privacy_json": write_privacy_json(tmp_path / "privacy.json")}
+    generate_dataset(pipe, 2, **options).remove_columns("label").push_to_hub("shoes")
+    card = hub.files("alice/shoes", "dataset")["README.md"].decode()
+    assert "differentially private" in card
+    assert "ankle boot" not in card
+    assert "image-classification" not in card

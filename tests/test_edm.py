@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from diffusers import DDPMPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from diffusers_dp_curriculum import ClassConditionalPipeline, DPCurriculumConfig, DPCurriculumTrainer, InputError
 from diffusers_dp_curriculum.losses import DenoisingLoss, denoising_error
@@ -94,3 +94,8 @@ def test_a_data_set_by_churn_or_by_the_other_solver(tmp_path):
         generate_dataset(pipeline, 2, num_inference_steps=4, s_churn=2.0)
     with pytest.raises(InputError, match="EDMDPMSolverMultistepScheduler, EDMEulerScheduler here"):
         script.use_scheduler(pipeline, "DDIMScheduler")
+
+
+def test_churn_without_classes_is_refused():
+    with pytest.raises(InputError, match="unconditional .* leave s_churn at 0"):
+        generate_dataset(DDPMPipeline(tiny_unet(None), EDMEulerScheduler()), 1, num_inference_steps=2, s_churn=2.0)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from PIL import Image
 
@@ -65,6 +66,17 @@ def test_the_budget_of_the_samples_is_recomputed(changes, said, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--reference", "digits"])
     script = runpy.run_path(str(SCRIPT))
     assert said in script["describe"](script["parse_args"](), 8, None)["privacy"]
+
+
+def test_the_budget_of_a_data_set_on_the_hub_is_found(hub, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    pipeline = ClassConditionalPipeline.from_pretrained(model)
+    dataset = generate_dataset(pipeline, 1, num_inference_steps=1, privacy_json=model / "privacy.json")
+    dataset.push_to_hub("shoes")
+    script = runpy.run_path(str(SCRIPT))
+    for name, said in (("alice/shoes", "-differentially private, as"), ("digits", "nothing is known")):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", name, "--reference", "digits"])
+        assert said in script["describe"](script["parse_args"](), 8, None)["privacy"]
 
 
 @pytest.mark.slow

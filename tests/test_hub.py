@@ -6,15 +6,17 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer, ImageDataset, InputError
-from diffusers_dp_curriculum.hub import prepare_repo, push_model
-from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet
+from diffusers_dp_curriculum.dataset_card import make_dataset_card
+from diffusers_dp_curriculum.hub import prepare_repo, push_dataset, push_model
+from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "push_to_hub.py"
@@ -53,6 +55,19 @@ def finished(tmp_path_factory):
 def model(finished, tmp_path):
     """A finished run of one's own."""
     return Path(shutil.copytree(finished, tmp_path / "model"))
+
+
+@pytest.fixture(params=["model", "dataset"])
+def pushable(request, model):
+    """A function that pushes a model, or what stands for a data set, to a repository; and the repository's type."""
+    if request.param == "model":
+        return partial(push_model, model), "model"
+    directory = model.parent / "data"
+    (directory / "data").mkdir(parents=True)
+    (directory / "data" / "train-00000-of-00001.parquet").write_bytes(b"synthetic")
+    privacy = json.loads(write_privacy_json(directory / "privacy.json").read_text())
+    make_dataset_card(privacy, 1, None).save(directory / "README.md")
+    return partial(push_dataset, directory), "dataset"
 
 
 def edit(path, text):
@@ -129,6 +144,23 @@ def test_links_are_refused(hub, model, tmp_path, name):
     assert not hub.requests
 
 
+def test_what_somebody_else_put_on_the_hub_is_not_replaced(hub, pushable):
+    """`datasets` gives real images the file names of synthetic ones, and weights have the same names everywhere."""
+    push, repo_type = pushable
+    name = "unet/diffusion_pytorch_model.safetensors" if repo_type == "model" else "data/train-00000-of-00001.parquet"
+    HfApi().create_repo("fashion", repo_type=repo_type)
+    for file in ("README.md", "LICENSE"):  # with which a person may begin a repository
+        hub.edit("alice/fashion", file, b"# Fashion", repo_type)
+    assert prepare_repo("fashion", repo_type, None, None) == "alice/fashion"
+    hub.edit("alice/fashion", name, b"real", repo_type)
+    before = hub.files("alice/fashion", repo_type)
+    with pytest.raises(InputError, match=f"alice/fashion holds {name} and no privacy.json.*choose another"):
+        prepare_repo("fashion", repo_type, None, None)
+    with pytest.raises(InputError, match="alice/fashion holds .* and no privacy.json"):
+        push("fashion")
+    assert hub.files("alice/fashion", repo_type) == before
+
+
 def write_privacy(model, **changes):
     path = model / "privacy.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -153,6 +185,10 @@ def write_privacy(model, **changes):
             "releases that privacy.json does not count",
         ),
         (lambda model: (model / "README.md").write_text("# Mine"), "does not state the budget"),
+        (
+            lambda model: edit(model / "README.md", "This model is (0.5, 1e-05)-differentially private."),
+            r'also says "This model is \(0\.5, 1e-05\)',
+        ),
         (lambda model: (model / "private" / "journal.jsonl").write_text("{}\n"), "Line 1 of .* is damaged"),
     ],
 )
@@ -197,7 +233,7 @@ def test_a_push_that_failed_is_repeated_while_the_trainer_is_still_there(hub, tm
     """As in a notebook: the trainer keeps its journal locked."""
     trainer = train(tmp_path / "model")
     hub.fail("POST .*/commit/main", 500)
-    with pytest.raises(InputError, match="push_to_hub.py .* pushes again"):
+    with pytest.raises(InputError, match="dp-curriculum push .* pushes again"):
         trainer.push_to_hub()
     push_model(tmp_path / "model", "model")
     assert sorted(hub.files("alice/model")) == [".gitattributes", *PUBLISHED]
@@ -271,7 +307,7 @@ def test_a_push_that_fails_says_what_to_do_and_can_be_repeated(hub, model, line,
     with pytest.raises(InputError, match=advice) as failure:
         push_model(model, "alice/model")
     assert re.search(
-        r"Storage quota exceeded.*nothing is lost, and `python examples/push_to_hub.py", str(failure.value)
+        r"Storage quota exceeded.*nothing is lost, and `dp-curriculum push .*` pushes again", str(failure.value)
     )
     assert "\n" not in str(failure.value)
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
@@ -441,6 +477,56 @@ def test_a_new_run_brings_new_figures_into_a_card_that_was_edited(hub, model, tm
     assert float(re.search(r"\(([\d.]+), 1e-05\)-differentially", new)[1]) == pytest.approx(epsilon, rel=1e-3)
     assert "Neatly." not in new  # within a generated section
     assert "license: mit" in new
+
+
+def with_an_old_budget(card):
+    return re.sub(r"\([^()]*\)-differentially", "(0.5, 1e-05)-differentially", card)
+
+
+def budgets(card):
+    return re.findall(r"(\([^()]*\))-differentially", card)
+
+
+def test_an_old_budget_goes_also_where_its_section_has_lost_its_end(hub, pushable):
+    push, repo_type = pushable
+    push("shoes")
+    new = hub.files("alice/shoes", repo_type)["README.md"].decode()
+    old = with_an_old_budget(new).replace("<!-- end: statement -->", "\nAsk Jo about it.\n")
+    hub.edit("alice/shoes", "README.md", old.encode(), repo_type)
+    push("shoes")
+    pushed = hub.files("alice/shoes", repo_type)["README.md"].decode()
+    assert budgets(pushed) == budgets(new) != budgets(old)
+    assert "Ask Jo about it." in pushed
+    assert pushed.count("<!-- generated: statement -->") == pushed.count("<!-- end: statement -->") == 1
+
+
+@pytest.mark.parametrize("kept", ["", "<!-- end: statement -->"])
+def test_a_card_with_another_budget_in_the_words_of_ours_is_not_pushed(hub, pushable, kept):
+    """Its owner made the statement of an earlier run their own."""
+    push, repo_type = pushable
+    push("shoes")
+    old = with_an_old_budget(hub.files("alice/shoes", repo_type)["README.md"].decode())
+    old = old.replace("<!-- generated: statement -->", "").replace("<!-- end: statement -->", kept)
+    hub.edit("alice/shoes", "README.md", old.encode(), repo_type)
+    with pytest.raises(InputError, match=r"README.md of alice/shoes .*also says .*\(0\.5, 1e-05\)-diff"):
+        push("shoes")
+    assert hub.files("alice/shoes", repo_type)["README.md"].decode() == old
+
+
+def test_a_statement_that_was_made_ones_own_is_merged_and_missed(hub, model):
+    readme = model / "README.md"
+    readme.write_text(re.sub("<!-- (generated|end): statement -->", "", readme.read_text()))
+    push_model(model, "model")
+    hub.edit("alice/model", "README.md", readme.read_bytes() + b"\nTheirs.\n")
+    push_model(model, "model")
+    merged = hub.files("alice/model")["README.md"].decode()
+    assert "Theirs." in merged
+    assert len(budgets(merged)) == 1
+
+    without = re.sub(r"\n.*-differentially private.*\n", "\n", merged)
+    hub.edit("alice/model", "README.md", without.encode())
+    with pytest.raises(InputError, match="README.md of alice/model .*does not state the budget"):
+        push_model(model, "model")
 
 
 def test_saving_again_keeps_what_was_written(tmp_path):

@@ -1,11 +1,14 @@
-"""The plan of a run, and what it says of epsilon while the run goes on."""
+"""The plan of a run, what it says of epsilon while the run goes on, and of time and memory before."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 
-from diffusers_dp_curriculum import DPCurriculumConfig, compute_epsilon
+from diffusers_dp_curriculum import DPCurriculumConfig, InputError, compute_epsilon
+from diffusers_dp_curriculum.estimates import estimate
 from diffusers_dp_curriculum.planning import make_plan
+from test_trainer import make_config, make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +30,33 @@ def test_what_is_shown_while_a_run_goes_on_is_no_less_than_what_was_spent(plan, 
 
 def test_it_is_exact_at_the_end(plan):
     assert plan.epsilon_spent([plan.central, plan.dp_sgd]) == pytest.approx(plan.epsilon_after[40])
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_the_warm_up_is_measured_as_it_will_be(tmp_path):
+    """In the type of its passes, and in a process's share of the batch: half of 11 images, rounded up."""
+    trainer = make_trainer(tmp_path / "model", mixed_precision="bf16")
+    passes = []
+    trainer.unet.register_forward_hook(lambda _, inputs, output: passes.append((len(inputs[0]), output.sample.dtype)))
+    trainer.print_plan()
+    assert passes[-1] == (4, torch.bfloat16)
+    config = make_config(tmp_path / "model", central_batch_size=11)
+    estimate(trainer.unet, trainer.loss, lambda draws: None, (1, 8, 8), config, num_processes=2)
+    assert passes[-1] == (6, torch.float32)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"central_batch_size": 10**13}, "central_batch_size"),  # beyond the addresses that a process has
+        ({"noise_multiplicity": 10**13}, "max_physical_batch_size"),
+        ({"noise_multiplicity": 10**13, "max_physical_batch_size": 1}, "noise_multiplicity"),
+    ],
+)
+def test_too_little_memory_is_found_before_anything_is_spent(tmp_path, options, flag):
+    trainer = make_trainer(tmp_path / "model")
+    trainer.args = make_config(tmp_path / "model", **options)
+    with pytest.raises(InputError, match=f"does not fit into the memory: lower {flag}"):
+        trainer.train()
+    assert not (tmp_path / "model").exists()

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_dp_curriculum import InputError
@@ -49,6 +50,21 @@ def test_fp16_without_an_accelerator_is_refused(tmp_path):
         pytest.skip("there is one")
     with pytest.raises(InputError, match="fp16 is for accelerators"):
         make_trainer(tmp_path / "model", mixed_precision="fp16")
+    Accelerator(mixed_precision="fp16")  # whose precision is that of the process
+    with pytest.raises(InputError, match="fp16 is for accelerators"):
+        make_trainer(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "message"), [("fp16", "fp16 is for accelerators"), ("fp8", "no passes in fp8: use")]
+)
+def test_what_the_launcher_asks_for_is_checked(tmp_path, monkeypatch, mixed_precision, message):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", mixed_precision)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(InputError, match=message):
+        make_trainer(tmp_path / "model")
+    monkeypatch.undo()
+    make_trainer(tmp_path / "model", mixed_precision="bf16")  # a notebook needs no restart
 
 
 @pytest.mark.parametrize("mode", ["folded", "loop"])

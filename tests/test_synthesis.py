@@ -272,13 +272,13 @@ def test_unconditional_pipeline(tmp_path, file_format):
         ({"images_per_class": [0, 0, 0]}, "images_per_class"),
         ({"pipe": make_pipeline(num_class_embeds=None), "images_per_class": [5]}, "no classes"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
-        ({"num_inference_steps": 21}, "the 20 steps"),
+        ({"num_inference_steps": 21}, "num_inference_steps is 21: give 1 to 20"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"seed": -1}, "seed"),
         ({"file_format": "csv"}, "file_format"),
         ({"privacy_json": "nowhere.json"}, "nowhere.json"),
         ({"privacy_json": "nowhere/privacy.json", "output_dir": "data"}, "nowhere"),
-        ({"pipe": make_pipeline(num_class_embeds=None), "guidance_scale": 2.0}, "unconditional"),
+        ({"pipe": make_pipeline(num_class_embeds=None), "guidance_scale": 2.0}, "no classes to guide to"),
     ],
 )
 def test_refusals(pipe, tmp_path, monkeypatch, kwargs, message):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from dp_accounting import dp_event, pld
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -469,7 +469,7 @@ def batch_norm_unet():
         (lambda: {"adam_beta1": 1.5}, "adam_beta1 is 1.5"),
         (lambda: {"ema_inv_gamma": 0.0}, "ema_inv_gamma is 0.0"),
         (lambda: {"guidance_scale": 2.0, "label_dropout": 0.0}, "guidance_scale needs the null class"),
-        (lambda: {"num_inference_steps": 1001}, "num_inference_steps 1001 is above the 1000 timesteps"),
+        (lambda: {"num_inference_steps": 1001}, "num_inference_steps is 1001: give 1 to 1000"),
         (lambda: {"noise_level_mean": 1e6}, "No timestep has the noise levels asked for"),
         (lambda: {"unet": tiny_unet(out_channels=2)}, "takes 1 and gives 2"),
         (lambda: {"unet": tiny_unet().requires_grad_(False)}, "No parameter of the UNet is trainable"),
@@ -508,3 +508,21 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, make, message
         make_trainer(tmp_path / "model", **make())
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variance_type": "learned"}, 'variance_type="fixed_small"'),
+        ({"variance_type": "learned_range"}, 'variance_type="fixed_small"'),
+        ({"variance_type": "fixed_large_log"}, "cannot be sampled .its images are not finite"),  # as in diffusers 0.42
+        ({"steps_offset": 1}, "20 inference steps leave the timesteps 0 to 19"),
+    ],
+)
+def test_a_schedule_that_only_the_last_picture_would_break_on_is_refused(tmp_path, settings, message):
+    """One step of it can be sampled, at timestep 0 or 1."""
+    scheduler = DDPMScheduler(num_train_timesteps=20, **settings)
+    with pytest.raises(InputError, match=message):
+        DPCurriculumTrainer(
+            tiny_unet(), scheduler, make_config(tmp_path / "model", num_inference_steps=20), tiny_records()
+        )

@@ -1,6 +1,6 @@
 """Diffusion models under differential privacy, from easy to hard."""
 
-from .accounting import Mechanism, compute_epsilon, recompute_epsilon
+from .accounting import Mechanism, compute_epsilon
 from .central_images import CentralImageDataset
 from .config import DPCurriculumConfig
 from .data import ImageDataset, load_image_dataset
@@ -8,6 +8,7 @@ from .errors import InputError, TrainingError
 from .ledger import PrivacyLedger
 from .pipeline import ClassConditionalPipeline
 from .randomness import MechanismRandomness
+from .statement import recompute_epsilon
 from .synthesis import generate_dataset
 from .trainer import DPCurriculumTrainer
 

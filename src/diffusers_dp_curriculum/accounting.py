@@ -7,9 +7,8 @@ steps) says all that an accountant needs. The accountants themselves are those o
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -33,8 +32,6 @@ ROUGH_RDP_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]  # whole nu
 MAX_PRV_EPSILON = 10_000
 MAX_PRV_STEPS = 10_000_000
 MIN_DELTA = 1e-12
-
-TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
 
 LOOSE = (
     "The rdp accountant's best order is at the end of its range: this epsilon is valid but larger than need be; the "
@@ -118,38 +115,6 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
     if loose:
         warnings.warn(LOOSE, LooseEpsilonWarning, stacklevel=2)
     return max(epsilon, 0.0)
-
-
-def recompute_epsilon(statement: dict[str, Any]) -> float:
-    """Epsilon from the content of a privacy.json alone, whatever epsilon it states.
-
-    Args:
-        statement (`dict`): The content of the file; `mechanisms`, `delta` and `accountant` are used.
-
-    Raises:
-        InputError: If it is not the content of a privacy.json, or its accountant cannot bound the composition.
-    """
-    names = {field.name for field in fields(Mechanism)}
-    try:
-        entries = [{name: entry[name] for name in names} for entry in statement["mechanisms"]]
-        mechanisms = [Mechanism(**entry) for entry in entries]
-        delta, accountant = float(statement["delta"]), statement["accountant"]
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"This is not the content of a privacy.json ({type(error).__name__}: {error}).") from error
-    return compute_epsilon(mechanisms, delta, accountant)
-
-
-def understates(statement: dict[str, Any], epsilon: float) -> bool:
-    """Whether a privacy.json states less than its mechanisms amount to, or no number at all.
-
-    Args:
-        statement (`dict`): The content of the file.
-        epsilon (`float`): What [`recompute_epsilon`] makes of it.
-    """
-    stated = statement.get("epsilon")
-    return not (isinstance(stated, int | float) and stated >= (1 - TOLERANCE) * epsilon)
 
 
 def check_accounting(delta: float, accountant: str) -> None:

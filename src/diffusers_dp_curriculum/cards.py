@@ -13,9 +13,16 @@ from typing import Any
 import yaml
 from huggingface_hub import RepoCard
 
+from .errors import InputError
+
 
 STATEMENT = "statement"
 SECTION = re.compile(r"<!-- generated: (?P<name>\w+)\b.*?-->.*?<!-- end: (?P=name) -->", re.DOTALL)
+CLAIM = r"This (?:model|data set) is \([^()]*\)-differentially private"
+# A statement that has lost one of its comments is no section any more: the other goes, and the old sentence behind it.
+SECTION_OR_REST = re.compile(
+    rf"{SECTION.pattern}|<!-- (?:generated|end): {STATEMENT}\b.*?-->(?:\s*\*\*{CLAIM}[^\n]*)?", re.DOTALL
+)
 
 
 def privacy_statement(
@@ -45,6 +52,29 @@ def budget(privacy: dict[str, Any]) -> str:
     return f"({round_up(privacy['epsilon'])}, {round_up(privacy['delta'])})"
 
 
+def check_budget(card: str, privacy: dict[str, Any], where: str) -> None:
+    """Refuse a card that does not state the budget of its privacy.json, or that claims another one besides.
+
+    Args:
+        card (`str`): The card.
+        privacy (`dict`): The content of privacy.json.
+        where (`str`): Which card it is, in words.
+
+    Raises:
+        InputError: If so.
+    """
+    stated = f"{budget(privacy)}-differentially private"
+    if stated not in card:
+        raise InputError(
+            f'{where} does not state the budget of privacy.json: write "{stated}" into it, and push again.'
+        )
+    for claim in re.findall(CLAIM, card):
+        if stated not in claim:
+            raise InputError(
+                f'{where} also says "{claim}", where privacy.json says {budget(privacy)}: correct it, and push again.'
+            )
+
+
 def round_up(value: float) -> str:
     """A number with four digits that is not below `value`: a budget must not be understated."""
     return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(value))):.4g}"
@@ -53,16 +83,6 @@ def round_up(value: float) -> str:
 def as_text(name: str) -> str:
     """A name that is read as it is on a card, whatever signs of Markdown or HTML it holds."""
     return re.sub(r"([\\`*|])", r"\\\1", html.escape(" ".join(name.split()), quote=False))
-
-
-def own_text(card: str) -> str:
-    """What people wrote: the metadata and the text outside the generated sections."""
-    return SECTION.sub("", card).strip()
-
-
-def has_own_text(card: str) -> bool:
-    """Whether a person wrote any text into the card."""
-    return bool(SECTION.sub("", _text(card)).strip())
 
 
 def update(card: str, fresh: str) -> str:
@@ -75,15 +95,43 @@ def update(card: str, fresh: str) -> str:
         fresh (`str`): The same kind of card, newly rendered.
     """
     sections = {match["name"]: match[0] for match in SECTION.finditer(fresh)}
-    text = SECTION.sub(lambda match: sections.get(match["name"], ""), _text(card))
-    if f"<!-- generated: {STATEMENT}" not in text:
+    text = SECTION_OR_REST.sub(lambda match: sections.get(match["name"], ""), _text(card))
+    present = {match["name"] for match in SECTION.finditer(text)}
+    if STATEMENT not in present:
         # A card that is not one of ours yet gets all of it, one whose owner has taken the sentence out gets that back.
-        missing = sections[STATEMENT] if SECTION.search(text) else _text(fresh)
+        missing = sections.get(STATEMENT, "") if present else _text(fresh)
         text = f"{missing.strip()}\n\n{text.strip()}"
     return _compose({**_metadata(card), **_metadata(fresh)}, text, card, fresh)
 
 
-def adopt_metadata(card: str, other: str) -> str:
+def merge(local: str, hub: str | None, base: str | None) -> str | None:
+    """The card to push: what people wrote, wherever they did; None if they did in both places.
+
+    Args:
+        local (`str`): The directory's card, whose generated sections are the ones that count.
+        hub (`str`, *optional*): The repository's card.
+        base (`str`, *optional*): The repository's card when it was last seen from here.
+    """
+    if hub is None or hub == base or _own_text(hub) == _own_text(local):
+        return local
+    if not _has_own_text(hub):
+        return _adopt_metadata(local, hub)
+    if not _has_own_text(local) or (base is not None and _own_text(base) == _own_text(local)):
+        return update(hub, local)
+    return None
+
+
+def _own_text(card: str) -> str:
+    """What people wrote: the metadata and the text outside the generated sections."""
+    return SECTION.sub("", card).strip()
+
+
+def _has_own_text(card: str) -> bool:
+    """Whether a person wrote any text into the card."""
+    return bool(SECTION.sub("", _text(card)).strip())
+
+
+def _adopt_metadata(card: str, other: str) -> str:
     """`card` with the metadata of `other` besides its own, which win."""
     return _compose({**_metadata(other), **_metadata(card)}, _text(card), card, other)
 

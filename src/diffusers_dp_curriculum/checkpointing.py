@@ -96,6 +96,7 @@ class Checkpoint:
         stage (`str`): The stage of `state`.
         state (`dict`): Content of a [`TrainingState`].
         position (`int`): The ledger's position.
+        seen (`int`): The ledger's position at the newest checkpoint that was there, which may be another one.
         plan (`Plan`): The run's plan; its noise multiplier was found once and stays.
         central_images (`CentralImageDataset`, *optional*): What was released in the first stage.
     """
@@ -104,6 +105,7 @@ class Checkpoint:
     stage: str
     state: dict[str, Any]
     position: int
+    seen: int
     plan: Plan
     central_images: CentralImageDataset | None
 
@@ -170,15 +172,15 @@ class Checkpoints:
                     f"{which} is no checkpoint of the run in {self.directory.parents[1]}: give latest, or one of "
                     f"{', '.join(p.name for p in self._all()) or 'none that there are'}."
                 )
+        facts = _facts(path)
+        self._check_same_run(path, facts["identity"])
+        plan, central_images = facts["plan"], None
         try:
-            facts = _facts(path)
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-            plan, central_images = facts["plan"], None
             if plan["central"] is not None:
                 central_images = CentralImageDataset.load_from_disk(path / "central_images")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be read ({error}): give an earlier checkpoint.") from error
-        self._check_same_run(path, facts["identity"])
+        except Exception as error:  # the formats have many for a damaged file, and torch's would say how to trust it
+            raise InputError(f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint.") from error
         plan = Plan(
             **plan
             | {
@@ -187,7 +189,8 @@ class Checkpoints:
                 "epsilon_after": {int(steps): epsilon for steps, epsilon in plan["epsilon_after"].items()},
             }
         )
-        return Checkpoint(path.name, facts["stage"], state, facts["position"], plan, central_images)
+        seen = _facts(self._all()[-1])["position"]
+        return Checkpoint(path.name, facts["stage"], state, facts["position"], seen, plan, central_images)
 
     def remove_partial(self) -> None:
         """Remove what a crash left half written."""
@@ -226,7 +229,15 @@ def run_identity(
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    return json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    try:
+        facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        return {name: facts[name] for name in ("stage", "position", "plan", "identity")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        # Without its position nobody knows which steps it shows.
+        raise InputError(
+            f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or remove the checkpoint "
+            "if nobody has looked at it."
+        ) from error
 
 
 def _remove(path: Path) -> None:

@@ -10,8 +10,8 @@ from .errors import InputError
 # Those of diffusers' `get_scheduler` that need nothing but a number of steps.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
 
-# The fields that say where and how a run is executed and shared: they change no result, another machine may want
-# others, and they have no place on the model's card.
+# The fields that say where and how a run is executed and shared: they change no result but for rounding, another
+# machine may want others, and they have no place among the card's hyper-parameters.
 EXECUTION = (
     "output_dir",
     "max_physical_batch_size",

@@ -1,14 +1,19 @@
 """How long a run will take and how much memory it needs, measured on random numbers."""
 
+import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from .config import DPCurriculumConfig
+from .errors import InputError
 from .losses import DenoisingLoss, NoiseDraws, denoising_error
 
 
@@ -38,6 +43,7 @@ def estimate(
     image_shape: tuple[int, int, int],
     config: DPCurriculumConfig,
     num_processes: int = 1,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Estimate:
     """Time one physical batch of DP-SGD and one warm-up step on random numbers, and extrapolate.
 
@@ -48,6 +54,10 @@ def estimate(
         image_shape (`tuple[int, int, int]`): Channels, height and width.
         config (`DPCurriculumConfig`): The hyper-parameters.
         num_processes (`int`, *optional*, defaults to 1): Between how many the work is divided.
+        autocast (`Callable`, *optional*): Makes the context of the warm-up's forward pass.
+
+    Raises:
+        InputError: If the memory does not suffice.
     """
     device = next(unet.parameters()).device
     unet.train()  # as it will be in earnest, also for a compiler, which traces the network here
@@ -65,15 +75,30 @@ def estimate(
         return min(durations)
 
     def warm_up(draws: NoiseDraws) -> None:
-        denoising_error(unet, draws.flatten()).backward()
+        with autocast():
+            error = denoising_error(unet, draws.flatten())
+        error.backward()
         unet.zero_grad(set_to_none=True)
 
     physical = min(config.max_physical_batch_size, config.train_batch_size)
-    private = seconds(physical, config.noise_multiplicity, gradients_of)
-    total = config.max_train_steps * config.train_batch_size / physical * private
+    with _memory_for(physical, "max_physical_batch_size" if physical > 1 else "noise_multiplicity"):
+        private = seconds(physical, config.noise_multiplicity, gradients_of)
+    total = config.max_train_steps * config.train_batch_size / num_processes / physical * private
     if config.central_statistic != "none":
-        total += config.central_train_steps * seconds(config.central_batch_size, 1, warm_up)
-    return Estimate(total / num_processes, _peak_bytes(device))
+        share = math.ceil(config.central_batch_size / num_processes)
+        with _memory_for(share, "central_batch_size"):
+            total += config.central_train_steps * seconds(share, 1, warm_up)
+    return Estimate(total, _peak_bytes(device))
+
+
+@contextmanager
+def _memory_for(batch_size: int, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise InputError(f"A batch of {batch_size} does not fit into the memory: lower {flag}.") from error
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -3,26 +3,21 @@
 What is pushed is named here, file by file. Whatever else lies in a directory stays there.
 """
 
-import json
 import re
 import tempfile
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from .accounting import LooseEpsilonWarning, Mechanism, recompute_epsilon, understates
-from .cards import adopt_metadata, budget, has_own_text, own_text, update
+from .accounting import Mechanism
+from .cards import budget, check_budget, merge, update
 from .errors import InputError
-from .journal import read_counted
-from .ledger import check_publishable
 from .model_card import mechanisms_in_words, with_repo_id
+from .statement import check_journal, check_statement
 
 
 # The allow-lists: paths as regular expressions, with the name that a file goes by if nothing is pushed without it.
@@ -43,6 +38,8 @@ DATASET_FILES: dict[str, str | None] = {
     r"privacy\.json": "privacy.json",
     r"data/train-\d{5}-of-\d{5}\.parquet": "data/train-*.parquet",
 }
+# What a repository may hold before the first push: that is how a person or the Hub begins one.
+BEGINNING = re.compile(r"README\.md|\.gitattributes|LICENSE[^/]*")
 
 # What to do about an answer of the Hub; None is no answer.
 ADVICE = {
@@ -72,7 +69,7 @@ def push_model(
     """Push the publishable files of a finished run to a model repository, in one commit.
 
     Files that an earlier push brought and that are no longer part of the model are deleted in the same commit; files
-    that others put into the repository stay. Text that people wrote into README.md stays too, here and on the Hub.
+    that others put there since stay. Text that people wrote into README.md stays too, here and on the Hub.
 
     Args:
         output_dir (`str` or `Path`): The directory that `save_pipeline` wrote.
@@ -90,25 +87,22 @@ def push_model(
     Raises:
         InputError:
             If the run is not finished or not private, or anything keeps the push from succeeding. The sentence says
-            what to do; nothing is lost, and the same call pushes again.
+            what to do; nothing is lost, and the same call pushes again. A repository that was filled by other means
+            is refused, as its files may have the names of ours.
     """
     directory = Path(output_dir)
     files = publishable_files(directory, MODEL_FILES)
     privacy = check_statement(directory / "privacy.json")
     # Read before the journal is: whatever a run that goes on may write meanwhile, these are made of what it counts.
     contents = {name: path.read_bytes() for name, path in files.items()}
-    _check_journal(directory, privacy, counted)
+    check_journal(directory, privacy, counted)
     local = files["README.md"].read_text(encoding="utf-8")
-    if f"{budget(privacy)}-differentially private" not in local:
-        raise InputError(
-            f"{directory / 'README.md'} does not state the budget {budget(privacy)} of privacy.json: write it back, or "
-            "save the pipeline again."
-        )
+    check_budget(local, privacy, str(files["README.md"]))
     seen = directory / "private" / "README.hub.md"  # the card on the Hub as it was when it was last seen here
 
     def card(hub_card: str | None, repo_id: str) -> str:
         base = seen.read_text(encoding="utf-8") if seen.is_file() else None
-        merged = _merge_cards(with_repo_id(local, repo_id), hub_card, base)
+        merged = merge(with_repo_id(local, repo_id), hub_card, base)
         if merged is None:
             assert hub_card is not None  # otherwise there is nothing to merge
             seen.parent.mkdir(mode=0o700, exist_ok=True)
@@ -124,13 +118,14 @@ def push_model(
         "model",
         contents,
         MODEL_FILES,
+        privacy,
         card,
         commit_message or f"Diffusion model, {budget(privacy)}-differentially private",
         f"Spent on {mechanisms_in_words(privacy)}.",
         private,
         token,
         create_pr,
-        again=f"`python examples/push_to_hub.py {directory} {repo_id}`",
+        again=f"`dp-curriculum push {directory} {repo_id}`",
     )
     files["README.md"].write_text(pushed, encoding="utf-8")
     if seen.parent.is_dir() and not create_pr:
@@ -158,6 +153,7 @@ def push_dataset(
     files = publishable_files(directory, DATASET_FILES)
     privacy = check_statement(directory / "privacy.json")
     local = files["README.md"].read_text(encoding="utf-8")
+    check_budget(local, privacy, str(files["README.md"]))
 
     def card(hub_card: str | None, repo_id: str) -> str:
         addressed = with_repo_id(local, repo_id)
@@ -168,6 +164,7 @@ def push_dataset(
         "dataset",
         files,
         DATASET_FILES,
+        privacy,
         card,
         commit_message or f"Synthetic images from a {budget(privacy)}-differentially private model",
         "",
@@ -180,7 +177,7 @@ def push_dataset(
 
 
 def prepare_repo(repo_id: str, repo_type: str, private: bool | None, token: str | None) -> str:
-    """Make sure that there is a repository that the token may write to: before training, lest it fail after.
+    """Make sure that there is a repository of ours that the token may write to: before training, lest it fail after.
 
     Returns:
         `str`: The repository's full id.
@@ -189,7 +186,7 @@ def prepare_repo(repo_id: str, repo_type: str, private: bool | None, token: str 
         InputError: If not.
     """
     with _explained(repo_id, token, again="the same command"):
-        return _create_repo(HfApi(token=token), repo_id, repo_type, private)
+        return _open_repo(HfApi(token=token), repo_id, repo_type, private).id
 
 
 def publishable_files(directory: Path, allowed: dict[str, str | None]) -> dict[str, Path]:
@@ -219,72 +216,12 @@ def _is_allowed(name: str, allowed: dict[str, str | None]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in allowed)
 
 
-def check_statement(privacy_json: Path) -> dict[str, Any]:
-    """Read a privacy.json, and refuse to publish under it unless it is private and states no less than it amounts to.
-
-    Raises:
-        InputError: If it cannot be read, is not private, or understates epsilon.
-    """
-    try:
-        privacy = json.loads(privacy_json.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{privacy_json} cannot be read ({error}): save the pipeline again.") from error
-    check_publishable(privacy)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LooseEpsilonWarning)
-        epsilon = recompute_epsilon(privacy)
-    if understates(privacy, epsilon):
-        raise InputError(
-            f"{privacy_json} states epsilon {privacy.get('epsilon')}, but its mechanisms amount to {epsilon:.4g}: save "
-            "the pipeline again."
-        )
-    return privacy
-
-
-def _check_journal(directory: Path, privacy: dict[str, Any], counted: list[Mechanism] | None) -> None:
-    """Refuse to publish a statement that leaves out anything that the run has released."""
-    path = directory / "private" / "journal.jsonl"
-    if counted is None:
-        if not path.is_file():
-            return  # only the published files are here, and they were checked when they left the run
-        counted = read_counted(path)
-    stated = _steps(Mechanism(**entry) for entry in privacy["mechanisms"])
-    if _steps(counted) - stated:
-        raise InputError(
-            f"{path} has releases that privacy.json does not count, so the run went on after it was saved: save the "
-            "pipeline again before it is pushed."
-        )
-
-
-def _steps(mechanisms: Iterable[Mechanism]) -> Counter[Any]:
-    steps: Counter[Any] = Counter()
-    for mechanism in mechanisms:
-        steps[astuple(replace(mechanism, steps=1))] += mechanism.steps
-    return steps
-
-
-def _merge_cards(local: str, hub: str | None, base: str | None) -> str | None:
-    """The card to push: what people wrote, wherever they did; None if they did in both places.
-
-    Args:
-        local (`str`): The directory's card, whose generated sections are the ones that count.
-        hub (`str`, *optional*): The repository's card.
-        base (`str`, *optional*): The repository's card when it was last seen from here.
-    """
-    if hub is None or hub == base or own_text(hub) == own_text(local):
-        return local
-    if not has_own_text(hub):
-        return adopt_metadata(local, hub)
-    if not has_own_text(local) or (base is not None and own_text(base) == own_text(local)):
-        return update(hub, local)
-    return None
-
-
 def _push(
     repo_id: str,
     repo_type: str,
     files: Mapping[str, Path | bytes],
     allowed: dict[str, str | None],
+    privacy: dict[str, Any],
     card: Callable[[str | None, str], str],
     commit_message: str,
     commit_description: str,
@@ -296,9 +233,9 @@ def _push(
     """Commit `files`, with README.md replaced by what `card` makes of the repository's and its id."""
     with _explained(repo_id, token, again):
         api = HfApi(token=token, library_name="diffusers-dp-curriculum")
-        repo_id = _create_repo(api, repo_id, repo_type, private)
-        head = api.repo_info(repo_id, repo_type=repo_type)
-        pushed = card(_read_card(api, head, repo_type), repo_id)
+        head = _open_repo(api, repo_id, repo_type, private)
+        pushed = card(_read_card(api, head, repo_type), head.id)
+        check_budget(pushed, privacy, f"README.md of {head.id} on the Hub")  # of which `card` keeps what people wrote
         operations = [
             CommitOperationAdd(name, pushed.encode() if name == "README.md" else content)
             for name, content in files.items()
@@ -309,7 +246,7 @@ def _push(
             if sibling.rfilename not in files and _is_allowed(sibling.rfilename, allowed)
         ]
         commit = api.create_commit(
-            repo_id,
+            head.id,
             operations,
             commit_message=commit_message,
             commit_description=commit_description,
@@ -320,11 +257,21 @@ def _push(
         return commit, pushed
 
 
-def _create_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> str:
+def _open_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> ModelInfo | DatasetInfo:
+    """The repository as it is, created if need be, and refused if what is in it is none of ours."""
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+    head = api.repo_info(repo_id, repo_type=repo_type)
+    if private and not head.private:
         raise InputError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")
-    return repo_id
+    # Its files may well have the names of ours: `datasets` writes data/train-00000-of-00001.parquet for real images.
+    names = [sibling.rfilename for sibling in head.siblings]
+    foreign = [name for name in names if not BEGINNING.fullmatch(name)]
+    if foreign and "privacy.json" not in names:
+        raise InputError(
+            f"{repo_id} holds {foreign[0]} and no privacy.json, so it is none of this library's: choose another name, "
+            "or move its files elsewhere before."
+        )
+    return head
 
 
 def _read_card(api: HfApi, head: ModelInfo | DatasetInfo, repo_type: str) -> str | None:

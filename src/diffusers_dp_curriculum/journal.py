@@ -52,7 +52,9 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise InputError(f"Another process is writing {path}: wait for it to end, or end it.") from None
+            raise InputError(
+                f"Another process is writing {path}, or another trainer in this one: wait for it to end, or end it."
+            ) from None
         text = self._file.read()
         try:
             if header is not None and text:

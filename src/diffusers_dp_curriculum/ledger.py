@@ -18,6 +18,7 @@ PUBLIC_ASSUMPTIONS = (
     "the list of classes",
     "the image size, the number of channels and the pixel range [0, 1]",
     "all hyper-parameters",
+    "the initial weights of the network, which have learned nothing from these records",
 )
 
 
@@ -59,15 +60,17 @@ class PrivacyLedger:
             self._journal = Journal(journal, header)
 
     @classmethod
-    def resume(cls, journal: str | Path, position: int) -> "PrivacyLedger":
+    def resume(cls, journal: str | Path, position: int, seen: int = 0) -> "PrivacyLedger":
         """Go on with the ledger of a run that was interrupted.
 
         What was released after the checkpoint stays counted if anything that depends on it was visible
-        ([`mark_visible`]); otherwise it is known to nobody and part of nothing, and is not.
+        ([`mark_visible`]) or is in another checkpoint, which somebody may have looked at before choosing this one;
+        otherwise it is known to nobody and part of nothing, and is not.
 
         Args:
             journal (`str` or `Path`): The run's journal.
             position (`int`): The ledger's [`position`] when the checkpoint was made that the run goes on from.
+            seen (`int`, *optional*, defaults to 0): That of the newest checkpoint that there is.
 
         Raises:
             InputError:
@@ -75,14 +78,17 @@ class PrivacyLedger:
         """
         opened = Journal(journal)
         header = opened.header
-        if position > opened.position:
+        if max(position, seen) > opened.position:
             opened.close()
             raise InputError(
-                f"{journal} ends before the checkpoint was made ({opened.position} events of {position}), so lines "
-                "are missing: restore it from a backup, or give the run up and count all of its target epsilon."
+                f"{journal} ends before the checkpoint was made ({opened.position} events of {max(position, seen)}), "
+                "so lines are missing: restore it from a backup, or give the run up and count all of its target "
+                "epsilon."
             )
         ledger = cls(header["delta"], header["accountant"], target_epsilon=header["target_epsilon"])
         ledger._journal = opened
+        if seen > position:  # it has been gone on with, if only by whoever turned back from it
+            opened.append("resume", {"position": seen})
         opened.append("resume", {"position": position})
         for mechanism in opened.counted():
             ledger._count(mechanism)
@@ -96,6 +102,11 @@ class PrivacyLedger:
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms
         return ledger
+
+    def close(self) -> None:
+        """Let go of the journal, so that the run can be gone on with, also in this process."""
+        if self._journal is not None:
+            self._journal.close()
 
     @property
     def mechanisms(self) -> list[Mechanism]:
@@ -214,19 +225,3 @@ class PrivacyLedger:
             self._mechanisms[-1] = replace(last, steps=last.steps + mechanism.steps)
         else:
             self._mechanisms.append(mechanism)
-
-
-def check_publishable(statement: dict[str, Any]) -> None:
-    """Refuse to publish anything of a run that gives no privacy.
-
-    Args:
-        statement (`dict`): The content of the run's privacy.json.
-
-    Raises:
-        InputError: If it does not say `"private": true`.
-    """
-    if statement.get("private") is not True:
-        remarks = " ".join(statement.get("remarks", []))
-        raise InputError(
-            f"This run is not private and may not be published: train without what says so. {remarks}".strip()
-        )

@@ -160,7 +160,7 @@ class DenoisingLoss:
         random_flip (`bool`, *optional*, defaults to False): Mirror half of the draws left to right.
 
     Raises:
-        InputError: If a value is out of range or the scheduler's prediction type is not supported.
+        InputError: If a value is out of range, or the scheduler or its prediction type is not supported.
     """
 
     def __init__(
@@ -179,6 +179,11 @@ class DenoisingLoss:
             raise InputError(f"noise_level_std is {noise_level_std}: give a number above 0.")
         if not 0 <= label_dropout < 1:
             raise InputError(f"label_dropout is {label_dropout}: give a probability in [0, 1).")
+        if not isinstance(noise_scheduler, (DDPMScheduler, *EDM_SCHEDULERS)):
+            raise InputError(
+                f"There is no loss for {type(noise_scheduler).__name__}: train with a DDPMScheduler or an "
+                "EDMEulerScheduler."
+            )
         kind = EDMNoise if isinstance(noise_scheduler, EDM_SCHEDULERS) else DDPMNoise
         self.noise = kind(noise_scheduler, timestep_sampling, noise_level_mean, noise_level_std)
         self.label_dropout = label_dropout

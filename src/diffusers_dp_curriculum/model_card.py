@@ -53,6 +53,7 @@ def make_model_card(
         ),
         privacy=privacy,
         epsilon=round_up(privacy["epsilon"]),
+        delta=round_up(privacy["delta"]),
         class_names=None if class_names is None else [as_text(name) for name in class_names],
         example_labels=_example_labels(class_names),
         has_central_images=has_central_images,
@@ -68,7 +69,7 @@ def make_model_card(
 def mechanisms_in_words(privacy: dict[str, Any]) -> str:
     """What the budget of a privacy.json was spent on, each kind of mechanism once."""
     names = dict.fromkeys(mechanism["name"] for mechanism in privacy["mechanisms"])
-    return " and ".join(IN_WORDS[name] for name in names)
+    return " and ".join(IN_WORDS.get(name, as_text(name)) for name in names)
 
 
 def with_repo_id(card: str, repo_id: str) -> str:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from .checkpointing import Checkpoint
 from .config import DPCurriculumConfig
 from .errors import InputError
 from .ledger import PrivacyLedger
@@ -33,12 +34,12 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
 
 
-def open_ledger(config: DPCurriculumConfig, position: int | None) -> PrivacyLedger:
+def open_ledger(config: DPCurriculumConfig, checkpoint: Checkpoint | None) -> PrivacyLedger:
     """Make the directories and the journal of a new run, or go on with those of an interrupted one.
 
     Args:
         config (`DPCurriculumConfig`): `output_dir`, `resume_from_checkpoint` and the target are used.
-        position (`int`, *optional*): Where in the journal the checkpoint was made; None without one.
+        checkpoint (`Checkpoint`, *optional*): What the run goes on from.
 
     Raises:
         InputError: If the directory must not be written to, or its run has another target.
@@ -52,14 +53,16 @@ def open_ledger(config: DPCurriculumConfig, position: int | None) -> PrivacyLedg
         private.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
-    if position is None and not _has_run(private):
+    if checkpoint is None and not _has_run(private):
         return PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon)
-    ledger = PrivacyLedger.resume(journal, position or 0)
+    positions = (0,) if checkpoint is None else (checkpoint.position, checkpoint.seen)
+    ledger = PrivacyLedger.resume(journal, *positions)
     if (ledger.delta, ledger.accountant, ledger.target_epsilon) != (
         config.target_delta,
         config.accountant,
         config.target_epsilon,
     ):
+        ledger.close()
         raise InputError(
             f"The run in {output_dir} has target_epsilon {ledger.target_epsilon}, target_delta {ledger.delta} and the "
             f"accountant {ledger.accountant}: resume it with these."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import diffusers
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from .errors import InputError
 from .losses import EDM_SCHEDULERS
@@ -37,16 +37,16 @@ def use_scheduler(pipeline: diffusers.DiffusionPipeline, name: str) -> None:
     pipeline.scheduler = compatible[name].from_config(pipeline.scheduler.config)
 
 
-def find_privacy_json(name: str) -> Path | None:
-    """The privacy.json of a pipeline, if it has one."""
+def find_privacy_json(name: str, repo_type: str = "model") -> Path | None:
+    """The privacy.json of a pipeline or, with the type "dataset", of a data set; None if it has none."""
     if Path(name).is_dir():
         path = Path(name, "privacy.json")
         return path if path.is_file() else None
     try:
-        return Path(hf_hub_download(name, "privacy.json"))
+        return Path(hf_hub_download(name, "privacy.json", repo_type=repo_type))
     except LocalEntryNotFoundError as error:
         raise InputError(
             f"The Hub is out of reach, so the privacy.json of {name} is not to be had: try again."
         ) from error
-    except EntryNotFoundError:
+    except (EntryNotFoundError, RepositoryNotFoundError):  # the digits, for instance, are in no repository
         return None

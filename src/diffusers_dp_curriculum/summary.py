@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .cards import round_up
 from .ledger import PrivacyLedger
 
 
@@ -35,6 +36,6 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool) -> str
             *(f"  {name:<21} {what}" for name, what in PUBLISHED.items() if (output_dir / name).exists()),
             f'  to sample             DiffusionPipeline.from_pretrained("{output_dir}"{trust})',
             *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}" for name, steps, sigma, rate in mechanisms),
-            f"  together              epsilon {ledger.epsilon():.3f} at delta {ledger.delta:g}",
+            f"  together              epsilon {round_up(ledger.epsilon())} at delta {round_up(ledger.delta)}",
         ]
     )

@@ -14,15 +14,18 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from diffusers import DiffusionPipeline, EDMEulerScheduler
+from diffusers import DiffusionPipeline
 from huggingface_hub import CommitInfo
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .cards import update as update_card
 from .dataset_card import make_dataset_card
 from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayout, parquet_bytes
 from .errors import InputError
-from .hub import check_statement, push_dataset
+from .hub import push_dataset
+from .samples import check_sampling
+from .statement import check_statement
 
 
 MAX_SHARD_BYTES = 500_000_000  # of a parquet file on the Hub, as `datasets` has it
@@ -31,21 +34,20 @@ MAX_SHARD_BYTES = 500_000_000  # of a parquet file on the Hub, as `datasets` has
 class SyntheticDataset(datasets.Dataset):
     """A `datasets.Dataset` of generated images that knows the budget of the model they came from.
 
-    What is made of it by `select`, `map` and the like is a plain `datasets.Dataset`.
+    What is made of its rows by `select`, `map` and the like is a plain `datasets.Dataset`.
 
     Attributes:
         privacy (`dict`, *optional*): The content of the model's privacy.json; None if it is not known.
-        card (`str`, *optional*): The data set card, where `privacy` is known.
+        card (`str`, *optional*):
+            The data set card, where `privacy` is known. Its generated sections are written anew when it is pushed.
     """
 
     @classmethod
-    def wrap(
-        cls, dataset: datasets.Dataset, privacy: dict[str, Any] | None, card: str | None = None
-    ) -> "SyntheticDataset":
+    def wrap(cls, dataset: datasets.Dataset, privacy: dict[str, Any] | None) -> "SyntheticDataset":
         """`dataset` with the budget of its model."""
         wrapped = cls(dataset.data, info=dataset.info, split=dataset.split, fingerprint=dataset._fingerprint)
         wrapped.privacy = privacy
-        wrapped.card = card or (_card(dataset, privacy) if privacy else None)
+        wrapped.card = _card(dataset, privacy) if privacy else None
         return wrapped
 
     def push_to_hub(
@@ -78,7 +80,8 @@ class SyntheticDataset(datasets.Dataset):
                 "`generate_dataset` its `privacy_json`."
             )
         with tempfile.TemporaryDirectory() as directory:
-            Path(directory, "README.md").write_text(self.card, encoding="utf-8")
+            card = update_card(self.card, _card(self, self.privacy))  # columns may have gone since it was written
+            Path(directory, "README.md").write_text(card, encoding="utf-8")
             Path(directory, "privacy.json").write_text(json.dumps(self.privacy, indent=2) + "\n", encoding="utf-8")
             Path(directory, "data").mkdir()
             num_shards = max(math.ceil(self.data.nbytes / MAX_SHARD_BYTES), 1)
@@ -177,25 +180,14 @@ def generate_dataset(
     Raises:
         [`InputError`]: If an argument is out of its range, or `output_dir` holds anything but a part of this data set.
     """
-    churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
     class_names = getattr(pipeline, "class_names", None)  # an unconditional pipeline has none
-    num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
     counts = _counts_of_classes(images_per_class, class_names)
+    churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
     if min(counts) < 0 or sum(counts) < 1 or batch_size < 1:
         raise InputError(
             f"`images_per_class` and `batch_size` must be 1 or more, but they are {images_per_class} and {batch_size}."
         )
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise InputError(
-            f"`num_inference_steps` must be between 1 and the {num_train_timesteps} steps that the scheduler was "
-            f"trained with, but it is {num_inference_steps}."
-        )
-    if not guidance_scale >= 0:
-        raise InputError(f"`guidance_scale` must be 0 or more, but it is {guidance_scale}.")
-    if class_names is None and guidance_scale != 1:
-        raise InputError("An unconditional pipeline has no classes to guide to, so leave `guidance_scale` at 1.")
-    if not s_churn >= 0 or (s_churn > 0 and not isinstance(pipeline.scheduler, EDMEulerScheduler)):
-        raise InputError(f"`s_churn` must be 0, or above it with an EDMEulerScheduler, but it is {s_churn}.")
+    check_sampling(pipeline.scheduler, class_names is not None, num_inference_steps, guidance_scale, s_churn)
     if seed < 0:
         raise InputError(f"`seed` must be 0 or more, but it is {seed}.")
     if file_format not in ("parquet", "imagefolder"):
@@ -204,11 +196,7 @@ def generate_dataset(
         raise InputError(f"`privacy_json` names {privacy_json}, which is not a file, so give the path of one.")
     privacy = None if privacy_json is None else check_statement(Path(privacy_json))
 
-    features = datasets.Features({"image": datasets.Image()})
-    labels = None
-    if class_names is not None:
-        features["label"] = datasets.ClassLabel(names=class_names)
-        labels = _take_turns(counts)
+    labels = None if class_names is None else _take_turns(counts)
     num_images = sum(counts)
     shards = [range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size)]
 
@@ -231,22 +219,15 @@ def generate_dataset(
             layout = ParquetLayout(len(shards))
         directory = DatasetDirectory(Path(output_dir).resolve(), layout, settings)
 
+    sampling = {"num_inference_steps": num_inference_steps, **churn}
+    if class_names is not None:
+        sampling["guidance_scale"] = guidance_scale
     tables = []
     with tqdm(total=num_images, desc="Generating", unit="image") as progress:
         for index, rows in enumerate(shards):
             if directory is None or not directory.has_shard(index, rows):
-                shard_seed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
-                generator = torch.Generator(pipeline.device).manual_seed(int(shard_seed[0]))
-                columns: dict[str, list[Any]] = {}
-                condition: dict[str, Any]
-                if labels is None:
-                    condition = {"batch_size": len(rows)}
-                else:
-                    columns["label"] = labels[rows.start : rows.stop]
-                    condition = {"class_labels": columns["label"], "guidance_scale": guidance_scale, **churn}
-                images = pipeline(**condition, num_inference_steps=num_inference_steps, generator=generator).images
-                columns["image"] = [{"bytes": _png(image), "path": None} for image in images]
-                table = pa.table(columns, schema=features.arrow_schema)
+                of_rows = None if labels is None else labels[rows.start : rows.stop]
+                table = _sample_shard(pipeline, len(rows), of_rows, (seed, index), sampling)
                 if directory is None:
                     tables.append(table)
                 else:
@@ -261,6 +242,28 @@ def generate_dataset(
     if privacy_json is not None:
         dataset.card = directory.describe(privacy_json, dataset.card)
     return dataset
+
+
+def _sample_shard(
+    pipeline: DiffusionPipeline,
+    num_images: int,
+    labels: list[int] | None,
+    seed: tuple[int, int],
+    sampling: dict[str, Any],
+) -> pa.Table:
+    """The rows of a shard, which depend on the settings, the seed and the index of the shard alone."""
+    shard_seed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    generator = torch.Generator(pipeline.device).manual_seed(int(shard_seed[0]))
+    features = datasets.Features({"image": datasets.Image()})
+    columns: dict[str, list[Any]] = {}
+    condition: dict[str, Any] = {"batch_size": num_images}
+    if labels is not None:
+        features["label"] = datasets.ClassLabel(names=pipeline.class_names)
+        columns["label"] = labels
+        condition = {"class_labels": labels}
+    images = pipeline(**condition, **sampling, generator=generator).images
+    columns["image"] = [{"bytes": _png(image), "path": None} for image in images]
+    return pa.table(columns, schema=features.arrow_schema)
 
 
 def _counts_of_classes(images_per_class: int | Sequence[int], class_names: list[str] | None) -> list[int]:

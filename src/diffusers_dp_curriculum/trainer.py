@@ -58,6 +58,7 @@ class DPCurriculumTrainer:
     Args:
         unet (`UNet2DModel`):
             The network. With classes it has `num_class_embeds = number of classes + 1`, the last being the null class.
+            Its weights must have learned nothing from these records, whose cost would not be counted.
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`):
             Noise schedule and prediction type, which decide the loss; published with the pipeline.
         args (`DPCurriculumConfig`): The hyper-parameters.
@@ -154,27 +155,34 @@ class DPCurriculumTrainer:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
         self.print_plan()
         self._open_ledger()
+        try:
+            self._run_stages()
+        except BaseException:
+            self.ledger.close()  # whoever goes on with the run, in a notebook for instance, needs its journal
+            raise
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        self.finished = True
+
+    def _run_stages(self) -> None:
         _TRAINED.add(self.unet)
         share_parameters(self.unet)
         if self.args.logger is not None:
             plain = {name: str(value) for name, value in self.args.hyper_parameters().items()}
             self.accelerator.init_trackers("dp-curriculum", config=plain)
         details = self.output_dir / "private" / f"traceback-{self.accelerator.process_index}.txt"
-        try:
-            with confidential_errors(details), TerminationRequest() as self.termination:
-                if self.plan.central is not None:
-                    self._warm_up()
-                self._train_by_dp_sgd()
-        finally:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-        self.finished = True
+        with confidential_errors(details), TerminationRequest() as self.termination:
+            if self.plan.central is not None:
+                self._warm_up()
+            self._train_by_dp_sgd()
 
     def print_plan(self) -> None:
         """Print what the run will do and cost; spends no privacy and writes nothing."""
         classes = "" if self.records.num_classes is None else f" in {self.records.num_classes} classes"
         processes = self.accelerator.num_processes
-        expected = estimate(self.unet, self.loss, self.gradients_of, self.image_shape, self.args, processes)
+        autocast = self.accelerator.autocast
+        expected = estimate(self.unet, self.loss, self.gradients_of, self.image_shape, self.args, processes, autocast)
         self.accelerator.print(
             f"Plan for {len(self.records):,} records of {self.records.resolution}x{self.records.resolution}"
             f"x{self.records.num_channels}{classes or ', without labels'}\n{self.plan}\n"
@@ -250,7 +258,7 @@ class DPCurriculumTrainer:
         Raises:
             InputError:
                 If the run is not finished, not saved or not private, or if the push does not succeed. Nothing is lost
-                then, and the same call, or `examples/push_to_hub.py`, pushes again.
+                then, and the same call, or `dp-curriculum push`, pushes again.
         """
         if not self.finished:
             raise InputError("There is no trained model to push yet: call train() and save_pipeline() first.")
@@ -274,8 +282,7 @@ class DPCurriculumTrainer:
         """Begin the journal of a new run, or go on with that of an interrupted one; the main process writes it."""
 
         def open_run() -> None:
-            position = None if self.checkpoint is None else self.checkpoint.position
-            self._ledger = open_ledger(self.args, position)
+            self._ledger = open_ledger(self.args, self.checkpoint)
             self.checkpoints.remove_partial()
 
         from_main(open_run)
