@@ -1,10 +1,11 @@
 """Time one whole DP-SGD step against ordinary training and against Opacus, side by side.
 
-    python benchmarks/dp_step.py --output outputs/dp_step.json
+    python benchmarks/dp_step.py --runs 3 --output outputs/dp_step.json
 
 For each network: draws, forward and backward passes, optimizer and moving average, for a batch of records in physical
-batches, with K draws a record. The arms take turns, so that a busy machine slows all of them; the median counts. A pass
-is the forward and backward pass of one draw. Peak memory is what a step adds to the process (CPU, Linux) or to
+batches, with K draws a record. The arms take turns, so that a busy machine slows all of them; the median counts. All of
+it is repeated `--runs` times, and the tables have medians of these, and the range of the ratio. A pass is the forward
+and backward pass of one draw. Peak memory is what a step adds to the process (CPU, Linux) or to
 PyTorch's allocator (CUDA). On a GPU the networks are larger and run in bfloat16; `--compile` adds the compiled step.
 """
 
@@ -15,7 +16,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -301,22 +301,43 @@ def measure_sampling(case: Case, device: torch.device, images: int, steps: int =
     return statistics.median(ratios)
 
 
-def table(result: dict) -> str:
-    """A case's arms as Markdown."""
+def table(runs: list[dict]) -> str:
+    """A case's arms as Markdown, over the runs of it."""
     lines = [
-        f"**{result['case']}** ({result['parameters']:,} parameters)",
+        f"**{runs[0]['case']}** ({runs[0]['parameters']:,} parameters)",
         "",
         "| step | time | ratio | passes a second | peak memory |",
         "|---|---|---|---|---|",
     ]
-    for arm, row in result["arms"].items():
-        if "error" in row:
-            lines.append(f"| {arm} | {row['error']} | | | |")
+    for arm in runs[0]["arms"]:
+        rows = [run["arms"][arm] for run in runs]
+        if errors := [row["error"] for row in rows if "error" in row]:
+            lines.append(f"| {arm} | {errors[0]} | | | |")
             continue
-        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB"
-        time_ms = f"{row['seconds'] * 1000:,.1f} ms"
-        lines.append(f"| {arm} | {time_ms} | {row['ratio']:.2f} | {row['passes_per_second']:,.0f} | {peak} |")
+        peaks = [row["peak_bytes"] for row in rows if row["peak_bytes"] is not None]
+        peak = f"{statistics.median(peaks) / 2**20:,.0f} MiB" if peaks else ""
+        time_ms, passes = (statistics.median(row[name] for row in rows) for name in ("seconds", "passes_per_second"))
+        ratio = median_and_range([row["ratio"] for row in rows])
+        lines.append(f"| {arm} | {time_ms * 1000:,.1f} ms | {ratio} | {passes:,.0f} | {peak} |")
     return "\n".join(lines)
+
+
+def median_and_range(values: list[float]) -> str:
+    """Such as "1.17 (1.12 to 1.20)"; of a single value itself."""
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.2f}{spread}"
+
+
+def report_as_text(report: dict) -> str:
+    """All tables, and the two ratios that have none."""
+    return "\n\n".join(
+        [
+            f"{report['device']}, {'bfloat16' if report['bf16'] else 'float32'}, torch {report['torch']}:",
+            *map(table, report["cases"]),
+            f"Warm-up step over an ordinary training step: {median_and_range(report['warm_up_ratios'])}  \n"
+            f"generate_dataset over the bare network: {median_and_range(report['sampling_ratios'])}",
+        ]
+    )
 
 
 def main() -> None:
@@ -328,6 +349,7 @@ def main() -> None:
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="autocast (default: on CUDA only)")
     parser.add_argument("--compile", action="store_true", help="measure the step compiled by inductor as well")
     parser.add_argument("--seconds_per_case", type=float, default=8.0, help="how long a network is measured")
+    parser.add_argument("--runs", type=int, default=1, help="how often all of it is repeated")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
@@ -338,20 +360,20 @@ def main() -> None:
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
-    report = {"device": name, "bf16": bf16, "torch": torch.__version__, "cases": []}
-    print(f"# {name}, {'bfloat16' if bf16 else 'float32'}\n")
     arms = dict(ARMS)
     if args.compile:
         arms["compiled"] = lambda *inputs: Ours(*inputs, mode="compiled")
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES
-    for case in tqdm(cases, desc="Networks"):
-        report["cases"].append(measure(case, arms, device, autocast, args.seconds_per_case))
-        tqdm.write(table(report["cases"][-1]) + "\n", file=sys.stdout)
-    case = Case(28, (32, 64), num_records=64, noise_multiplicity=1, physical=64)
-    report["warm_up_ratio"] = measure_warm_up(case, device, autocast)
-    print(f"Warm-up step over an ordinary training step: {report['warm_up_ratio']:.2f}")
-    report["sampling_ratio"] = measure_sampling(case, device, images=10_000 if device.type == "cuda" else 20)
-    print(f"generate_dataset over the bare network: {report['sampling_ratio']:.2f}")
+    report = {"device": name, "bf16": bf16, "torch": torch.__version__}
+    report |= {"cases": [[] for _ in cases], "warm_up_ratios": [], "sampling_ratios": []}
+    plain = Case(28, (32, 64), num_records=64, noise_multiplicity=1, physical=64)
+    images = 10_000 if device.type == "cuda" else 20
+    for _ in tqdm(range(args.runs), desc="Runs"):
+        for case, results in zip(tqdm(cases, desc="Networks", leave=False), report["cases"], strict=True):
+            results.append(measure(case, arms, device, autocast, args.seconds_per_case))
+        report["warm_up_ratios"].append(measure_warm_up(plain, device, autocast))
+        report["sampling_ratios"].append(measure_sampling(plain, device, images))
+    print(report_as_text(report))
     args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"Written to {args.output}")
 
