@@ -81,7 +81,7 @@ def plot_against_epsilon(rows: list[dict], path: Path) -> None:
                 spread = [means - [min(v) for v in groups.values()], [max(v) for v in groups.values()] - means]
                 axis.errorbar(list(groups), means, spread, color=f"C{number}", marker="o", capsize=3, label=ARMS[arm])
         axis.set(xscale="log", xlabel="epsilon", ylabel=label)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -101,7 +101,7 @@ def plot_against_passes(rows: list[dict], path: Path) -> None:
                     label=f"{ARMS[row['arm']]}, epsilon {row['epsilon']:g}",
                 )
         axis.set(xlabel="passes (images x noise levels)", ylabel=label)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
