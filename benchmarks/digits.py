@@ -4,8 +4,8 @@
 
 For every arm and seed: train by the example script, generate 150 digits a class, train a random forest on them, test it
 on the 297 real digits that were held out of training, and take the Frechet distance to them in pixel space. Finished
-runs are kept and not repeated. Evaluation reads the held-out digits alone; the result is not part of any private
-release.
+runs are kept and not repeated. At last the same is measured of the real training digits. Both read real
+digits outside of all mechanisms: the figures are not part of any private release.
 """
 
 import argparse
@@ -115,6 +115,12 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     results = [measure(arm, seed, args.output_dir) for seed in range(args.seeds) for arm in args.arms]
     print(table(results))
+    real = load_image_dataset(dataset_name="digits")
+    images = real.images.float() / 255
+    print(
+        f"Trained on the {len(real):,} real digits the forest has {forest_accuracy(images, real.labels.numpy()):.1%}, "
+        f"and their Frechet distance is {pixel_frechet_distance(images):.3f}."
+    )
 
 
 if __name__ == "__main__":

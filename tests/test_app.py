@@ -1,4 +1,4 @@
-"""The page, as a person with a browser meets it."""
+"""The page, as a person with a browser meets it, and as a program does."""
 
 import io
 import json
@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 from browser import CHROMIUM, Browser
@@ -18,8 +20,6 @@ from diffusers_dp_curriculum import ClassConditionalPipeline
 from diffusers_dp_curriculum.cards import round_up
 from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 
-
-pytest.importorskip("gradio")
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "app.py"
 # The address of the grid, once it is shown.
@@ -50,6 +50,17 @@ def page(hub, tmp_path):
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+def test_a_program_gets_samples_and_reads_why_not(page):
+    client = Client(page, verbose=False)
+    grid, archive = client.predict(["sneaker", "bag"], 2, 1.0, 2, 0, api_name="/sample")
+    assert Image.open(grid).mode == "RGB"
+    with zipfile.ZipFile(archive) as images:
+        assert images.namelist() == ["00_sneaker.png", "01_sneaker.png", "02_bag.png", "03_bag.png"]
+    for classes, message in (([], "Choose at least one class"), (["sneaker", "ankle boot", "bag"] * 10, "at most 64")):
+        with pytest.raises(AppError, match=message):
+            client.predict(classes, 8, 1.0, 2, 0, api_name="/sample")
 
 
 @pytest.mark.slow

@@ -302,13 +302,14 @@ def test_is_a_dataset_of_image_and_label():
 
 
 def test_one_query_over_sixty_thousand_images_takes_under_a_second():
+    """Of processor time, which other work on the machine adds little to."""
     records = random_records(count=60_000, size=28, classes=10)
     ledger = PrivacyLedger(1e-5)
     durations = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         CentralImageDataset.from_dataset(records, 1, sample_rate=1.0, ledger=ledger)
-        durations.append(time.perf_counter() - start)
+        durations.append(time.process_time() - start)
     assert min(durations) < 1
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,11 @@ PACKAGE = REPOSITORY / "src" / "diffusers_dp_curriculum"
 def site(tmp_path_factory):
     """A directory that holds what the wheel installs."""
     directory = tmp_path_factory.mktemp("wheel")
+    # A copy without what earlier builds have left: setuptools would put it into the wheel.
+    sources = directory / "sources"
+    shutil.copytree(REPOSITORY, sources, ignore=shutil.ignore_patterns(".*", "build", "outputs", "*.egg-info"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", directory, REPOSITORY], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", directory, sources], check=True)
     (wheel,) = directory.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", directory / "site", wheel], check=True)
     return directory / "site"
