@@ -25,6 +25,7 @@ from diffusers_dp_curriculum.journal import Journal
 TESTS = Path(__file__).parent
 RUN = """
 import sys
+import time
 import torch
 from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
 from helpers import tiny_records, tiny_scheduler, tiny_unet
@@ -36,6 +37,13 @@ args = make_config(
     central_train_steps=int(sys.argv[2]), max_train_steps=int(sys.argv[2]), save_images_steps=None,
 )
 trainer = DPCurriculumTrainer(tiny_unet(), tiny_scheduler(), args, tiny_records())
+after_step = trainer._after_step
+
+def after_a_pause(*state, **flags):
+    time.sleep(0.15)  # or a fast machine would be done before the last kill
+    after_step(*state, **flags)
+
+trainer._after_step = after_a_pause
 trainer.train()
 trainer.save_pipeline()
 """
@@ -82,7 +90,7 @@ def kill(process):
     psutil.wait_procs(everybody[1:])
 
 
-def kill_until_done(directory, kills, num_processes=1, steps=15, longest=4.0):
+def kill_until_done(directory, kills, num_processes=1, steps=15, longest=3.0):
     """Returns for each attempt that was killed how many steps of DP-SGD its journal knew."""
     left = []
     journal = directory / "model" / "private" / "journal.jsonl"

@@ -174,7 +174,7 @@ def test_only_a_run_is_gone_on_with(tmp_path):
 
 
 def test_a_run_that_was_killed_is_whole_in_the_end(tmp_path):
-    kill_until_done(tmp_path, kills=1, steps=6, longest=3)
+    kill_until_done(tmp_path, kills=1, steps=6)
     check(tmp_path / "model", steps=6)
 
 
