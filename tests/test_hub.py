@@ -174,6 +174,7 @@ def write_privacy(model, **changes):
         (lambda model: shutil.rmtree(model / "unet"), "has no unet/config.json"),
         (lambda model: shutil.rmtree(model), "is not a directory"),
         (lambda model: (model / "privacy.json").write_text("{"), "cannot be read"),
+        (lambda model: (model / "privacy.json").write_text("[]"), "cannot be read .it holds a list"),
         (lambda model: write_privacy(model, private=False, remarks=["NOT PRIVATE: a test."]), "not private.*a test"),
         (lambda model: write_privacy(model, private="yes"), "not private"),
         (lambda model: write_privacy(model, epsilon=0.5), r"states epsilon 0\.5, but its mechanisms amount to"),

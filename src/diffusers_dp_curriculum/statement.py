@@ -24,6 +24,8 @@ def check_statement(privacy_json: Path) -> dict[str, Any]:
     """
     try:
         privacy = json.loads(privacy_json.read_text(encoding="utf-8"))
+        if not isinstance(privacy, dict):
+            raise ValueError(f"it holds a {type(privacy).__name__}")
     except (OSError, ValueError) as error:
         raise InputError(f"{privacy_json} cannot be read ({error}): save the pipeline again.") from error
     check_publishable(privacy)
