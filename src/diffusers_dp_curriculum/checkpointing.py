@@ -160,8 +160,8 @@ class Checkpoints:
         Raises:
             InputError: If it is missing, unreadable, or of a run with other settings, network or records.
         """
+        there = self._all()
         if which == "latest":
-            there = self._all()
             if not there:
                 return None
             path = there[-1]
@@ -170,7 +170,7 @@ class Checkpoints:
             if not path.is_dir() or (Path(which).exists() and not path.samefile(which)):
                 raise InputError(
                     f"{which} is no checkpoint of the run in {self.directory.parents[1]}: give latest, or one of "
-                    f"{', '.join(p.name for p in self._all()) or 'none that there are'}."
+                    f"{', '.join(p.name for p in there) or 'none that there are'}."
                 )
         facts = _facts(path)
         self._check_same_run(path, facts["identity"])
@@ -189,7 +189,7 @@ class Checkpoints:
                 "epsilon_after": {int(steps): epsilon for steps, epsilon in plan["epsilon_after"].items()},
             }
         )
-        seen = _facts(self._all()[-1])["position"]
+        seen = _facts(there[-1])["position"]
         return Checkpoint(path.name, facts["stage"], state, facts["position"], seen, plan, central_images)
 
     def remove_partial(self) -> None:
