@@ -9,7 +9,7 @@ from diffusers_dp_curriculum import Mechanism, PrivacyLedger
 from diffusers_dp_curriculum.data import ImageDataset
 
 
-# The files of a published pipeline that has classes and central images.
+# The files of a published pipeline that has classes and central images, besides what keeps private/ from publication.
 PUBLISHED = [
     "README.md",
     "central_images.png",

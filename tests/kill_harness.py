@@ -125,7 +125,8 @@ def check(output_dir, steps=15):
     totals = {name: sum(n for other, n in counted if other == name) for name, _ in counted}
     stated = {entry["name"]: entry["steps"] for entry in statement["mechanisms"]}
     assert stated == totals, f"stated {stated}, released {totals}"
-    assert stated["dp_sgd"] == steps
+    # A kill right before a checkpoint is written leaves steps that count although the checkpoint is lost.
+    assert steps <= stated["dp_sgd"] <= 1.05 * steps
     assert recompute_epsilon(statement) == statement["epsilon"] <= 10
     assert any(event.get("visible") == "pipeline" for event in journal.events)
     journal.close()

@@ -1,18 +1,22 @@
-"""Runs that are interrupted: what they go on from, what they count, and how they end."""
+"""Runs that are interrupted: what they are resumed from, what they count, and how they end."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from diffusers_dp_curriculum import CentralImageDataset, InputError, TrainingError
+from diffusers_dp_curriculum import CentralImageDataset, InputError, TrainingError, recompute_epsilon
 from diffusers_dp_curriculum import checkpointing as checkpointing_module
+from diffusers_dp_curriculum.dp_sgd import DPSGD
 from helpers import tiny_records, tiny_unet
 from kill_harness import check, kill_until_done, start
 from test_trainer import make_trainer
@@ -49,14 +53,14 @@ def names(output_dir):
 
 
 @pytest.mark.parametrize("after", [2, 5])  # of 3 steps in the first stage and 4 in the second
-def test_a_terminated_run_says_how_to_go_on_and_ends_as_if_nothing_had_been(tmp_path, capsys, monkeypatch, after):
+def test_a_terminated_run_says_how_to_resume_and_ends_as_if_nothing_had_been(tmp_path, capsys, monkeypatch, after):
     interrupted(tmp_path / "model", after)
-    assert "go on with the same command and --resume_from_checkpoint latest" in capsys.readouterr().out
+    assert "resume with the same settings and resume_from_checkpoint latest" in capsys.readouterr().out
     assert names(tmp_path / "model") == ["checkpoint-0", f"checkpoint-{after}"]
     monkeypatch.setattr(CentralImageDataset, "from_dataset", lambda *_, **__: pytest.fail("queried a second time"))
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest")
     privacy = finish(trainer)
-    assert f"Going on from checkpoint-{after}." in capsys.readouterr().out
+    assert f"Resuming from checkpoint-{after}." in capsys.readouterr().out
     assert [(entry["name"], entry["steps"]) for entry in privacy["mechanisms"]] == [
         ("central_images_mean", 5),
         ("dp_sgd", 4),
@@ -89,23 +93,219 @@ def test_the_warm_up_ends_with_the_same_weights_whether_interrupted_or_not(tmp_p
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("seen", ["a picture", "a checkpoint"])
-def test_steps_that_were_seen_and_given_up_stay_counted(tmp_path, capsys, seen):
-    """Whoever turns back from a checkpoint may have looked at it. The run stops before it would pass the target."""
+def test_steps_that_were_turned_back_from_stay_counted(tmp_path, capsys):
+    """The run stops before it would pass the target."""
     interrupted(tmp_path / "model", 6, checkpointing_steps=1)
-    if seen == "a picture":
-        journal_user = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", checkpointing_steps=1)
-        journal_user._open_ledger()
-        journal_user.ledger.mark_visible("a picture of step 3")
-        journal_user.ledger.close()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        for later in ("checkpoint-5", "checkpoint-6"):
-            shutil.rmtree(tmp_path / "model" / "private" / "checkpoints" / later)
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="checkpoint-4")
     privacy = finish(trainer)
     assert privacy["mechanisms"][1]["steps"] == 4
     assert privacy["epsilon"] <= 10
     assert "DP-SGD stops after 2 of 4 steps" in capsys.readouterr().out
+
+
+LONG = {"max_train_steps": 40, "target_epsilon": 30.0}
+
+
+def broken_off(output_dir, after, error, **options):
+    """A run that something ends in the middle of a step, after which it has taken `after` steps of DP-SGD."""
+    trainer = make_trainer(output_dir, **LONG, **options)
+    step, taken = DPSGD.step, []
+
+    def breaks(mechanism):
+        if len(taken) == after:
+            raise error
+        step(mechanism)
+        taken.append(1)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(DPSGD, "step", breaks)
+        with pytest.raises((type(error), TrainingError)):
+            trainer.train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return trainer
+
+
+def released_steps(output_dir):
+    lines = (output_dir / "private" / "journal.jsonl").read_text().splitlines()
+    return sum(json.loads(line).get("release", {}).get("name") == "dp_sgd" for line in lines)
+
+
+def stated_steps(privacy):
+    return sum(entry["steps"] for entry in privacy["mechanisms"] if entry["name"] == "dp_sgd")
+
+
+def check_that_all_is_stated(output_dir, privacy, released):
+    """Every release is in the statement, and the composition is recomputed without the ledger."""
+    assert released_steps(output_dir) == released
+    assert stated_steps(privacy) == released
+    assert recompute_epsilon(privacy) == pytest.approx(privacy["epsilon"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a batch of 17"), SystemExit(1), InputError("full")])
+def test_steps_whose_network_was_left_in_memory_stay_counted(tmp_path, error):
+    """As in a notebook: three times broken off, the network looked at, and resumed from the checkpoint before."""
+    for number in range(3):
+        resume = {"resume_from_checkpoint": "latest"} if number else {}
+        looked_at = broken_off(tmp_path / "model", 6, error, **resume)
+        assert looked_at.unet.conv_in.weight.isfinite().all()
+    trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG)
+    privacy = finish(trainer)
+    # The steps that are lost are paid for by steps at the end.
+    assert trainer.checkpoint.stage == "warm_up"
+    assert 40 <= released_steps(tmp_path / "model") < 44
+    check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
+    assert privacy["epsilon"] <= 30
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_second_one_does_not_wait(tmp_path, capfd):
+    for presses, checkpoint in ((1, "checkpoint-7"), (2, "checkpoint-0")):
+        output_dir = tmp_path / str(presses)
+        trainer = make_trainer(output_dir, **LONG)
+        original = trainer._after_step
+
+        def after_step(state, *others, original=original, trainer=trainer, presses=presses, **flags):
+            if trainer._number(state) == 7:
+                for _ in range(presses):
+                    os.kill(os.getpid(), signal.SIGINT)
+            original(state, *others, **flags)
+
+        trainer._after_step = after_step
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert "Press it again to stop at once" in capfd.readouterr().err
+        assert names(output_dir)[-1] == checkpoint
+        AcceleratorState._reset_state(reset_partial_state=True)
+        privacy = finish(make_trainer(output_dir, resume_from_checkpoint="latest", **LONG))
+        check_that_all_is_stated(output_dir, privacy, released_steps(output_dir))
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("deleted", [["checkpoint-8"], ["checkpoint-8", "checkpoint-6"], ["all"]])
+def test_steps_of_checkpoints_that_were_deleted_stay_counted(tmp_path, deleted):
+    interrupted(tmp_path / "model", 8, checkpointing_steps=2, **LONG)
+    checkpoints = tmp_path / "model" / "private" / "checkpoints"
+    for name in names(tmp_path / "model") if deleted == ["all"] else deleted:
+        shutil.rmtree(checkpoints / name)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG)
+    privacy = finish(trainer)
+    check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
+    assert stated_steps(privacy) < 44
+    queries = [entry["steps"] for entry in privacy["mechanisms"] if entry["name"] == "central_images_mean"]
+    assert sum(queries) == (10 if deleted == ["all"] else 5)
+
+
+def test_a_checkpoint_written_after_the_trainer_was_made_is_the_one_that_is_resumed(tmp_path):
+    """A requeued job that overlaps with the old one, or two trainers in a notebook."""
+    interrupted(tmp_path / "model", 4, checkpointing_steps=1, **LONG)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    early = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG)
+    assert early.checkpoint.name == "checkpoint-4"
+    interrupted(tmp_path / "model", 9, resume_from_checkpoint="latest", **LONG)
+    privacy = finish(early)
+    assert early.checkpoint.name == "checkpoint-9"
+    check_that_all_is_stated(tmp_path / "model", privacy, 40)
+
+
+def test_two_trainers_made_before_there_was_a_run_share_it(tmp_path):
+    first, second = (make_trainer(tmp_path / "model", resume_from_checkpoint="latest") for _ in range(2))
+    privacy = finish(first)
+    assert finish(second) == privacy
+
+
+@pytest.mark.parametrize("option", [{"logger": "tensorboard"}, {"log_sensitive_curves": True}])
+def test_steps_that_a_curve_shows_count_even_if_the_process_is_killed(tmp_path, option):
+    """The curve is on the disk, or at a tracker's, the moment it is written."""
+    child = os.fork()
+    if child == 0:
+        trainer = make_trainer(tmp_path / "model", **LONG, **option)
+        trainer._after_step = lambda state, *others, **flags: trainer._number(state) == 9 and os.kill(os.getpid(), 9)
+        with contextlib.suppress(BaseException):
+            trainer.train()
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG, **option))
+    check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
+
+
+def test_steps_that_were_lost_with_a_killed_process_are_taken_again_at_no_cost(tmp_path):
+    child = os.fork()
+    if child == 0:
+        trainer = make_trainer(tmp_path / "model", **LONG)
+        trainer._after_step = lambda state, *others, **flags: trainer._number(state) == 9 and os.kill(os.getpid(), 9)
+        with contextlib.suppress(BaseException):
+            trainer.train()
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG))
+    assert stated_steps(privacy) == 40
+    assert released_steps(tmp_path / "model") > 40
+
+
+def test_what_an_error_says_is_written_after_its_steps_count(tmp_path, monkeypatch):
+    """A process that is killed between the two has counted too much, never too little."""
+    journal, seen = tmp_path / "model" / "private" / "journal.jsonl", []
+    write_text = Path.write_text
+
+    def watch(path, *content, **options):
+        if path.name.startswith("traceback"):
+            seen.append(json.loads(journal.read_text().splitlines()[-1]))
+        return write_text(path, *content, **options)
+
+    monkeypatch.setattr(Path, "write_text", watch)
+    broken_off(tmp_path / "model", 6, ValueError("a batch of 17"))
+    assert [event["visible"] for event in seen] == ["the memory of the process"]
+
+
+def test_a_checkpoint_counts_before_any_of_it_is_on_disk(tmp_path, monkeypatch):
+    journal, seen = tmp_path / "model" / "private" / "journal.jsonl", []
+    save = torch.save
+    monkeypatch.setattr(
+        torch, "save", lambda *what: seen.append(json.loads(journal.read_text().splitlines()[-1])) or save(*what)
+    )
+    make_trainer(tmp_path / "model", checkpointing_steps=2).train()
+    assert [event["visible"] for event in seen] == [f"checkpoint-{number}" for number in (0, 2, 4, 6, 7)]
+
+
+def test_a_refused_resume_changes_nothing_in_the_journal(tmp_path):
+    interrupted(tmp_path / "model", 5)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    journal = tmp_path / "model" / "private" / "journal.jsonl"
+    before = journal.read_bytes()
+    trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest")
+    shutil.rmtree(tmp_path / "model" / "private" / "checkpoints" / "checkpoint-5")
+    trainer.args.resume_from_checkpoint = "checkpoint-5"
+    with pytest.raises(InputError, match="is no checkpoint of the run"):
+        trainer.train()
+    trainer.args.resume_from_checkpoint, trainer.args.target_epsilon = "latest", 9.0
+    with pytest.raises(InputError, match=r"has target_epsilon 10.0: resume it with that"):
+        trainer.train()
+    assert journal.read_bytes() == before
+
+
+def test_the_records_cannot_be_guessed_from_a_checkpoint(tmp_path):
+    """Whoever has all records but one could otherwise try what the last one is."""
+    checksums = []
+    for name in ("one", "two"):
+        interrupted(tmp_path / name, 2)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        checkpoint = tmp_path / name / "private" / "checkpoints" / "checkpoint-2"
+        checksums.append(json.loads((checkpoint / "checkpoint.json").read_text())["identity"]["records"])
+    assert checksums[0] != checksums[1]
+    key = tmp_path / "one" / "private" / "records.key"
+    assert key.stat().st_mode & 0o077 == 0
+    key.unlink()
+    with pytest.raises(InputError, match=r"records.key is missing.*restore the file"):
+        make_trainer(tmp_path / "one", resume_from_checkpoint="latest")
+
+
+def test_git_leaves_the_private_part_where_it_is(tmp_path):
+    interrupted(tmp_path / "model", 2)
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    staged = subprocess.run(["git", "ls-files"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert staged.split() == ["model/.gitignore"]
 
 
 def test_no_generator_state_is_kept(tmp_path):
@@ -125,8 +325,9 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_last_one_usable(tmp_pa
     assert "checkpoint-4.partial" in names(tmp_path / "model")
     resumed = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", checkpoints_total_limit=2)
     assert resumed.checkpoint.name == "checkpoint-2"
+    # What the step was that is lost with checkpoint-4 could be read in its half, so it stays counted.
     assert finish(resumed)["mechanisms"][1]["steps"] == 4
-    assert names(tmp_path / "model") == ["checkpoint-2", "checkpoint-7"]
+    assert names(tmp_path / "model") == ["checkpoint-2", "checkpoint-6"]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +390,7 @@ def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(
     os.killpg(process.pid, signal.SIGTERM)
     printed = process.stdout.read()
     process.wait(timeout=30)
-    number = re.search(r"Interrupted by SIGTERM after (\d+) steps", printed)[1]
+    number = re.search(r"Interrupted after (\d+) steps", printed)[1]
     options = {"resume_from_checkpoint": "latest", "central_train_steps": 60, "max_train_steps": 60}
     resumed = make_trainer(tmp_path / "model", **options)
     assert (resumed.checkpoint.name, resumed.checkpoint.stage) == (f"checkpoint-{number}", "dp_sgd")

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,14 @@ import pytest
 from diffusers_dp_curriculum import journal as journal_module
 from diffusers_dp_curriculum.accounting import Mechanism
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.journal import Journal, read_counted
+from diffusers_dp_curriculum.journal import Journal, read_released
 
 
 HEADER = {"delta": 1e-5, "accountant": "prv", "target_epsilon": 10.0}
 
 
-def release(journal, number):
-    journal.append("release", asdict(Mechanism(f"release {number}", 1.0, 0.1, 1, 1.0)))
+def release(journal, number, unseen=True):
+    journal.release(Mechanism(f"release {number}", 1.0, 0.1, 1, 1.0), unseen)
 
 
 def counted(journal):
@@ -51,7 +50,8 @@ def test_what_was_written_is_read_again(path):
     journal.close()
     again = Journal(path)
     assert again.events == events
-    assert (again.header, again.position, counted(again)) == ({"format": 1, **HEADER}, 3, [1, 2])
+    assert (again.position, counted(again)) == (3, [1, 2])
+    assert again.header.items() > HEADER.items()
     release(again, 3)
     again.close()
     assert counted(Journal(path)) == [1, 2, 3]
@@ -65,7 +65,7 @@ def test_no_journal_is_ever_overwritten(path):
 
 
 def test_a_missing_journal_is_not_made_up(path):
-    with pytest.raises(InputError, match="no journal .* to go on with"):
+    with pytest.raises(InputError, match="no journal .* to resume"):
         Journal(path)
     assert not path.exists()
 
@@ -78,38 +78,46 @@ def test_two_processes_cannot_write_one_journal(path):
     with pytest.raises(InputError, match="Another process is writing"):
         Journal(path)
     release(journal, 1)
-    assert read_counted(path) == journal.counted() != []  # reading it is not writing it
+    assert read_released(path).mechanisms == journal.counted() != []  # reading it is not writing it
     journal.close()
     assert subprocess.run([sys.executable, "-c", open_it], capture_output=True).returncode == 0
 
 
-# What counts after a resume. A number is a release, a letter a checkpoint, >a a resume from it; v: something was seen.
+# What counts after a resume. A number is an unseen release, 1! one that counts at once, a letter a checkpoint, >a a
+# resume from it; v: something was seen.
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
         ("1 2 3", [1, 2, 3]),
-        ("1 2 a 3 >a 4", [1, 2, 4]),  # 3 is known to nobody and part of nothing
+        ("1 2 a 3 >a 4", [1, 2, 4]),  # 3 was lost with its process
+        ("1 2 a 3! >a 4", [1, 2, 3, 4]),  # 3 could be seen as it happened
+        ("1 2 a 3 4! 5 >a 6", [1, 2, 3, 4, 6]),  # and what it was made of
+        ("1 a 2 b >a 3", [1, 2, 3]),  # b was there to be looked at, whether it is still there or not
+        ("1 a 2 v >a 3 v >a 4 v", [1, 2, 3, 4]),  # interrupted and looked at, again and again
         ("1 2 a 3 v >a 4", [1, 2, 3, 4]),  # 3 was in a picture
         ("1 2 a 3 v 4 >a 5", [1, 2, 3, 5]),
         ("a 1 2 3 >a 4 5 >a 6", [6]),
-        ("1 2 a 3 b >b 4 5 >a 6", [1, 2, 3, 6]),  # b was used, so 3 counts although it was given up
-        ("1 a 2 >a v 3", [1, 3]),  # the picture came after 2 was given up
-        ("1 a 2 3 b >a 4 >b 5", [1, 2, 3, 5]),  # given up, and taken up again
+        ("1 2 a 3 b >b 4 5 >a 6", [1, 2, 3, 6]),
+        ("1 a 2 >a v 3", [1, 3]),  # the picture came after 2 was lost
+        ("1 a 2 3 b >a 4 >b 5", [1, 2, 3, 5]),  # left, and resumed
         ("1 a 2 b >a >b", [1, 2]),
         ("1 a 2 3 >a b 4 >b 5", [1, 5]),  # a checkpoint says which releases it holds, not how many there were
         ("1 a 2 v >a 3 b 4 >b 5 v >a", [1, 2, 3, 5]),
     ],
 )
-def test_releases_count_unless_they_were_abandoned_unseen(path, events, expected):
+def test_releases_count_unless_they_were_lost_unseen(path, events, expected):
     journal = Journal(path, HEADER)
     checkpoints = {}
     for event in events.split():
         if event == "v":
             journal.append("visible", "picture")
         elif event.startswith(">"):
-            journal.append("resume", {"position": checkpoints[event[1:]]})
+            journal.resume(checkpoints[event[1:]])
         elif event.isalpha():
+            journal.append("visible", f"checkpoint {event}")
             checkpoints[event] = journal.position
+        elif event.endswith("!"):
+            release(journal, event[:-1], unseen=False)
         else:
             release(journal, event)
     assert counted(journal) == expected
@@ -172,7 +180,7 @@ def test_a_damaged_journal_is_refused_and_left_as_it_is(path, damage, message):
     with pytest.raises(InputError, match=message):  # nor does the refusal keep it locked
         Journal(path)
     with pytest.raises(InputError, match=message):
-        read_counted(path)
+        read_released(path)
 
 
 def test_a_line_cut_off_may_be_deleted_as_the_refusal_says(path):
@@ -242,4 +250,78 @@ def test_the_directory_is_synced_too(path, monkeypatch):
     synced = []
     monkeypatch.setattr(journal_module, "sync", synced.append)
     Journal(path, HEADER)
-    assert synced == [path.parent]
+    assert synced[-1] == path.parent
+
+
+def test_ctrl_c_while_an_event_is_written_does_not_damage_the_journal(path, monkeypatch):
+    """Wherever it strikes: the event is in the file or not, and the next one follows it."""
+    journal = Journal(path, HEADER)
+    for number, (owner, function) in enumerate([(os, "write"), (os, "fsync"), (journal, "_write")]):
+        for after in (False, True):
+
+            def interrupted(*arguments, original=getattr(owner, function), after=after):
+                if after:
+                    original(*arguments)
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+                broken.setattr(owner, function, interrupted)
+                release(journal, 10 * number + after)
+    release(journal, 99)
+    journal.close()
+    again = counted(Journal(path))
+    assert again[-1] == 99
+    assert set(again) >= {1, 11, 21, 99}  # those that were written
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of half a megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_on_a_full_disk_no_release_begins_and_what_is_in_memory_still_counts(small_disk):
+    journal = Journal(small_disk / "journal.jsonl", HEADER)
+    release(journal, 1)
+    checkpoint = journal.position
+    release(journal, 2)
+    (small_disk / "other").write_bytes(bytes(300_000))
+    with pytest.raises(OSError, match="No space"):
+        (small_disk / "more").write_bytes(bytes(300_000))
+    with pytest.raises(InputError, match="disk of .* is full: make room"):
+        for _ in range(100):  # the file's last page has some room still
+            release(journal, 3)
+    journal.append("visible", "memory")
+    journal.close()
+    (small_disk / "other").unlink()
+    (small_disk / "more").unlink()
+    again = Journal(small_disk / "journal.jsonl")
+    again.resume(checkpoint)
+    assert counted(again)[:2] == [1, 2]
+    assert (small_disk / "journal.reserve").stat().st_size > 4096  # for the next time
+
+
+def test_a_run_keeps_its_name_and_every_session_has_its_own(path, tmp_path):
+    journal = Journal(path, HEADER)
+    release(journal, 1)
+    journal.close()
+    (tmp_path / "copy.jsonl").write_bytes(path.read_bytes())
+    for number, file in enumerate((path, tmp_path / "copy.jsonl")):
+        resumed = Journal(file)
+        resumed.resume(2)
+        for _ in range(number + 1):
+            release(resumed, 2)
+        resumed.close()
+    one, copy = read_released(path), read_released(tmp_path / "copy.jsonl")
+    assert one.run == copy.run
+    assert list(one.sessions.values()) == [1, 1]
+    assert list(copy.sessions.values()) == [1, 2]
+    assert len(set(one.sessions) & set(copy.sessions)) == 1
+    journal = Journal(tmp_path / "other.jsonl", HEADER)
+    assert journal.header["run"] != one.run

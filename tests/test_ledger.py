@@ -1,14 +1,17 @@
 """The ledger: what it counts, what it refuses, and what it says of a run."""
 
+import contextlib
 import json
 
 import pytest
 from dp_accounting import dp_event, pld
 
+from diffusers_dp_curriculum import CentralImageDataset
 from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.ledger import PrivacyLedger
 from diffusers_dp_curriculum.statement import check_publishable, recompute_epsilon
+from helpers import tiny_records
 
 
 CENTRAL = Mechanism("central_images_mean", 5.0, 0.1, 5, 9.0)
@@ -52,15 +55,16 @@ def test_nothing_fits_where_the_target_is_spent():
     assert ledger.affordable_steps(STEP) == 0
 
 
-def test_a_resumed_ledger_counts_what_was_seen_and_goes_on(tmp_path):
+def test_a_resumed_ledger_counts_what_was_seen_and_continues(tmp_path):
     ledger = PrivacyLedger(1e-6, "rdp", tmp_path / "journal.jsonl", target_epsilon=9.0)
     ledger.record(CENTRAL)
     ledger.record(STEP)
     checkpoint = ledger.position
+    ledger._unseen = True  # as in `unseen()`, in which the process is killed
     ledger.record(STEP)
     ledger.mark_visible("sample grid")
     ledger.record(STEP)
-    ledger.close()  # the process ends here
+    ledger.close()
     resumed = PrivacyLedger.resume(tmp_path / "journal.jsonl", checkpoint)
     assert (resumed.delta, resumed.accountant, resumed.target_epsilon) == (1e-6, "rdp", 9.0)
     assert resumed.mechanisms == [CENTRAL, Mechanism("dp_sgd", 1.2, 0.17, 2, 1.0)]
@@ -114,3 +118,42 @@ def test_a_stranger_recomputes_epsilon_from_the_statement(statement):
         accountant.compose(dp_event.PoissonSampledDpEvent(entry["sample_rate"], gaussian), entry["steps"])
     assert statement["epsilon"] == pytest.approx(accountant.get_epsilon(statement["delta"]), rel=0.01)
     assert recompute_epsilon(statement) == statement["epsilon"]
+
+
+WAYS_OUT = [None, KeyboardInterrupt, RuntimeError, SystemExit, GeneratorExit]
+
+
+@pytest.mark.parametrize("error", WAYS_OUT)
+def test_however_an_unseen_context_ends_its_releases_count_for_good(tmp_path, error):
+    ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
+    with pytest.raises(error) if error else contextlib.nullcontext(), ledger.unseen():
+        ledger.record(STEP)
+        if error:
+            raise error
+    ledger.close()
+    assert PrivacyLedger.resume(tmp_path / "journal.jsonl", 0).mechanisms == [STEP]
+
+
+def test_what_is_recorded_outside_of_an_unseen_context_counts_for_good(tmp_path):
+    """A library call gives its result to the caller, who may look at it before the process dies."""
+    ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
+    CentralImageDataset.from_dataset(tiny_records(), 3, ledger=ledger)
+    ledger.close()  # as the operating system does when it kills the process
+    assert PrivacyLedger.resume(tmp_path / "journal.jsonl", 0).mechanisms[0].steps == 3
+
+
+def test_ctrl_c_pressed_again_and_again_does_not_keep_releases_from_counting(tmp_path, monkeypatch):
+    ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
+    append, presses = ledger._journal.append, [KeyboardInterrupt, KeyboardInterrupt]
+
+    def interrupted(*event):
+        if presses:
+            raise presses.pop()
+        append(*event)
+
+    with pytest.raises(KeyboardInterrupt), ledger.unseen():
+        ledger.record(STEP)
+        monkeypatch.setattr(ledger._journal, "append", interrupted)
+    assert not presses
+    ledger.close()
+    assert PrivacyLedger.resume(tmp_path / "journal.jsonl", 0).mechanisms == [STEP]

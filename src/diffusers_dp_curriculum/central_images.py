@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from .accounting import Mechanism
+from .arithmetic import own_arithmetic
 from .data import ImageDataset, to_image_dataset
 from .errors import InputError
 from .ledger import PrivacyLedger
@@ -26,7 +27,7 @@ from .randomness import MechanismRandomness
 
 
 STATISTICS = ("mean", "mode")
-VALUES_AT_ONCE = 2**22  # of the sampled records; a float32 sum of 2**16 pixels, of 255 at most, is exact
+VALUES_AT_ONCE = 2**22  # of the sampled records: what is in memory in float64 at a time
 
 
 class CentralImageDataset(Dataset):
@@ -64,6 +65,7 @@ class CentralImageDataset(Dataset):
         return self.images[index], int(self.labels[index])
 
     @classmethod
+    @own_arithmetic()  # of the post-processing, too: nothing may fail once the records have been read
     def from_dataset(
         cls,
         dataset: Any,
@@ -121,14 +123,14 @@ class CentralImageDataset(Dataset):
 
         pooled, counts = [], []
         for _ in range(images_per_class):
-            ledger.record(replace(mechanism, steps=1))
+            with ledger.execution(replace(mechanism, steps=1)):
+                if statistic == "mean":
+                    released = add_noise(_mean_sums(records, sample_rate, pool_factor, sampling))
+                else:
+                    released = add_noise(_mode_votes(records, sample_rate, pool_factor, mode_bins, sampling))
+            pooled.append(_means(released) if statistic == "mean" else _modes(released))
             if statistic == "mean":
-                released = add_noise(_mean_sums(records, sample_rate, pool_factor, sampling))
-                pooled.append(_means(released))
                 counts.append(_counts(released))
-            else:
-                votes = _mode_votes(records, sample_rate, pool_factor, mode_bins, sampling)
-                pooled.append(_modes(add_noise(votes)))
         channels, height, width = records.images.shape[1:]
         images = torch.cat(pooled).float().view(-1, channels, height // pool_factor, width // pool_factor)
         images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -224,16 +226,20 @@ def _count_weight(values: int) -> float:
 
 
 # What reads the records: sums over a Poisson sample, of which one record can change its own class alone.
+# `PrivacyLedger.execution` settles the arithmetic for all of it.
 
 
 def _poisson_sample(
     records: ImageDataset, sample_rate: float, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the sampled records in pieces: `(n, channels, height, width)` in [0, 255], and `(n, classes)` one-hot."""
+    """Yield the sampled records in pieces: `(n, channels, height, width)` in [0, 255], and `(n, classes)` one-hot.
+
+    In float64, in which sums of such numbers are exact, and so the same in any order.
+    """
     included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate
     at_once = max(VALUES_AT_ONCE // max(records.images.shape[1:].numel(), 64), 1)
     for index in included.nonzero()[:, 0].split(at_once):
-        yield records.images[index].float(), F.one_hot(records.labels[index], records.num_classes or 1).float()
+        yield records.images[index].double(), F.one_hot(records.labels[index], records.num_classes or 1).double()
 
 
 def _mean_sums(records: ImageDataset, sample_rate: float, pool_factor: int, generator: torch.Generator) -> torch.Tensor:
@@ -260,7 +266,7 @@ def _mode_votes(
         pooled = F.avg_pool2d(images, pool_factor).flatten(1) / 255
         bins = (pooled * mode_bins).long().clamp(max=mode_bins - 1)
         for number in range(mode_bins):
-            votes[:, number] += one_hot.T @ (bins == number).float()
+            votes[:, number] += one_hot.T @ (bins == number).double()
     return votes
 
 

@@ -1,12 +1,14 @@
-"""What is saved while a run goes on, and what it can go on from after an interruption.
+"""Checkpoints: what is saved during a run, and what it can be resumed from.
 
 A checkpoint holds no state of any random generator: after a resume sampling and noise are seeded afresh, or whoever
 found the file could take the noise away.
 """
 
+import hashlib
 import json
+import os
+import secrets
 import shutil
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from .config import DPCurriculumConfig
 from .data import ImageDataset
 from .durable import sync
 from .errors import InputError
+from .ledger import PrivacyLedger
 from .planning import Plan
 
 
@@ -65,7 +68,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what [`state_dict`] gave, on any device."""
+        """Continue from what [`state_dict`] gave, on any device."""
         self.unet.load_state_dict(state["unet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
@@ -89,14 +92,13 @@ def make_ema(unet: torch.nn.Module, config: DPCurriculumConfig) -> EMAModel:
 
 @dataclass
 class Checkpoint:
-    """Where a run can go on from.
+    """What a run can be resumed from.
 
     Args:
         name (`str`): `"checkpoint-N"`, N being the steps taken in both stages.
         stage (`str`): The stage of `state`.
         state (`dict`): Content of a [`TrainingState`].
-        position (`int`): The ledger's position.
-        seen (`int`): The ledger's position at the newest checkpoint that was there, which may be another one.
+        position (`int`): The ledger's position when it was made.
         plan (`Plan`): The run's plan; its noise multiplier was found once and stays.
         central_images (`CentralImageDataset`, *optional*): What was released in the first stage.
     """
@@ -105,7 +107,6 @@ class Checkpoint:
     stage: str
     state: dict[str, Any]
     position: int
-    seen: int
     plan: Plan
     central_images: CentralImageDataset | None
 
@@ -114,40 +115,50 @@ class Checkpoints:
     """The checkpoints of one run: directories `checkpoint-N`, each complete or not there at all.
 
     Args:
-        directory (`Path`): Where they are.
+        directory (`Path`): Where they are. Beside it lies the run's secret, which keys the checksum of the records.
         identity (`dict`): What makes two runs the same one, as [`run_identity`] has it.
+        records (`ImageDataset`): The sensitive records, which must be the same as well.
         total_limit (`int`, *optional*): How many to keep, the newest ones; all by default.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, Any], total_limit: int | None = None):
+    def __init__(
+        self, directory: Path, identity: dict[str, Any], records: ImageDataset, total_limit: int | None = None
+    ):
         self.directory = directory
         self.identity = identity
+        self.records = records
         self.total_limit = total_limit
+        self._checksums: dict[bytes, str] = {}
 
     def save(
         self,
         number: int,
         state: TrainingState,
-        position: int,
+        ledger: PrivacyLedger,
         plan: Plan,
         central_images: CentralImageDataset | None,
     ) -> Path:
-        """Write `checkpoint-{number}`, replacing one of that name; a crash leaves those that were there usable."""
+        """Write `checkpoint-{number}`, replacing one of that name; a crash leaves those that were there usable.
+
+        From here on everything in the ledger counts for good, whatever becomes of the files.
+        """
+        ledger.mark_visible(f"checkpoint-{number}")
         path = self.directory / f"checkpoint-{number}"
         partial = path.with_name(path.name + PARTIAL)
         partial.mkdir(parents=True)
         torch.save(state.state_dict(), partial / "state.pt")
         if central_images is not None:
             central_images.save_to_disk(partial / "central_images")
-        facts = {"stage": state.stage, "position": position, "plan": asdict(plan), "identity": self.identity}
+        facts = {"stage": state.stage, "position": ledger.position, "plan": asdict(plan)}
+        facts["identity"] = self.identity | {"records": self._records_checksum()}
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         _sync(partial)
-        if path.exists():  # of an attempt that was given up for an earlier checkpoint, which is still there
+        if path.exists():  # the run was resumed from an earlier checkpoint, which is still there
             _remove(path)
         partial.rename(path)
         sync(self.directory)
         if self.total_limit is not None:
-            for superseded in self._all()[: -self.total_limit]:
+            for superseded in self.all()[: -self.total_limit]:
                 _remove(superseded)
         return path
 
@@ -160,9 +171,8 @@ class Checkpoints:
         Raises:
             InputError: If it is missing, unreadable, or of a run with other settings, network or records.
         """
-        there = self._all()
         if which == "latest":
-            if not there:
+            if not (there := self.all()):
                 return None
             path = there[-1]
         else:
@@ -170,7 +180,7 @@ class Checkpoints:
             if not path.is_dir() or (Path(which).exists() and not path.samefile(which)):
                 raise InputError(
                     f"{which} is no checkpoint of the run in {self.directory.parents[1]}: give latest, or one of "
-                    f"{', '.join(p.name for p in there) or 'none that there are'}."
+                    f"{', '.join(p.name for p in self.all()) or 'none that there are'}."
                 )
         facts = _facts(path)
         self._check_same_run(path, facts["identity"])
@@ -189,43 +199,58 @@ class Checkpoints:
                 "epsilon_after": {int(steps): epsilon for steps, epsilon in plan["epsilon_after"].items()},
             }
         )
-        seen = _facts(there[-1])["position"]
-        return Checkpoint(path.name, facts["stage"], state, facts["position"], seen, plan, central_images)
+        return Checkpoint(path.name, facts["stage"], state, facts["position"], plan, central_images)
 
     def remove_partial(self) -> None:
         """Remove what a crash left half written."""
         for partial in self.directory.glob(f"*{PARTIAL}"):
             shutil.rmtree(partial)
 
-    def _all(self) -> list[Path]:
-        """All complete ones, in the order in which they were written."""
+    def all(self) -> list[Path]:
+        """All complete checkpoints, in the order in which they were written."""
         there = [
             path for path in self.directory.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()
         ]
         return sorted(there, key=lambda path: (_facts(path)["position"], int(path.name.removeprefix("checkpoint-"))))
 
     def _check_same_run(self, path: Path, identity: dict[str, Any]) -> None:
-        for name, value in self.identity.items():
+        for name, value in (self.identity | {"records": self._records_checksum()}).items():
             if identity.get(name) != value:
                 raise InputError(
                     f"{path} was made with other {name}: resume with the settings, network and records that the run "
                     "was started with."
                 )
 
+    def _records_checksum(self) -> str:
+        path = self.directory.with_name("records.key")
+        if not path.exists():
+            if self.all():
+                raise InputError(f"{path} is missing, without which no checkpoint can be checked: restore the file.")
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+            sync(path)
+        key = path.read_bytes()
+        if key not in self._checksums:
+            self._checksums[key] = records_checksum(self.records, key)
+        return self._checksums[key]
 
-def run_identity(
-    config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin, records: ImageDataset
-) -> dict[str, Any]:
-    """What must be the same when a run is resumed, as values that JSON can hold."""
+
+def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin) -> dict[str, Any]:
+    """What must be the same when a run is resumed, besides its records, as values that JSON can hold."""
     public = {
         **{f"unet {name}": value for name, value in unet.config.items()},
         **{f"scheduler {name}": value for name, value in noise_scheduler.config.items()},
         **config.hyper_parameters(),
     }
     identity = {name: value for name, value in public.items() if not name.split()[-1].startswith("_")}
-    # Checkpoints are private, and a refusal says no more than that the records differ.
-    checksum = zlib.crc32(records.images.contiguous().numpy(), zlib.crc32(records.labels.numpy()))
-    return json.loads(json.dumps(identity | {"records": checksum}))
+    return json.loads(json.dumps(identity))
+
+
+def records_checksum(records: ImageDataset, key: bytes) -> str:
+    """A checksum of all records, by which nobody without the key can tell whether records that they have are these."""
+    checksum = hashlib.blake2b(records.images.contiguous().numpy(), key=key, digest_size=16)
+    checksum.update(records.labels.contiguous().numpy())
+    return checksum.hexdigest()
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -233,10 +258,9 @@ def _facts(path: Path) -> dict[str, Any]:
         facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         return {name: facts[name] for name in ("stage", "position", "plan", "identity")}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        # Without its position nobody knows which steps it shows.
         raise InputError(
-            f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or remove the checkpoint "
-            "if nobody has looked at it."
+            f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "
+            "to resume from another checkpoint."
         ) from error
 
 

@@ -6,8 +6,8 @@ arXiv:2210.09929), so that K does not change the sensitivity. Opacus' optimizer,
 sums, adds noise and divides by the expected batch size.
 
 With several processes there is one sample for all of them, of which each takes an equal share. They clip and sum their
-records; the main process adds the noise to its own sum; then the sums are added up. So a step is the same mechanism
-whatever the number of processes, and no record is in it twice.
+records; the sums are added up; the main process adds the noise to the total. So a step is the same mechanism whatever
+the number of processes, and no record is in it twice.
 """
 
 import math
@@ -19,6 +19,7 @@ from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.nn.utils import get_total_norm
 
 from .accounting import Mechanism
+from .arithmetic import own_arithmetic
 from .data import ImageDataset
 from .dp_optimizer import dp_optimizer_class
 from .errors import InputError
@@ -74,6 +75,7 @@ class DPSGD:
             nothing has been read or recorded then.
     """
 
+    @own_arithmetic()
     def __init__(
         self,
         model: torch.nn.Module,
@@ -113,8 +115,7 @@ class DPSGD:
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.sensitivity,
-            # Opacus takes the mean over processes of what each divides by this.
-            expected_batch_size=mechanism.sample_rate * len(records) / num_processes(),
+            expected_batch_size=mechanism.sample_rate * len(records),
             generator=randomness.generator(self.device),
             normal=randomness.normal,
         )
@@ -137,7 +138,10 @@ class DPSGD:
         if self.steps_left == 0:
             raise InputError(f"All {self.mechanism.steps} steps have been taken: plan another mechanism for more.")
         self.steps_left -= 1
-        self.ledger.record(replace(self.mechanism, steps=1))
+        with self.ledger.execution(replace(self.mechanism, steps=1)):
+            self._execute()
+
+    def _execute(self) -> None:
         self._forget_an_interrupted_step()
         batch = torch.tensor(next(self.batches), dtype=torch.int64)
         share = batch[process_index() :: num_processes()]

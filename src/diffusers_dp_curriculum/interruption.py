@@ -1,27 +1,47 @@
-"""SIGTERM, by which a cluster says that it is about to take the machine away."""
+"""SIGTERM, by which a cluster says that it is about to take the machine away, and Ctrl-C."""
 
+import os
 import signal
+import sys
 import threading
+from typing import NoReturn
 
 
 class TerminationRequest:
-    """Notes SIGTERM while the context lasts, instead of ending the process in the middle of a step.
+    """Notes SIGTERM and Ctrl-C during the context, instead of ending the process in the middle of a step.
 
-    Python delivers signals to the main thread alone; in another one nothing is noted.
+    Ctrl-C pressed again does not wait any longer: it raises `KeyboardInterrupt` wherever the program is. Python
+    delivers signals to the main thread alone; in another one nothing is noted.
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.signal: int | None = None
 
     def __enter__(self) -> "TerminationRequest":
-        self._in_main_thread = threading.current_thread() is threading.main_thread()
-        if self._in_main_thread:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._in_main_thread:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _note(self, *signal_and_frame: object) -> None:
-        self.received = True
+    def end(self) -> NoReturn:
+        """End the program as the signal would have, or with exit code 0 if it was SIGTERM or reached another process.
+
+        Raises:
+            KeyboardInterrupt: If it was Ctrl-C.
+            SystemExit: Otherwise.
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(0)
+
+    def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            if self.signal == number:
+                raise KeyboardInterrupt
+            # `print` is not made to be called while another one is running, as it may be here.
+            os.write(2, b"\nCtrl-C: stopping after this step, with a checkpoint. Press it again to stop at once.\n")
+        self.signal = number

@@ -2,15 +2,17 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .accounting import LooseEpsilonWarning, Mechanism, check_accounting, compute_epsilon
+from .arithmetic import own_arithmetic
 from .errors import InputError
-from .journal import Journal
+from .journal import Journal, Released
 
 
 PUBLIC_ASSUMPTIONS = (
@@ -25,15 +27,16 @@ PUBLIC_ASSUMPTIONS = (
 class PrivacyLedger:
     """All mechanisms of one run in order, with the journal that makes them durable before their output exists.
 
-    The order of calls is the guarantee: [`record`] first, and only then may a mechanism compute what it releases. A
-    crash in between counts a release that never happened; nothing can be released uncounted.
+    The order of calls is the guarantee: a mechanism computes what it releases within [`execution`], which records it
+    first. A crash in between counts a release that never happened; nothing can be released uncounted. What is recorded
+    counts for good, unless nobody can have seen anything of it (see [`unseen`]).
 
     Args:
         delta (`float`): Delta of the whole run, in [1e-12, 1).
         accountant (`str`, *optional*, defaults to `"prv"`): `"prv"` or `"rdp"`.
         journal (`str` or `Path`, *optional*):
-            File of one JSON line an event, created (never overwritten), locked, and synced to disk on every [`record`].
-            Without it the ledger lives in memory only.
+            File of one JSON line an event, created (never overwritten), locked, and synced to disk on every
+            [`record`]. Without it the ledger lives in memory only.
         target_epsilon (`float`, *optional*): What the run may spend; [`check_affordable`] refuses more.
 
     Raises:
@@ -54,57 +57,51 @@ class PrivacyLedger:
         self.target_epsilon = target_epsilon
         self.not_private: str | None = None
         self._mechanisms: list[Mechanism] = []
+        self._unseen = False
         self._journal = None
         if journal is not None:
             header = {"delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
             self._journal = Journal(journal, header)
 
     @classmethod
-    def resume(cls, journal: str | Path, position: int, seen: int = 0) -> "PrivacyLedger":
-        """Go on with the ledger of a run that was interrupted.
+    def resume(cls, journal: Journal | str | Path, position: int) -> "PrivacyLedger":
+        """Continue the ledger of a run that was interrupted.
 
-        What was released after the checkpoint stays counted if anything that depends on it was visible
-        ([`mark_visible`]) or is in another checkpoint, which somebody may have looked at before choosing this one;
-        otherwise it is known to nobody and part of nothing, and is not.
+        What was released after the checkpoint stays counted, unless it was lost with its process before anything that
+        depends on it could be seen (see [`unseen`]).
 
         Args:
-            journal (`str` or `Path`): The run's journal.
-            position (`int`): The ledger's [`position`] when the checkpoint was made that the run goes on from.
-            seen (`int`, *optional*, defaults to 0): That of the newest checkpoint that there is.
+            journal (`str` or `Path`): The run's journal; or a [`Journal`] that is open, and stays open if this fails.
+            position (`int`): The ledger's [`position`] when the checkpoint was made from which the run continues.
 
         Raises:
             InputError:
                 If the journal is missing, damaged, in use by another process, or knows less than the checkpoint.
         """
-        opened = Journal(journal)
-        header = opened.header
-        if max(position, seen) > opened.position:
-            opened.close()
-            raise InputError(
-                f"{journal} ends before the checkpoint was made ({opened.position} events of {max(position, seen)}), "
-                "so lines are missing: restore it from a backup, or give the run up and count all of its target "
-                "epsilon."
-            )
-        ledger = cls(header["delta"], header["accountant"], target_epsilon=header["target_epsilon"])
+        opened = journal if isinstance(journal, Journal) else Journal(journal)
+        try:
+            opened.resume(position)
+            header = opened.header
+            ledger = cls(header["delta"], header["accountant"], target_epsilon=header["target_epsilon"])
+        except BaseException:
+            if opened is not journal:
+                opened.close()
+            raise
         ledger._journal = opened
-        if seen > position:  # it has been gone on with, if only by whoever turned back from it
-            opened.append("resume", {"position": seen})
-        opened.append("resume", {"position": position})
         for mechanism in opened.counted():
             ledger._count(mechanism)
-        reasons = [event["not_private"] for event in opened.events if "not_private" in event]
-        ledger.not_private = reasons[0] if reasons else None
+        ledger.not_private = Released.of(opened.events).not_private
         return ledger
 
     def in_memory(self) -> "PrivacyLedger":
-        """What was executed so far, without the journal: for the processes of a run that do not write it."""
+        """A copy of what was executed so far, without the journal: for the processes of a run that do not write it."""
         ledger = PrivacyLedger(self.delta, self.accountant, target_epsilon=self.target_epsilon)
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms
         return ledger
 
     def close(self) -> None:
-        """Let go of the journal, so that the run can be gone on with, also in this process."""
+        """Release the journal's lock, so that the run can be resumed, also in this process."""
         if self._journal is not None:
             self._journal.close()
 
@@ -118,8 +115,21 @@ class PrivacyLedger:
         """How far the journal is: kept in a checkpoint, and given to [`resume`]. Without a journal it is 0."""
         return 0 if self._journal is None else self._journal.position
 
+    @contextmanager
+    def execution(self, mechanism: Mechanism) -> Iterator[None]:
+        """Execute `mechanism` within this context: it is recorded first, and nothing of the caller's settings gets in.
+
+        Everything that reads records for a release, and the noise on it, belongs inside.
+
+        Args:
+            mechanism (`Mechanism`): With the number of its steps.
+        """
+        self.record(mechanism)
+        with own_arithmetic():
+            yield
+
     def record(self, mechanism: Mechanism) -> None:
-        """Count `mechanism`. Call it before computing what the mechanism releases.
+        """Count `mechanism`, which is about to be executed.
 
         When this returns the entry is on disk (if there is a journal).
 
@@ -127,16 +137,43 @@ class PrivacyLedger:
             mechanism (`Mechanism`): With the number of its steps.
         """
         if self._journal is not None:
-            self._journal.append("release", asdict(mechanism))
+            self._journal.release(mechanism, self._unseen)
         self._count(mechanism)
 
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Promise that what is recorded in this context stays inside the process, but for what is marked as visible.
+
+        Only releases of such a context can be dropped by [`resume`], and only if the process died in it without a
+        word (SIGKILL, a power cut): however else the context ends, everything recorded in it counts for good before
+        control returns to the caller, who can look at what is in memory.
+        """
+        self._unseen = True
+        try:
+            yield
+        finally:
+            self._unseen = False
+            self._mark_whatever_happens("the memory of the process")
+
+    def _mark_whatever_happens(self, what: str) -> None:
+        """Mark as visible even if Ctrl-C is pressed again and again: the event is written before it has an effect."""
+        interrupted = False
+        while True:
+            try:
+                self.mark_visible(what)
+                break
+            except KeyboardInterrupt:
+                interrupted = True
+        if interrupted:
+            raise KeyboardInterrupt
+
     def mark_visible(self, what: str) -> None:
-        """Note that something is about to be seen outside the run. Call it before it can be.
+        """Note that something is about to leave the process. Call it before it can.
 
         Everything recorded so far counts from then on, also if the run is resumed from an earlier checkpoint.
 
         Args:
-            what (`str`): What will be seen, in words.
+            what (`str`): What will be visible, in words.
         """
         if self._journal is not None:
             self._journal.append("visible", what)

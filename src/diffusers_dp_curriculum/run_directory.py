@@ -3,10 +3,15 @@
 import os
 from pathlib import Path
 
-from .checkpointing import Checkpoint
+from .checkpointing import Checkpoint, Checkpoints
 from .config import DPCurriculumConfig
 from .errors import InputError
+from .journal import Journal
 from .ledger import PrivacyLedger
+
+
+# What may lie in private/ before anything is released.
+MADE_FIRST = {".gitignore", "journal.jsonl", "journal.reserve"}
 
 
 def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
@@ -17,13 +22,13 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         resume_from_checkpoint (`str`, *optional*): Given for a run that may be there already.
 
     Raises:
-        InputError: If `output_dir` is a file, holds anything but the run to go on with, or cannot be created.
+        InputError: If `output_dir` is a file, holds anything but the run to resume, or cannot be created.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         if resume_from_checkpoint is None:
             raise InputError(
                 f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "
-                "another --output_dir, move it away, or go on with it by --resume_from_checkpoint latest."
+                "another --output_dir, move it away, or resume it by --resume_from_checkpoint latest."
             )
         if not (output_dir / "private").is_dir():
             raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
@@ -34,42 +39,62 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
 
 
-def open_ledger(config: DPCurriculumConfig, checkpoint: Checkpoint | None) -> PrivacyLedger:
-    """Make the directories and the journal of a new run, or go on with those of an interrupted one.
+def open_ledger(config: DPCurriculumConfig, checkpoints: Checkpoints) -> tuple[PrivacyLedger, Checkpoint | None]:
+    """Make the directories and the journal of a new run, or open those of the run to resume.
+
+    The checkpoint is chosen when the journal is locked: until then another process may be writing a newer one.
 
     Args:
         config (`DPCurriculumConfig`): `output_dir`, `resume_from_checkpoint` and the target are used.
-        checkpoint (`Checkpoint`, *optional*): What the run goes on from.
+        checkpoints (`Checkpoints`): The checkpoints of the run.
+
+    Returns:
+        `tuple[PrivacyLedger, Checkpoint or None]`: The ledger, and the checkpoint from which the run continues.
 
     Raises:
         InputError: If the directory must not be written to, or its run has another target.
     """
     output_dir = Path(config.output_dir)
     private = output_dir / "private"
-    journal = private / "journal.jsonl"
     check_output_dir(output_dir, config.resume_from_checkpoint)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         private.mkdir(mode=0o700, exist_ok=True)
+        _keep_private_at_home(output_dir)
     except OSError as error:
         raise InputError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
-    if checkpoint is None and not _has_run(private):
-        return PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon)
-    positions = (0,) if checkpoint is None else (checkpoint.position, checkpoint.seen)
-    ledger = PrivacyLedger.resume(journal, *positions)
-    if (ledger.delta, ledger.accountant, ledger.target_epsilon) != (
-        config.target_delta,
-        config.accountant,
-        config.target_epsilon,
-    ):
-        ledger.close()
-        raise InputError(
-            f"The run in {output_dir} has target_epsilon {ledger.target_epsilon}, target_delta {ledger.delta} and the "
-            f"accountant {ledger.accountant}: resume it with these."
-        )
-    return ledger
+    if not _has_run(private):
+        journal = private / "journal.jsonl"
+        return PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon), None
+    existing = Journal(private / "journal.jsonl")
+    try:
+        _check_target(existing, config)
+        checkpoints.remove_partial()
+        checkpoint = checkpoints.load(config.resume_from_checkpoint or "latest")
+        return PrivacyLedger.resume(existing, 0 if checkpoint is None else checkpoint.position), checkpoint
+    except BaseException:
+        existing.close()
+        raise
+
+
+def _keep_private_at_home(output_dir: Path) -> None:
+    """Keep `git add` and an upload of the whole directory (`hf upload`) from taking private/ along."""
+    ignored = output_dir / ".gitignore"  # the Hub obeys the one at the top of an upload
+    if not ignored.exists():
+        ignored.write_text("private/\n", encoding="utf-8")
+    (output_dir / "private" / ".gitignore").write_text("*\n", encoding="utf-8")
+
+
+def _check_target(journal: Journal, config: DPCurriculumConfig) -> None:
+    for name in ("target_epsilon", "target_delta", "accountant"):
+        value = journal.header[name.replace("target_delta", "delta")]
+        if value != getattr(config, name):
+            raise InputError(f"The run in {config.output_dir} has {name} {value}: resume it with that.")
 
 
 def _has_run(private: Path) -> bool:
     """Whether anything can have been released: a process killed right at its start leaves an empty journal at most."""
-    return any(path.name != "journal.jsonl" or path.stat().st_size > 0 for path in private.iterdir())
+    journal = private / "journal.jsonl"
+    return any(path.name not in MADE_FIRST for path in private.iterdir()) or (
+        journal.exists() and journal.stat().st_size > 0
+    )

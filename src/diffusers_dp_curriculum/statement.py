@@ -10,7 +10,7 @@ from typing import Any
 
 from .accounting import LooseEpsilonWarning, Mechanism, compute_epsilon
 from .errors import InputError
-from .journal import read_counted
+from .journal import read_released
 
 
 TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
@@ -103,7 +103,7 @@ def check_journal(directory: Path, privacy: dict[str, Any], counted: list[Mechan
     if counted is None:
         if not path.is_file():
             return  # only the published files are here, and they were checked when they left the run
-        counted = read_counted(path)
+        counted = read_released(path).mechanisms
     stated = _steps(Mechanism(**entry) for entry in privacy["mechanisms"])
     if _steps(counted) - stated:
         raise InputError(

@@ -3,6 +3,7 @@
 import json
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,10 @@ from diffusers.optimization import get_scheduler
 from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
+from .arithmetic import own_arithmetic
 from .cards import update as update_card
 from .central_images import CentralImageDataset
-from .checkpointing import Checkpoint, Checkpoints, TrainingState, make_ema, run_identity
+from .checkpointing import Checkpoint, Checkpoints, TrainingState, make_ema, records_checksum, run_identity
 from .compilation import CompiledGradients
 from .config import DPCurriculumConfig
 from .data import to_image_dataset
@@ -117,10 +119,10 @@ class DPCurriculumTrainer:
         self.gradients_of = self._make_gradients_of()
         self.sampler = Sampler(noise_scheduler, self.records, args)
         self.sampler.check(self.unet)
-        identity = run_identity(args, unet, noise_scheduler, self.records)
-        check_all_equal(json.dumps(identity), "settings, network and records")
+        identity = run_identity(args, unet, noise_scheduler)
+        check_all_equal(json.dumps(identity) + records_checksum(self.records, b""), "settings, network and records")
         self.checkpoints = Checkpoints(
-            self.output_dir / "private" / "checkpoints", identity, args.checkpoints_total_limit
+            self.output_dir / "private" / "checkpoints", identity, self.records, args.checkpoints_total_limit
         )
         self.checkpoint: Checkpoint | None = None
         if (which := args.resume_from_checkpoint) is not None:
@@ -137,7 +139,7 @@ class DPCurriculumTrainer:
 
     @property
     def ledger(self) -> PrivacyLedger:
-        """What the run has released; there from the beginning of [`train`] on."""
+        """What the run has released; it exists from the beginning of [`train`]."""
         if self._ledger is None:
             raise InputError("Nothing has been released yet, and there is no ledger: call train() first.")
         return self._ledger
@@ -145,25 +147,36 @@ class DPCurriculumTrainer:
     def train(self) -> None:
         """Print the plan, release the central images, warm up on them, and train by DP-SGD.
 
-        With `resume_from_checkpoint` it goes on from the checkpoint. On SIGTERM it writes one after the current step,
-        says how to go on, and ends the process with exit code 0.
+        With `resume_from_checkpoint` it continues from the checkpoint. On SIGTERM and on Ctrl-C it writes one after the
+        current step and says how to resume; then SIGTERM ends the process with exit code 0, and Ctrl-C raises
+        `KeyboardInterrupt`. However this call ends, all steps that were taken count for good.
 
         Raises:
             TrainingError: If something breaks on the way; what it says is kept in `output_dir/private`.
+            KeyboardInterrupt: On Ctrl-C; pressed twice, it does not wait for the current step.
         """
         if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
         self.print_plan()
         self._open_ledger()
+        details = self.output_dir / "private" / f"traceback-{self.accelerator.process_index}.txt"
         try:
-            self._run_stages()
+            # Left in this order: nothing of an error is written down before the steps that led to it count for good.
+            with confidential_errors(details), self._unseen(), own_arithmetic(), TerminationRequest() as termination:
+                self.termination = termination
+                self._run_stages()
         except BaseException:
-            self.ledger.close()  # whoever goes on with the run, in a notebook for instance, needs its journal
+            self.ledger.close()  # a new trainer that resumes the run, in a notebook for instance, needs the journal
             raise
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         self.finished = True
+
+    def _unseen(self) -> AbstractContextManager[None]:
+        """Nothing of a step leaves the process before it is marked as visible, unless curves are written all along."""
+        watched = self.args.logger is not None or self.args.log_sensitive_curves
+        return nullcontext() if watched else self.ledger.unseen()
 
     def _run_stages(self) -> None:
         _TRAINED.add(self.unet)
@@ -171,11 +184,9 @@ class DPCurriculumTrainer:
         if self.args.logger is not None:
             plain = {name: str(value) for name, value in self.args.hyper_parameters().items()}
             self.accelerator.init_trackers("dp-curriculum", config=plain)
-        details = self.output_dir / "private" / f"traceback-{self.accelerator.process_index}.txt"
-        with confidential_errors(details), TerminationRequest() as self.termination:
-            if self.plan.central is not None:
-                self._warm_up()
-            self._train_by_dp_sgd()
+        if self.plan.central is not None:
+            self._warm_up()
+        self._train_by_dp_sgd()
 
     def print_plan(self) -> None:
         """Print what the run will do and cost; spends no privacy and writes nothing."""
@@ -279,17 +290,18 @@ class DPCurriculumTrainer:
         return summarize(self.output_dir, self.ledger, conditional=self.records.num_classes is not None)
 
     def _open_ledger(self) -> None:
-        """Begin the journal of a new run, or go on with that of an interrupted one; the main process writes it."""
+        """Begin the journal of a new run, or open that of the run to resume; the main process writes it."""
 
-        def open_run() -> None:
-            self._ledger = open_ledger(self.args, self.checkpoint)
-            self.checkpoints.remove_partial()
+        def open_run() -> Checkpoint | None:
+            self._ledger, checkpoint = open_ledger(self.args, self.checkpoints)
+            return checkpoint
 
-        from_main(open_run)
+        self.checkpoint = from_main(open_run)
         self._follow_ledger()
         if self.checkpoint is not None:
+            self.plan = self.checkpoint.plan
             self.central_images = self.checkpoint.central_images
-            self.accelerator.print(f"Going on from {self.checkpoint.name}.")
+            self.accelerator.print(f"Resuming from {self.checkpoint.name}.")
 
     def _follow_ledger(self) -> None:
         """Give the other processes what the main one has recorded, without its journal."""
@@ -306,8 +318,6 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None and self.checkpoint.stage != "warm_up":
             return
         self._restore(state)
-        if self.args.logger is not None:
-            self.ledger.mark_visible("curve of the loss on the central images")
         with self._progress_bar(state, "Stage 1, central images", self.args.central_train_steps) as progress:
             warm_up(
                 state,
@@ -394,16 +404,16 @@ class DPCurriculumTrainer:
             state.load_state_dict(self.checkpoint.state)
 
     def _after_step(self, state: TrainingState, progress: tqdm, curves: dict[str, Any], is_last: bool = False) -> None:
-        """Show how far the run is, keep what it can go on from, and end it if the cluster asks for that."""
+        """Show how far the run is, write checkpoints and pictures, and end the run if somebody asks for that."""
         number = self._number(state)
         epsilon = self.plan.epsilon_spent(self.ledger.mechanisms)
         progress.update()
         progress.set_postfix(epsilon=f"{epsilon:.2f}")
         learning_rate = state.optimizer.param_groups[0]["lr"]
         self.accelerator.log({"epsilon": epsilon, "learning_rate": learning_rate, **curves}, step=number)
-        terminated = any_process(self.termination.received)
+        terminated = any_process(self.termination.signal is not None)
         picture = self.args.save_images_steps is not None and number % self.args.save_images_steps == 0
-        # A picture makes all steps count that were taken so far: nothing of them should have to be done again.
+        # A picture makes all steps count that were taken so far: none of them should have to be taken again.
         if is_last or terminated or picture or number % self.args.checkpointing_steps == 0:
             self._save_checkpoint(state)
         if picture:
@@ -411,10 +421,9 @@ class DPCurriculumTrainer:
         if terminated:
             progress.close()
             self.accelerator.print(
-                f"Interrupted by SIGTERM after {number} steps: go on with the same command and "
-                "--resume_from_checkpoint latest."
+                f"Interrupted after {number} steps: resume with the same settings and resume_from_checkpoint latest."
             )
-            raise SystemExit(0)
+            self.termination.end()
 
     def _number(self, state: TrainingState) -> int:
         """Steps taken in both stages."""
@@ -427,9 +436,7 @@ class DPCurriculumTrainer:
 
     def _save_checkpoint(self, state: TrainingState) -> None:
         from_main(
-            lambda: self.checkpoints.save(
-                self._number(state), state, self.ledger.position, self.plan, self.central_images
-            )
+            lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan, self.central_images)
         )
 
     def _save_samples(self, state: TrainingState) -> None:
