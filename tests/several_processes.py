@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from diffusers_dp_curriculum import CentralImageDataset, DPCurriculumConfig
+from diffusers_dp_curriculum.dp_optimizer import ExactDPOptimizer
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.losses import DenoisingLoss
 from diffusers_dp_curriculum.processes import any_process, from_main, num_processes, process_index
@@ -64,6 +65,23 @@ def summed_clipped_gradient():
     return released_sum(make_dp_sgd(noise_multiplier=1e-9, batch_size=30, randomness=insecure))
 
 
+def sum_before_the_noise():
+    """What the noise is added to, on the process that adds it; one record at a time, so that gradients are the same."""
+    mechanism = make_dp_sgd(batch_size=30, mode="loop", randomness=MechanismRandomness(insecure_noise_seed=5))
+    summed, add_noise = [], ExactDPOptimizer.add_noise
+
+    def watch(optimizer):
+        summed.extend(p.summed_grad.flatten().clone() for p in optimizer.params)
+        add_noise(optimizer)
+
+    ExactDPOptimizer.add_noise = watch
+    try:
+        mechanism.step()
+    finally:
+        ExactDPOptimizer.add_noise = add_noise
+    return torch.cat(summed) if summed else None
+
+
 def gradient_of_warm_up():
     torch.manual_seed(0)
     unet = tiny_unet()
@@ -79,7 +97,7 @@ def gradient_of_warm_up():
 
 def noise_of_empty_batches(secure_rng):
     mechanism = make_dp_sgd(2.0, 1e-6, max_grad_norm=0.5, randomness=MechanismRandomness(secure_rng))
-    return torch.stack([take_step(mechanism) for _ in range(10)]) * num_processes()
+    return torch.stack([take_step(mechanism) for _ in range(10)])
 
 
 def step_with_empty_shares():
@@ -122,7 +140,8 @@ def main(directory):
         "empty_shares": step_with_empty_shares(),
         "records": records_of_steps(),
         "first_draws": torch.rand(4),
-        "expected_batch_size": make_dp_sgd(batch_size=20).optimizer.expected_batch_size * num_processes(),
+        "expected_batch_size": make_dp_sgd(batch_size=20).optimizer.expected_batch_size,
+        "before_the_noise": sum_before_the_noise(),
         "refusal": error_of(lambda: from_main(refuse)),
         "any": [any_process(False), any_process(process_index() == num_processes() - 1)],
     }

@@ -151,9 +151,13 @@ def test_ctrl_c_pressed_again_and_again_does_not_keep_releases_from_counting(tmp
             raise presses.pop()
         append(*event)
 
-    with pytest.raises(KeyboardInterrupt), ledger.unseen():
-        ledger.record(STEP)
-        monkeypatch.setattr(ledger._journal, "append", interrupted)
+    def work():
+        with ledger.unseen():
+            ledger.record(STEP)
+            monkeypatch.setattr(ledger._journal, "append", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert not presses
     ledger.close()
     assert PrivacyLedger.resume(tmp_path / "journal.jsonl", 0).mechanisms == [STEP]

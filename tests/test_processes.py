@@ -71,6 +71,15 @@ def test_noise_of_the_released_sum_does_not_depend_on_the_number_of_processes(fa
         assert torch.equal(of_process[name], facts(count)[0][0][name])
 
 
+def test_noise_is_added_once_to_the_whole_sum_in_double_precision(facts):
+    """Whatever were added later, or rounded before, would not be hidden by the noise."""
+    (alone,), (main, other) = ([of_process["before_the_noise"] for of_process in facts(count)[0]] for count in (1, 2))
+    assert other is None
+    assert alone.dtype == main.dtype == torch.float64
+    assert (alone != alone.float().double()).any()
+    assert (main - alone).norm() < 1e-13 * alone.norm()
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_expected_batch_size_does_not_depend_on_the_number_of_processes(facts, count):
     assert all(of_process["expected_batch_size"] == pytest.approx(20) for of_process in facts(count)[0])

@@ -78,6 +78,7 @@ class DPCurriculumTrainer:
     ```
     """
 
+    @own_arithmetic()
     def __init__(
         self,
         unet: UNet2DModel,
@@ -144,6 +145,7 @@ class DPCurriculumTrainer:
             raise InputError("Nothing has been released yet, and there is no ledger: call train() first.")
         return self._ledger
 
+    @own_arithmetic()
     def train(self) -> None:
         """Print the plan, release the central images, warm up on them, and train by DP-SGD.
 
@@ -162,7 +164,7 @@ class DPCurriculumTrainer:
         details = self.output_dir / "private" / f"traceback-{self.accelerator.process_index}.txt"
         try:
             # Left in this order: nothing of an error is written down before the steps that led to it count for good.
-            with confidential_errors(details), self._unseen(), own_arithmetic(), TerminationRequest() as termination:
+            with confidential_errors(details), self._unseen(), TerminationRequest() as termination:
                 self.termination = termination
                 self._run_stages()
         except BaseException:
@@ -188,6 +190,7 @@ class DPCurriculumTrainer:
             self._warm_up()
         self._train_by_dp_sgd()
 
+    @own_arithmetic()
     def print_plan(self) -> None:
         """Print what the run will do and cost; spends no privacy and writes nothing."""
         classes = "" if self.records.num_classes is None else f" in {self.records.num_classes} classes"
@@ -202,6 +205,7 @@ class DPCurriculumTrainer:
             f"{expected}"
         )
 
+    @own_arithmetic()
     def save_pipeline(self) -> Path:
         """Write what may be published to `output_dir`: pipeline, privacy.json, model card and pictures.
 

@@ -1,0 +1,190 @@
+"""Whatever the caller has set for computations of its own, a mechanism computes as its sensitivity was proved."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import diffusers_dp_curriculum
+from diffusers_dp_curriculum import central_images
+from diffusers_dp_curriculum.arithmetic import own_arithmetic
+from diffusers_dp_curriculum.central_images import CentralImageDataset, central_image_mechanism
+from diffusers_dp_curriculum.ledger import PrivacyLedger
+from helpers import tiny_records
+from test_central_images import records_of_one_value
+from test_dp_sgd import fixed_draws, make_dp_sgd, parameters
+from test_trainer import make_trainer
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(previous)
+
+
+@contextlib.contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    yield
+    torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@contextlib.contextmanager
+def products_in_bfloat16():
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@contextlib.contextmanager
+def one_product_in_bfloat16():
+    if not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"):
+        pytest.skip("PyTorch has this setting since 2.9")
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+SETTINGS = {
+    "autocast bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast float16": lambda: torch.autocast("cpu", torch.float16),
+    "default bfloat16": lambda: default_dtype(torch.bfloat16),
+    "default float64": lambda: default_dtype(torch.float64),
+    "default device": lambda: default_device("meta"),
+    "device context": lambda: torch.device("meta"),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "deterministic": deterministic,
+    "medium": products_in_bfloat16,
+    "one by one": one_product_in_bfloat16,
+}
+ambient = pytest.mark.parametrize("setting", SETTINGS)
+
+
+def settings():
+    return [
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+    ]
+
+
+def products():
+    backends = (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    return [getattr(backend, "fp32_precision", None) for backend in backends]  # None before PyTorch 2.9
+
+
+@ambient
+def test_within_the_context_nothing_is_set_and_afterwards_all_of_it_is(setting):
+    plain = settings()
+    with SETTINGS[setting]():
+        before = settings(), products()
+        with contextlib.suppress(ZeroDivisionError), own_arithmetic():
+            assert settings() == plain
+            assert torch.get_float32_matmul_precision() == "highest"
+            made = torch.rand(3, requires_grad=True) @ torch.rand(3)
+            assert (made.dtype, made.device.type, made.requires_grad) == (torch.float32, "cpu", True)
+            raise ZeroDivisionError
+        assert (settings(), products()) == before
+    assert settings() == plain
+
+
+@ambient
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_central_images_are_what_they_are_without(setting, statistic):
+    """With hardly any noise: the statistic to its last digit, of records whose sums float32 could not hold."""
+    records = records_of_one_value(77)
+
+    def query():
+        ledger = PrivacyLedger(1e-5)
+        return CentralImageDataset.from_dataset(records, 1, statistic, 1e-9, 1.0, ledger=ledger, pool_factor=2)
+
+    expected = query()
+    with SETTINGS[setting]():
+        central = query()
+    assert torch.allclose(central.images, expected.images, atol=1e-6)
+    assert (central.images.dtype, central.images.device.type) == (torch.float32, "cpu")
+
+
+@ambient
+@pytest.mark.parametrize("statistic", ["mean", "mode"])
+def test_one_record_among_many_moves_the_sums_by_at_most_the_sensitivity(setting, statistic, monkeypatch):
+    """As the mechanism computes them: what it hands to the noise, with and without the record."""
+    records, released = records_of_one_value(255), []
+    for name in ("_mean_sums", "_mode_votes"):
+        original = getattr(central_images, name)
+        monkeypatch.setattr(
+            central_images,
+            name,
+            lambda *inputs, original=original: released.append(original(*inputs)) or released[-1],
+        )
+    one_less = type(records)(records.images[1:], records.labels[1:], records.class_names)
+    with SETTINGS[setting]():
+        for data in (records, one_less):
+            CentralImageDataset.from_dataset(data, 1, statistic, 1.0, 1.0, ledger=PrivacyLedger(1e-5))
+    sensitivity = central_image_mechanism((1, 8, 8), 1, statistic, 1.0, 1.0).sensitivity
+    assert released[0].dtype == torch.float64
+    assert (released[0] - released[1]).norm() <= sensitivity * (1 + 1e-9)
+
+
+@ambient
+def test_a_private_step_is_what_it_is_without(setting):
+    expected, mechanism = (make_dp_sgd(noise_multiplier=1e-9, batch_size=60) for _ in range(2))
+    for either in (expected, mechanism):
+        either.loss.draw = fixed_draws
+    before = parameters(mechanism.model)
+    with SETTINGS[setting]():
+        mechanism.step()
+    expected.step()
+    step, expected_step = before - parameters(mechanism.model), before - parameters(expected.model)
+    assert (step - expected_step).norm() < 1e-4 * expected_step.norm()
+
+
+@ambient
+def test_records_are_sampled_at_the_rate_of_the_ledger(setting):
+    """In bfloat16 there are 256 random numbers, by which a rate of 0.0043 becomes one of 0.0062."""
+    mechanism = make_dp_sgd(records=tiny_records(20_000), batch_size=86, steps=40)
+    sizes = []
+    mechanism._set_grad_samples = lambda piece: sizes.append(len(piece))
+    mechanism.optimizer.step = lambda: None
+    mechanism.max_physical_batch_size = 20_000
+    with SETTINGS[setting]():
+        for _ in range(40):
+            mechanism.step()
+    assert sum(sizes) == pytest.approx(40 * 86, abs=6 * (40 * 86) ** 0.5)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+@ambient
+def test_a_whole_run_is_as_it_would_be_without(tmp_path, setting):
+    trainer = make_trainer(tmp_path / "model")
+    with SETTINGS[setting]():
+        trainer.train()
+        trainer.save_pipeline()
+    assert trainer.central_images.images.dtype == torch.float32
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.unet.parameters())
+    privacy = json.loads((tmp_path / "model" / "privacy.json").read_text())
+    assert [entry["steps"] for entry in privacy["mechanisms"]] == [5, 4]
+
+
+def test_no_mechanism_can_be_recorded_without_arithmetic_of_its_own():
+    """`PrivacyLedger.execution` is the one way that the package uses."""
+    package = Path(diffusers_dp_curriculum.__file__).parent
+    callers = [path.name for path in package.rglob("*.py") if "ledger.record(" in path.read_text(encoding="utf-8")]
+    executors = [path.name for path in package.rglob("*.py") if "ledger.execution(" in path.read_text(encoding="utf-8")]
+    assert callers == []
+    assert sorted(executors) == ["central_images.py", "dp_sgd.py"]
