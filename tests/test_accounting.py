@@ -9,7 +9,7 @@ import pytest
 from dp_accounting import dp_event, rdp
 from dp_accounting.pld import privacy_loss_distribution
 from opacus.accountants.analysis.rdp import compute_rdp
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
 from diffusers_dp_curriculum.accounting import (
     RDP_ORDERS,
@@ -135,6 +135,24 @@ def test_rdp_of_fractional_orders_is_the_integral_that_defines_it(sigma, rate, o
     )
     (rdp_of_order,) = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=[order])
     assert rdp_of_order == pytest.approx(expected, rel=1e-4, abs=1e-10)
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(0.5, 1), (1, 1), (2, 1), (5, 1), (2, 10), (5, 100), (20, 400)])
+@pytest.mark.parametrize("delta", [1e-5, 1e-8])
+def test_prv_answers_with_its_upper_bound(sigma, steps, delta):
+    """Where the exact epsilon is known (Balle and Wang 2018, arXiv:1805.06530, theorem 8) it is never below it.
+
+    The accountant's estimate lies within some millionths on either side; the bound, its own error above.
+    """
+    one = sigma / steps**0.5  # of a single Gaussian mechanism that is the same as all of them
+
+    def delta_of(epsilon):
+        upper, lower = stats.norm.cdf(1 / (2 * one) - epsilon * one), stats.norm.cdf(-1 / (2 * one) - epsilon * one)
+        return upper - np.exp(epsilon) * lower
+
+    exact = optimize.brentq(lambda epsilon: delta_of(epsilon) - delta, 0, 100, xtol=1e-12)
+    epsilon = compute_epsilon([Mechanism("dp_sgd", sigma, 1.0, steps, 1.0)], delta)
+    assert 1.001 * exact < epsilon < 1.006 * exact
 
 
 def test_the_grid_covers_what_runs_can_be():

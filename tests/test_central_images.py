@@ -86,14 +86,14 @@ def test_a_record_moves_its_own_class_alone(statistic):
     assert (moved > 0).nonzero()[:, 0].tolist() == [int(records.labels[0])]
 
 
-def released_noise(monkeypatch, statistic, queries=200, secure_rng=False):
+def released_noise(monkeypatch, statistic, queries=200, secure_rng=False, size=8):
     """What each query releases before an image is made of it, with nobody sampled: the noise alone."""
     released = []
     for name in ("_means", "_modes"):
-        monkeypatch.setattr(central_images, name, lambda sums: released.append(sums) or torch.zeros(3, 64))
+        monkeypatch.setattr(central_images, name, lambda sums: released.append(sums) or torch.zeros(3, size**2))
     randomness = MechanismRandomness(secure_rng=secure_rng)
     CentralImageDataset.from_dataset(
-        random_records(), queries, statistic, 3.0, 1e-9, ledger=PrivacyLedger(1e-5), randomness=randomness
+        random_records(size=size), queries, statistic, 3.0, 1e-9, ledger=PrivacyLedger(1e-5), randomness=randomness
     )
     return torch.stack(released)
 
@@ -101,12 +101,16 @@ def released_noise(monkeypatch, statistic, queries=200, secure_rng=False):
 @pytest.mark.parametrize("secure_rng", [False, True])
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
 def test_noise_has_the_standard_deviation_that_the_ledger_says(monkeypatch, statistic, secure_rng):
-    noise = released_noise(monkeypatch, statistic, secure_rng=secure_rng)
-    sensitivity = (64 / 4 + 8 / 4) ** 0.5 if statistic == "mean" else 8.0
-    assert noise.shape[1:] == ((3, 65) if statistic == "mean" else (3, 8, 64))
-    assert noise.std() == pytest.approx(3.0 * sensitivity, rel=0.02)
-    assert noise.flatten(1).std(dim=0).min() > 2.2 * sensitivity  # every coordinate's, the counts' too
-    assert ((noise / noise.std()) ** 4).mean() == pytest.approx(3, abs=0.15)
+    noise = released_noise(monkeypatch, statistic, queries=400, secure_rng=secure_rng, size=32)
+    sensitivity = (1024 / 4 + 32 / 4) ** 0.5 if statistic == "mean" else 32.0
+    assert noise.shape[1:] == ((3, 1025) if statistic == "mean" else (3, 8, 1024))
+    noise /= 3.0 * sensitivity
+    assert noise.square().mean().sqrt() == pytest.approx(1, rel=0.004)  # six standard errors of a million numbers
+    for label in range(3):
+        assert noise[:, label].square().mean().sqrt() == pytest.approx(1, rel=0.007)
+    # Every coordinate's, the counts' too: of 24,576 none in a million tests.
+    assert abs(noise.flatten(1).square().mean(dim=0) - 1).max() < 7 * (2 / 400) ** 0.5
+    assert (noise**4).mean() == pytest.approx(3, abs=0.06)
 
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
@@ -161,20 +165,29 @@ def test_modes_are_noisy():
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
 def test_each_query_samples_afresh_at_the_rate_of_the_ledger(statistic, monkeypatch):
-    sampled = []
-    original = central_images._poisson_sample
+    """Every query from all others: of each record it is known which queries took it."""
+    count, queries, rate = 20_000, 7, 0.4
+    numbers = torch.arange(count)
+    images = torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = numbers // 256, numbers % 256
+    records = ImageDataset(images, numbers % 3, ["a", "b", "c"])
+    sampled = torch.zeros(queries, count)
+    original, seen = central_images._poisson_sample, []
 
     def remember(records, sample_rate, generator):
         pieces = list(original(records, sample_rate, generator))
-        sampled.append((sample_rate, torch.cat([images for images, _ in pieces])))
+        taken = torch.cat([images for images, _ in pieces])
+        sampled[len(seen), (taken[:, 0, 0, 0] * 256 + taken[:, 0, 0, 1]).long()] = 1
+        seen.append(sample_rate)
         return iter(pieces)
 
     monkeypatch.setattr(central_images, "_poisson_sample", remember)
     central = CentralImageDataset.from_dataset(
-        random_records(), 3, statistic, sample_rate=0.4, ledger=PrivacyLedger(1e-5)
+        records, queries, statistic, sample_rate=rate, ledger=PrivacyLedger(1e-5)
     )
-    assert [rate for rate, _ in sampled] == [central.mechanism.sample_rate] * 3 == [0.4] * 3
-    assert not all(torch.equal(sampled[0][1], images) for _, images in sampled[1:])
+    assert seen == [central.mechanism.sample_rate] * queries == [rate] * queries
+    assert (sampled.mean(dim=1) - rate).abs().max() < 6 * (rate * (1 - rate) / count) ** 0.5
+    assert (torch.corrcoef(sampled) - torch.eye(queries)).abs().max() < 6 / count**0.5
 
 
 def test_an_empty_class_is_treated_like_any_other():

@@ -82,6 +82,11 @@ def test_one_commit_of_the_published_files_and_no_others(hub, model):
     (model / "unet" / "optimizer.bin").write_bytes(b"moments")
     (model / "private" / "README.md").write_text("private")
     (model / "evaluation").mkdir()
+    for name in ("patient.png", "my-samples.png", "unet/patient.png", "evaluation/nearest.png", "samples.png.png"):
+        (model / name).write_bytes((model / "samples.png").read_bytes())
+    (model / "pipeline.py.bak").write_text("ours")
+    (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"weights")
+    (model / "scheduler" / "records.json").write_text("{}")
     for name in ("report.json", "report.html", "evaluation/report.json", "evaluation/report.html"):
         (model / name).write_text("not private")
     commit = push_model(model, "model")

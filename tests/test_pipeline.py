@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -218,6 +219,21 @@ def test_churn_is_the_stochastic_sampler_of_karras(guidance_scale):
     torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=1e-3, atol=1e-3)
     # The levels that were raised are not left behind in the scheduler.
     torch.testing.assert_close(sample(pipe, steps=steps, **options), images, rtol=0, atol=0)
+
+
+def test_with_churn_the_network_is_told_the_level_that_its_input_has():
+    """The raised one (algorithm 2, line 7), by the noise label as well as by the scale of the input."""
+    sigma_data, steps, s_churn = 0.5, 8, 3.0
+    scheduler = EDMEulerScheduler(sigma_data=sigma_data)
+    pipe = make_pipeline(scheduler)
+    scheduler.set_timesteps(steps)
+    levels = scheduler.sigmas[:-1].tolist()
+    labels = []
+    pipe.unet.register_forward_pre_hook(lambda _, inputs: labels.append(float(inputs[1])))
+    pipe([0], num_inference_steps=steps, s_churn=s_churn, output_type="pt")
+    raised = [level * (1 + (min(s_churn / steps, 2**0.5 - 1) if 0.05 <= level <= 50 else 0)) for level in levels]
+    assert labels == pytest.approx([math.log(level) / 4 for level in raised], abs=1e-5)
+    assert raised != levels
 
 
 def deviation_by_algorithm_2(deviation, scheduler, steps, s_churn):

@@ -32,6 +32,20 @@ def test_no_two_calls_agree_whatever_the_seed():
     assert not torch.equal(*draws)
 
 
+def test_every_call_has_a_key_of_its_own(monkeypatch):
+    """The nonce is no secret, and 8 bytes: the key alone keeps the stream from being computed by others."""
+    keys = []
+    monkeypatch.setattr(
+        secure_noise, "Cipher", lambda algorithm, mode: keys.append(algorithm.key) or Cipher(algorithm, mode)
+    )
+    for _ in range(20):
+        secure_normal((2,))
+    assert len(set(keys)) == 20
+    columns = zip(*keys, strict=True)  # each byte of the key, over the calls
+    assert len(keys[0]) == 32
+    assert all(len(set(column)) > 10 for column in columns)
+
+
 def test_any_shape_and_pieces_of_any_size(monkeypatch):
     assert secure_normal(()).shape == ()
     assert secure_normal((0, 3)).shape == (0, 3)

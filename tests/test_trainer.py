@@ -168,6 +168,20 @@ def test_privacy_json_is_there_when_all_the_rest_is(tmp_path, monkeypatch):
         assert (tmp_path / "model" / "privacy.json").is_file()
 
 
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_pictures_on_the_way_change_nothing(tmp_path, use_ema):
+    """Training continues from its own weights, not from the average that a picture is made of."""
+    weights = []
+    for name, every in (("without", None), ("with", 1)):
+        torch.manual_seed(3)
+        options = {"insecure_noise_seed": 7, "save_images_steps": every, "use_ema": use_ema, "ema_max_decay": 0.9}
+        trainer = make_trainer(tmp_path / name, max_train_steps=6, **options)
+        trainer.train()
+        weights.append(trainer.unet.state_dict())
+    assert len(list((tmp_path / "with" / "private" / "samples").iterdir())) == 9
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_what_was_planned_is_what_was_executed(tmp_path, monkeypatch):
     given = {}
     release = CentralImageDataset.from_dataset.__func__
