@@ -33,6 +33,7 @@ from diffusers_dp_curriculum.run_directory import check_output_dir
 PRESETS = files("diffusers_dp_curriculum") / "presets"
 OF_THE_DATA = {"dataset_name", "output_dir", "image_column", "label_column", "class_names"}
 NORM_GROUPS = 8
+HIDDEN = "***"
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 EDM_SIGMA_MIN = 0.002  # Karras et al. 2022, table 1
 
@@ -104,6 +105,28 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, DPCurriculum
     return parser.parse_args_into_dataclasses(arguments)
 
 
+def hide_token() -> None:
+    """Take a token out of `sys.argv`, which trackers record, and say where else it can be seen."""
+    for number, argument in enumerate(sys.argv):
+        if argument == "--hub_token" and number + 1 < len(sys.argv):
+            sys.argv[number + 1] = HIDDEN
+        elif argument.startswith("--hub_token="):
+            sys.argv[number] = f"--hub_token={HIDDEN}"
+        else:
+            continue
+        if is_main_process():
+            print(
+                "warning: A token on the command line is seen by everybody on this machine and kept by the shell: use "
+                "`hf auth login` or HF_TOKEN.",
+                file=sys.stderr,
+            )
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process, which alone writes and prints; known before the processes are connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def make_unet(script: ScriptArguments, dataset: ImageDataset) -> UNet2DModel:
     """A `UNet2DModel` for the data set: attention at the coarsest levels, the last class embedding for no class."""
     own = {
@@ -168,7 +191,8 @@ def make_scheduler(script: ScriptArguments) -> DDPMScheduler | EDMEulerScheduler
 def main() -> None:
     """Load, plan, train, save, and say where everything is."""
     script, config = parse_arguments(sys.argv[1:])
-    if os.environ.get("RANK", "0") == "0":  # the first process, which alone writes; here already: loading may take long
+    hide_token()
+    if is_main_process():  # here already, as loading may take long
         check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
     noise_scheduler = make_scheduler(script)
     dataset = load_image_dataset(
@@ -203,3 +227,5 @@ if __name__ == "__main__":
         main()
     except (InputError, TrainingError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell has it for Ctrl-C; what to do next has been printed

@@ -284,13 +284,15 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return
         answer = []
-        for file in json.loads(self.body)["files"]:
+        asked = json.loads(self.body)
+        folders = tuple(line for line in asked.get("gitIgnore", "").splitlines() if line.endswith("/"))
+        for file in asked["files"]:
             path = file["path"]
             known = repo.files.get(path)
             lfs = path.endswith(LFS_SUFFIXES)
             oid = None if known is None else _sha256(known) if path in repo.commits[-1].lfs else _git_oid(known)
             mode = "lfs" if lfs else "regular"
-            answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            answer.append({"path": path, "uploadMode": mode, "shouldIgnore": path.startswith(folders), "oid": oid})
         self._json({"files": answer})
 
     def lfs_batch(self, kind, repo_id):

@@ -300,8 +300,10 @@ def test_each_step_is_recorded():
     assert mechanism.ledger.mechanisms == [dp_sgd_mechanism(3.0, 20, 60, 2, 0.05)]
 
 
-def test_noise_alone_does_not_depend_on_the_seed():
-    noises = [take_step(make_dp_sgd(batch_size=1e-6)) for _ in range(2)]
+@pytest.mark.parametrize("secure_rng", [False, True])
+def test_noise_alone_does_not_depend_on_the_seed(secure_rng):
+    randomness = MechanismRandomness(secure_rng)
+    noises = [take_step(make_dp_sgd(batch_size=1e-6, randomness=randomness)) for _ in range(2)]
     assert abs(torch.corrcoef(torch.stack(noises))[0, 1]) < 0.06
 
 

@@ -101,6 +101,17 @@ def test_one_commit_of_the_published_files_and_no_others(hub, model):
         assert b"hf_writes" not in content, name
 
 
+def test_an_upload_of_the_whole_directory_by_other_means_leaves_the_private_part_at_home(hub, model):
+    """As `hf upload USER/NAME my-model` does it."""
+    api = HfApi()
+    api.create_repo("alice/model")
+    api.upload_folder(repo_id="alice/model", folder_path=model)
+    uploaded = hub.files("alice/model")
+    assert set(uploaded) >= set(PUBLISHED)
+    assert [name for name in uploaded if name.startswith("private")] == []
+    assert (model / "private" / "journal.jsonl").exists()
+
+
 def test_large_files_go_in_parts_and_a_part_that_breaks_off_is_sent_again(hub, model):
     hub.chunk_size = 10_000
     hub.cut("PUT /lfs-storage/.*/2", after_bytes=1000)

@@ -1,8 +1,6 @@
 import numpy as np
-import pytest
 import torch
 
-from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.randomness import MechanismRandomness, entropy_generator
 
 
@@ -62,9 +60,12 @@ def test_a_seed_makes_everything_follow_from_it_and_gives_its_reason():
     assert MechanismRandomness(secure_rng=True).why_not_private is None
 
 
-def test_secure_and_insecure_contradict_each_other():
-    with pytest.raises(InputError, match="contradict each other"):
-        MechanismRandomness(secure_rng=True, insecure_noise_seed=0)
+def test_with_a_seed_the_noise_follows_from_it_too():
+    draws = []
+    for _ in range(2):
+        randomness = MechanismRandomness(insecure_noise_seed=0)
+        draws.append(randomness.normal((4,), randomness.generator()))
+    assert torch.equal(*draws)
 
 
 def test_secure_noise_takes_nothing_from_a_generator():

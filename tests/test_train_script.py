@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -85,6 +88,55 @@ def test_refusal_is_one_sentence_without_a_traceback_of_ours(tmp_path):
     assert 'error: There is no preset "letters": choose one of camelyon17, celeba_128, ' in finished.stderr
     assert 'train_dp_curriculum.py", line' not in finished.stderr
     assert not (tmp_path / "model").exists()
+
+
+SEEN_BY_A_TRACKER = """
+import runpy, sys
+script = sys.argv.pop(1)
+sys.argv[0] = script
+try:
+    runpy.run_path(script, run_name="__main__")
+finally:
+    print("a tracker would record", sys.argv)
+"""
+
+
+@pytest.mark.parametrize("flags", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])
+def test_a_token_on_the_command_line_is_warned_of_and_hidden_from_trackers(tmp_path, flags):
+    command = [sys.executable, "-c", SEEN_BY_A_TRACKER, SCRIPT, *flags, "--preset", "digits", "--learning_rate", "-1"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "learning_rate is -1.0" in finished.stderr  # refused before the token is looked for
+    command[-2:] = ["--plan", "--output_dir", "model", "--max_train_steps", "1"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("A token on the command line is seen by everybody") == 1
+    assert "a tracker would record" in finished.stdout
+    assert "***" in finished.stdout
+    assert "hf_secret" not in finished.stdout + finished.stderr
+
+
+def test_ctrl_c_says_how_to_resume_and_shows_no_traceback(tmp_path):
+    arguments = ["--preset", "digits", "--output_dir", "model", "--max_train_steps", "5000"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "stderr").open("w"),
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    journal = tmp_path / "model" / "private" / "journal.jsonl"
+    while not journal.exists() or "checkpoint-0" not in journal.read_text():
+        assert process.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"Interrupted after \d+ steps: resume with the same settings", printed)
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    assert "Press it again to stop at once" in (tmp_path / "stderr").read_text()
+    assert len(list((tmp_path / "model" / "private" / "checkpoints").iterdir())) == 2
 
 
 def test_without_arguments_the_preset_is_digits():

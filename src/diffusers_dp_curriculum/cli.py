@@ -43,6 +43,8 @@ def main() -> int | str | None:
         return script.main()
     except (InputError, TrainingError) as error:
         return f"error: {error}"
+    except KeyboardInterrupt:
+        return 130  # as a shell has it for Ctrl-C
 
 
 if __name__ == "__main__":

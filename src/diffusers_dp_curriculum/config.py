@@ -81,7 +81,7 @@ class DPCurriculumConfig:
 
     # Where the noise comes from.
     secure_rng: bool = _option(
-        False, "Noise from a cryptographic generator, safe against floating-point attacks; costs some time."
+        True, "Noise from a cryptographic generator, safe against floating-point attacks; without it, from PyTorch's."
     )
     insecure_noise_seed: int | None = _option(
         None, "For tests alone: reproducible noise, which takes all privacy away and may not be published."

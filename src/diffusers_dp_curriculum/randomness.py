@@ -6,7 +6,6 @@ import secrets
 import numpy as np
 import torch
 
-from .errors import InputError
 from .processes import from_main
 from .secure_noise import secure_normal
 
@@ -14,24 +13,21 @@ from .secure_noise import secure_normal
 class MechanismRandomness:
     """Sampling and noise of the mechanisms.
 
-    By default both come from PyTorch's generators, filled from the operating system's entropy: nobody can reproduce
-    them, but they were not made to resist someone who studies very many of their numbers.
+    Samples come from PyTorch's generators, filled from the operating system's entropy: nobody can reproduce them, and
+    nobody sees their numbers.
 
     Args:
-        secure_rng (`bool`, *optional*, defaults to False):
-            Draw the noise from a cryptographic generator instead, in a way that withstands attacks on its
-            floating-point representation (see [`secure_normal`]). Sampling, of which nobody sees the numbers, stays.
+        secure_rng (`bool`, *optional*, defaults to True):
+            Draw the noise from a cryptographic generator, in a way that withstands attacks on its floating-point
+            representation (see [`secure_normal`]). Otherwise it comes from PyTorch's generators as well, which were
+            not made to resist someone who studies very many of their numbers.
         insecure_noise_seed (`int`, *optional*):
-            For tests alone: everything follows from this seed, so that whoever knows it can take the noise away again.
-
-    Raises:
-        InputError: If both are asked for.
+            For tests alone: everything follows from this seed, whatever `secure_rng` is, so that anybody who knows the
+            seed can subtract the noise.
     """
 
-    def __init__(self, secure_rng: bool = False, insecure_noise_seed: int | None = None):
-        if secure_rng and insecure_noise_seed is not None:
-            raise InputError("secure_rng and insecure_noise_seed contradict each other: leave out the seed.")
-        self.secure_rng = secure_rng
+    def __init__(self, secure_rng: bool = True, insecure_noise_seed: int | None = None):
+        self.secure_rng = secure_rng and insecure_noise_seed is None
         self.insecure_noise_seed = insecure_noise_seed
         self._generators_made = 0
 
