@@ -120,7 +120,7 @@ def test_norms_are_never_too_small_and_hardly_too_large(kind, threads):
     bounds = norm_bounds(parts)
     torch.set_num_threads(1)
     exact = gradient.double().norm(dim=1)
-    assert (bounds >= exact).all()
+    assert (bounds >= exact * (1 + 7e-6)).all()
     assert (bounds <= exact * (1 + 2.5e-5) + 1e-16).all()
 
 
