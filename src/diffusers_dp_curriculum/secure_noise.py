@@ -12,7 +12,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 
-VALUES_AT_ONCE = 2**18
+VALUES_AT_ONCE = 2**16  # with all that they are made of they fit into a processor's cache
 NORMALS_PER_VALUE = 4
 
 
@@ -26,14 +26,11 @@ def secure_normal(shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
     Args:
         shape (`torch.Size` or `tuple[int, ...]`): Any.
     """
-    count = math.prod(shape)
+    values = torch.empty(math.prod(shape), dtype=torch.float64)
     stream = _ChaCha20Stream()
-    pieces = [
-        _normals(stream, NORMALS_PER_VALUE * min(VALUES_AT_ONCE, count - start)).view(NORMALS_PER_VALUE, -1).sum(0)
-        / NORMALS_PER_VALUE**0.5
-        for start in range(0, count, VALUES_AT_ONCE)
-    ]
-    return torch.cat(pieces).view(shape) if pieces else torch.empty(shape, dtype=torch.float64)
+    for piece in values.split(VALUES_AT_ONCE):
+        torch.sum(_normals(stream, NORMALS_PER_VALUE * len(piece)).view(NORMALS_PER_VALUE, -1), dim=0, out=piece)
+    return (values / NORMALS_PER_VALUE**0.5).view(shape)
 
 
 class _ChaCha20Stream:
@@ -50,6 +47,7 @@ class _ChaCha20Stream:
 
 def _normals(stream: _ChaCha20Stream, count: int) -> torch.Tensor:
     """Box-Muller normals, each of two uniform numbers of 53 bits of its own: its twin is thrown away."""
-    uniform = torch.from_numpy((stream.words(2 * count) >> np.uint64(11)).astype(np.float64)).view(2, count)
-    radius = ((uniform[0] + 1) * 2.0**-53).log().mul(-2).sqrt()  # of (0, 1]: never the logarithm of zero
-    return radius * (uniform[1] * (2 * math.pi * 2.0**-53)).cos()
+    first, second = torch.from_numpy((stream.words(2 * count) >> np.uint64(11)).astype(np.float64)).view(2, count)
+    # In place, which halves the time. The logarithm is of (0, 1], never of zero.
+    radius = first.add_(1).mul_(2.0**-53).log_().mul_(-2).sqrt_()
+    return radius.mul_(second.mul_(2 * math.pi * 2.0**-53).cos_())
