@@ -20,8 +20,9 @@ import torch
 from diffusers.utils import numpy_to_pil
 
 from diffusers_dp_curriculum import InputError
-from diffusers_dp_curriculum.cards import budget
+from diffusers_dp_curriculum.cards import budget, mechanism_table, num_previous_runs
 from diffusers_dp_curriculum.pictures import image_grid
+from diffusers_dp_curriculum.privacy_json import scope_in_words
 from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline
 from diffusers_dp_curriculum.statement import check_statement
 
@@ -38,14 +39,10 @@ def describe(privacy_json: Path | None) -> str:
         privacy = check_statement(privacy_json)
     except InputError as error:
         return f"**Not for sharing.** {error}"
-    mechanisms = "".join(
-        f"\n| {m['name']} | {m['noise_multiplier']:.4g} | {m['sample_rate']:.4g} | {m['steps']} |"
-        for m in privacy["mechanisms"]
-    )
     return (
-        f"**{budget(privacy)}-differentially private** with respect to adding or removing one record of the "
-        f"{privacy['dataset_size']}. Looking at samples, however many, changes nothing about it.\n\n"
-        f"| mechanism | noise multiplier | sample rate | steps |\n|---|---|---|---|{mechanisms}"
+        f"**{budget(privacy)}-differentially private** with respect to zeroing out one record of the "
+        f"{privacy['dataset_size']}. {scope_in_words(num_previous_runs(privacy))} Looking at samples, however many, "
+        f"changes nothing about it.\n\n{mechanism_table(privacy)}"
     )
 
 

@@ -1,9 +1,11 @@
-"""Recompute epsilon from a privacy.json, and compare it with what the file states.
+"""Recompute epsilon from a privacy.json and compare it with what the file states, or add up several runs.
 
     python examples/recompute_epsilon.py my-model/privacy.json
+    python examples/recompute_epsilon.py my-model my-second-model USER/NAME --output all-runs.json
 
-Needs the file alone: no model, no data, no journal. Ends with status 1 if the file states less than what its mechanisms
-amount to, or says itself that the run is not private.
+A privacy.json is all that is needed: no model, no data, no journal. In the directory of a run its journal decides, so
+that a run that was interrupted counts, too. Several runs are added up into one epsilon, each run once. Ends with status
+1 if a file states less than what its run has released, or says itself that the run is not private.
 """
 
 import argparse
@@ -11,37 +13,96 @@ import json
 import sys
 from pathlib import Path
 
-from diffusers_dp_curriculum import InputError, recompute_epsilon
+from diffusers_dp_curriculum import InputError, Mechanism, compute_epsilon, recompute_epsilon
+from diffusers_dp_curriculum.composition import FoundStatement, compose, find_statements
+from diffusers_dp_curriculum.privacy_json import counted_runs, scope_in_words
 from diffusers_dp_curriculum.statement import understates
 
 
-def main() -> int:
-    """Print the mechanisms, both epsilons and a verdict; return the exit status."""
-    parser = argparse.ArgumentParser(description="Recompute epsilon from a privacy.json.")
-    parser.add_argument("privacy_json", type=Path, help="the file, as published beside a pipeline or a data set")
-    path = parser.parse_args().privacy_json
-    try:
-        statement = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a privacy.json ({error}): give the path of one.") from error
-    epsilon = recompute_epsilon(statement)
-    for mechanism in statement["mechanisms"]:
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Recompute epsilon from a privacy.json, or add up several runs.")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="a privacy.json, the directory of a run or of a synthetic data set, or the Hub id of a model or data set",
+    )
+    parser.add_argument("--delta", type=float, help="of all runs together; by default the smallest of their deltas")
+    parser.add_argument(
+        "--accountant", choices=["prv", "rdp"], help="for all runs together; by default the one that all have, or prv"
+    )
+    parser.add_argument("--output", type=Path, help="new file for what all runs amount to, in the form of privacy.json")
+    return parser.parse_args()
+
+
+def print_mechanisms(mechanisms: list[Mechanism]) -> None:
+    """A line for each of them."""
+    for mechanism in mechanisms:
         print(
-            f"  {mechanism['name']:20} noise multiplier {mechanism['noise_multiplier']:.6g}, sample rate "
-            f"{mechanism['sample_rate']:.6g}, steps {mechanism['steps']}"
+            f"  {mechanism.name:20} noise multiplier {mechanism.noise_multiplier:.6g}, sample rate "
+            f"{mechanism.sample_rate:.6g}, steps {mechanism.steps}"
         )
+
+
+def judge(found: FoundStatement) -> int:
+    """Print the mechanisms of one statement, both epsilons and a verdict; return the exit status."""
+    statement = found.content
+    epsilon = recompute_epsilon(statement)
+    own, *previous = counted_runs(statement)
+    print_mechanisms(own.mechanisms)
+    for number, run in enumerate(previous, start=1):
+        print(f"  previous run {number}:")
+        print_mechanisms(run.mechanisms)
     print(f"  recomputed epsilon   {epsilon:.4f} at delta {statement['delta']}, {statement['accountant']} accountant")
-    print(f"  stated epsilon       {statement.get('epsilon')}")
+    print(f"  stated epsilon       {found.stated_epsilon}")
     for remark in statement.get("remarks", []):
         print(f"  remark               {remark}")
+    print(f"  scope                {statement.get('scope', scope_in_words(0))}")
     if understates(statement, epsilon):
         print("The file understates what its mechanisms amount to.")
         return 1
     if statement.get("private") is not True:
         print("The file says that the run is not private.")
         return 1
+    if found.outdated is not None:
+        print(found.outdated)
+        return 1
+    if found.stated_epsilon is None:
+        print("This is what the run has released so far: no privacy.json states it yet.")
+        return 0
     print("The statement holds.")
     return 0
+
+
+def add_up(statements: list[FoundStatement], delta: float | None, accountant: str | None, output: Path | None) -> int:
+    """Print each run that is counted, and what all of them amount to; return the exit status."""
+    if output is not None and (output.exists() or not output.parent.is_dir()):
+        raise InputError(f"{output} is there already, or its directory is not: choose another file.")
+    composition = compose(statements, delta, accountant)
+    together = composition.statement
+    for name, run in composition.counted:
+        print(f"{name}: epsilon {compute_epsilon(run.mechanisms, together['delta'], together['accountant']):.4f} alone")
+        print_mechanisms(run.mechanisms)
+    for remark in composition.remarks:
+        print(remark)
+    print(
+        f"Together: epsilon {together['epsilon']:.4f} at delta {together['delta']:g}, {together['accountant']} "
+        f"accountant. {together['scope']}"
+    )
+    if output is not None:
+        output.write_text(json.dumps(together, indent=2) + "\n", encoding="utf-8")
+        print(f"The statement about all of them is {output}.")
+    return int(any(found.outdated is not None for found in statements))
+
+
+def main() -> int:
+    """Judge one statement, or add up several; return the exit status."""
+    args = parse_args()
+    statements = [found for run in args.runs for found in find_statements(run)]
+    if len(statements) == 1 and args.delta is None and args.accountant is None and args.output is None:
+        return judge(statements[0])
+    return add_up(statements, args.delta, args.accountant, args.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
 import os
+import runpy
+import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -7,6 +10,8 @@ from accelerate.state import AcceleratorState
 
 from hub_server import HubServer
 
+
+RECOMPUTE = Path(__file__).parents[1] / "examples" / "recompute_epsilon.py"
 
 # The networks of the tests are too small to share between cores: with one thread they run several times faster, here
 # and in the processes that the tests start.
@@ -30,3 +35,19 @@ def hub(monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", "hf_writes")
         yield hub
+
+
+@pytest.fixture
+def recompute(monkeypatch, capsys):
+    """Run the script as `python` does, without importing everything again: its status, and what it prints."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(RECOMPUTE), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(RECOMPUTE), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run

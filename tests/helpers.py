@@ -58,3 +58,27 @@ def write_privacy_json(path, **changes):
     ledger.record(Mechanism("dp_sgd", 2.0, 0.1, 10, 1.0))
     path.write_text(json.dumps({**ledger.statement(60), **changes}, indent=2))
     return path
+
+
+def write_run(directory, *mechanisms, saved=True, delta=1e-5, accountant="rdp", **options):
+    """The directory of a run as far as its budget goes: the journal, and privacy.json if it was saved."""
+    (directory / "private").mkdir(parents=True)
+    ledger = PrivacyLedger(delta, accountant, directory / "private" / "journal.jsonl", **options)
+    return _execute(ledger, directory, mechanisms, saved)
+
+
+def resume_run(directory, *mechanisms, saved=True):
+    """Resume what `write_run` wrote, where it stopped."""
+    journal = directory / "private" / "journal.jsonl"
+    position = len(journal.read_text().splitlines())
+    return _execute(PrivacyLedger.resume(journal, position), directory, mechanisms, saved)
+
+
+def _execute(ledger, directory, mechanisms, saved):
+    for mechanism in mechanisms:
+        ledger.record(mechanism)
+    if saved:
+        ledger.mark_visible("pipeline")
+        (directory / "privacy.json").write_text(json.dumps(ledger.statement(60), indent=2))
+    ledger.close()
+    return directory

@@ -52,6 +52,22 @@ def page(hub, tmp_path):
         process.wait(timeout=30)
 
 
+def test_the_page_says_what_is_guaranteed_also_by_files_of_older_versions(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from app import describe
+
+    path = write_privacy_json(tmp_path / "privacy.json")
+    privacy = json.loads(path.read_text())
+    described = describe(path)
+    assert "with respect to zeroing out one record of the 60. The figure is for this run alone: further" in described
+    assert "| dp_sgd | 2 | 0.1 | 10 | 1 |" in described
+    for entry in privacy["mechanisms"]:
+        del entry["run"]
+    del privacy["runs"], privacy["scope"]
+    path.write_text(json.dumps({**privacy, "adjacency": "add_or_remove_one_record"}))
+    assert describe(path) == described
+
+
 def test_a_program_gets_samples_and_reads_why_not(page):
     client = Client(page, verbose=False)
     grid, archive = client.predict(["sneaker", "bag"], 2, 1.0, 2, 0, api_name="/sample")

@@ -489,6 +489,55 @@ VARIANTS = [
         "        yield",
         "test_arithmetic.py::test_records_are_sampled_at_the_rate_of_the_ledger",
     ),
+    Variant(
+        "previous runs left out of the target",
+        "planning.py",
+        "before = [*previous] if central is None else [*previous, central]",
+        "before = [] if central is None else [central]",
+        "test_planning.py::test_a_target_covers_previous_runs",
+    ),
+    Variant(
+        "previous runs forgotten by a resume",
+        "ledger.py",
+        "prior_runs = CountedRun.of_header(header)",
+        "prior_runs: list[CountedRun] = []",
+        "test_ledger.py::test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_mechanisms",
+    ),
+    Variant(
+        "the steps of previous runs taken for the run's own",
+        "ledger.py",
+        "        return list(self._mechanisms)",
+        "        return [*all_mechanisms(self.prior_runs), *self._mechanisms]",
+        "test_ledger.py::test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_mechanisms",
+    ),
+    Variant(
+        "a run counted once although its statements are branches",
+        "counted_runs.py",
+        "            and all(self.sessions.get(name, 0) >= releases for name, releases in other.sessions.items())\n",
+        "",
+        "test_counted_runs.py::test_branches_of_a_run_are_counted_in_full_and_said_to_be",
+    ),
+    Variant(
+        "runs added up without a look into their journals",
+        "composition.py",
+        "journal, file = journal_in(directory), ",
+        "journal, file = None, ",
+        "test_composition.py::test_the_journal_decides_where_it_counts_more_than_privacy_json",
+    ),
+    Variant(
+        "a statement published over that of a copy of its run",
+        "hub.py",
+        "            check_replaces(privacy, _as_statement(published, head.id), head.id)",
+        "            pass",
+        "test_hub.py::test_a_copy_of_a_run_that_was_resumed_separately_does_not_replace_it",
+    ),
+    Variant(
+        "an epsilon for another adjacency taken for one for zero-out",
+        "statement.py",
+        'if statement.get("adjacency", ZERO_OUT) not in ADJACENCIES:',
+        "if False:",
+        "test_statement.py::test_an_adjacency_that_means_something_else_is_refused",
+    ),
 ]
 
 # What the package and the tests import takes longer than most tests: it is imported once, and each variant gets a copy

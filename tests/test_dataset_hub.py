@@ -71,7 +71,7 @@ np.save("pixels.npy", np.stack(dataset["image"]))
 
     card = DatasetCard(files["README.md"].decode())
     epsilon = json.loads(privacy_json.read_text())["epsilon"]
-    stated = re.search(r"\(([\d.]+), 1e-05\)-differentially private with respect to adding or removing one", card.text)
+    stated = re.search(r"\(([\d.]+), 1e-05\)-differentially private with respect to zeroing out one record", card.text)
     assert epsilon <= float(stated[1]) <= 1.001 * epsilon
     assert {"synthetic", "differential-privacy"} <= set(card.data.tags)
     assert 'load_dataset("alice/shoes", split="train")' in card.text

@@ -140,8 +140,9 @@ def run_script(script: str, arguments: list[str], monkeypatch, parse_only: bool)
         arguments = [*arguments, *SCALED_DOWN.get(Path(script).name, "").split()]
         if "--plan" in arguments:
             arguments += ["--output_dir", "not-there-yet"]  # as my-model is, which comes later
-        elif Path(script).name == "train_dp_curriculum.py":
-            shutil.rmtree("my-model", ignore_errors=True)  # the reader makes it now
+        elif Path(script).name == "train_dp_curriculum.py" and "--output_dir" in arguments:
+            # The reader makes it now.
+            shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])
         patch.syspath_prepend(str((ROOT / script).parent))

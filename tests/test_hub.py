@@ -13,7 +13,16 @@ import huggingface_hub
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer, ImageDataset, InputError
+from diffusers_dp_curriculum import (
+    DPCurriculumConfig,
+    DPCurriculumTrainer,
+    ImageDataset,
+    InputError,
+    Mechanism,
+    PrivacyLedger,
+)
+from diffusers_dp_curriculum.cards import budget
+from diffusers_dp_curriculum.composition import read_prior_runs
 from diffusers_dp_curriculum.dataset_card import make_dataset_card
 from diffusers_dp_curriculum.hub import prepare_repo, push_dataset, push_model
 from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
@@ -215,6 +224,100 @@ def test_what_may_not_be_published_is_refused_before_the_hub_is_asked(hub, model
         push_model(model, "model")
     assert "\n" not in str(refusal.value)
     assert not hub.requests
+
+
+# Statements of one run
+
+
+def release_more(directory, steps=1):
+    """The run is resumed, releases `steps` more, and is saved again, as far as its budget goes."""
+    ledger = PrivacyLedger.resume(directory / "private" / "journal.jsonl", 0)
+    ledger.record(Mechanism("dp_sgd", 3.0, 0.1, steps, 1.0))
+    privacy = ledger.statement(60)
+    ledger.close()
+    (directory / "privacy.json").write_text(json.dumps(privacy))
+    readme = directory / "README.md"
+    readme.write_text(re.sub(r"\([^()]*\)-differentially", f"{budget(privacy)}-differentially", readme.read_text()))
+
+
+@pytest.fixture(params=["model", "dataset"])
+def push_state(request, hub, tmp_path):
+    """A function that pushes the statement that a run's directory has now, to a model or a data set."""
+    if request.param == "model":
+        return lambda directory: push_model(directory, "shoes")
+
+    def push(directory):
+        data = tmp_path / f"data of {directory.name}"
+        (data / "data").mkdir(parents=True, exist_ok=True)
+        (data / "data" / "train-00000-of-00001.parquet").write_bytes(b"synthetic")
+        shutil.copy(directory / "privacy.json", data)
+        make_dataset_card(json.loads((data / "privacy.json").read_text()), 1, None).save(data / "README.md")
+        push_dataset(data, "shoes")
+
+    return push
+
+
+def published(hub):
+    ((repo_type, repo_id),) = hub.repos
+    return json.loads(hub.files(repo_id, repo_type)["privacy.json"])
+
+
+def test_a_copy_of_a_run_that_was_resumed_separately_does_not_replace_it(hub, model, tmp_path, push_state):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    push_state(model)
+    release_more(copy)
+    push_state(copy)  # as from another machine: it has all that the other one had
+    release_more(model, steps=5)
+    with pytest.raises(InputError, match="alice/shoes holds a statement about a copy of the same run .* push to"):
+        push_state(model)
+    assert published(hub) == json.loads((copy / "privacy.json").read_text())
+
+
+def test_an_older_state_of_a_run_does_not_replace_a_newer_one(hub, model, tmp_path, push_state):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    release_more(model)
+    push_state(model)
+    with pytest.raises(InputError, match="alice/shoes holds a newer statement of the same run, .*: push the newer"):
+        push_state(copy)
+    release_more(model)
+    push_state(model)
+    push_state(model)
+    assert published(hub) == json.loads((model / "privacy.json").read_text())
+
+
+def test_another_run_replaces_a_run_and_what_it_counts(hub, model, tmp_path, push_state):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    other = shutil.copytree(model, tmp_path / "other")
+    release_more(copy)
+    for place, prior_runs in ((model, []), (other, read_prior_runs([str(copy)]))):
+        shutil.rmtree(place / "private")
+        (place / "private").mkdir()
+        ledger = PrivacyLedger(1e-5, "rdp", place / "private" / "journal.jsonl", prior_runs=prior_runs)
+        ledger.close()
+        release_more(place)
+    push_state(model)
+    push_state(copy)
+    push_state(other)  # which counts the copy
+    assert len(published(hub)["runs"]) == 2
+
+
+def test_what_is_no_statement_on_the_hub_is_not_replaced_unread(hub, model):
+    push_model(model, "model")
+    hub.edit("alice/model", "privacy.json", b"{}")
+    with pytest.raises(InputError, match="privacy.json of alice/model on the Hub is not one of this library's"):
+        push_model(model, "model")
+    assert hub.files("alice/model")["privacy.json"] == b"{}"
+
+
+def test_a_statement_of_an_older_version_on_the_hub_is_replaced_as_ever(hub, model):
+    push_model(model, "model")
+    old = json.loads((model / "privacy.json").read_text())
+    for entry in old["mechanisms"]:
+        del entry["run"]
+    del old["runs"]
+    hub.edit("alice/model", "privacy.json", json.dumps({**old, "adjacency": "add_or_remove_one_record"}).encode())
+    push_model(model, "model")
+    assert hub.files("alice/model")["privacy.json"] == (model / "privacy.json").read_bytes()
 
 
 # The trainer and the flags

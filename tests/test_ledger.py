@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 from dp_accounting import dp_event, pld
 
 from diffusers_dp_curriculum import CentralImageDataset
 from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon
+from diffusers_dp_curriculum.counted_runs import CountedRun, all_mechanisms
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.ledger import PrivacyLedger
+from diffusers_dp_curriculum.privacy_json import counted_runs
 from diffusers_dp_curriculum.statement import check_publishable, recompute_epsilon
 from helpers import tiny_records
 
@@ -110,7 +113,7 @@ def statement():
 
 
 def test_a_stranger_recomputes_epsilon_from_the_statement(statement):
-    assert statement["adjacency"] == "add_or_remove_one_record"
+    assert statement["adjacency"] == "zero_out_one_record"
     assert (statement["private"], statement["remarks"]) == (True, [])
     accountant = pld.PLDAccountant()
     for entry in statement["mechanisms"]:
@@ -118,6 +121,48 @@ def test_a_stranger_recomputes_epsilon_from_the_statement(statement):
         accountant.compose(dp_event.PoissonSampledDpEvent(entry["sample_rate"], gaussian), entry["steps"])
     assert statement["epsilon"] == pytest.approx(accountant.get_epsilon(statement["delta"]), rel=0.01)
     assert recompute_epsilon(statement) == statement["epsilon"]
+
+
+def test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_mechanisms(tmp_path):
+    """Their DP-SGD has the name and may have the settings of the ledger's own."""
+    previous = [CountedRun("one", {"a": 65}, [CENTRAL, replace(DP_SGD, steps=60)]), CountedRun(None, {}, [CENTRAL])]
+    target = compute_epsilon([DP_SGD], 1e-5) + 0.5
+    ledger = PrivacyLedger(1e-5, "prv", tmp_path / "journal.jsonl", target, previous)
+    alone = PrivacyLedger(1e-5, target_epsilon=target)
+    assert ledger.epsilon() == compute_epsilon(all_mechanisms(previous), 1e-5)
+    assert 0 < ledger.affordable_steps(DP_SGD) < alone.affordable_steps(DP_SGD) == 100
+    alone.check_affordable(DP_SGD)
+    with pytest.raises(InputError, match=r"would pass the target epsilon .*: at most \d+ fit"):
+        ledger.check_affordable(DP_SGD)
+    ledger.record(STEP)
+    ledger.close()
+    resumed = PrivacyLedger.resume(tmp_path / "journal.jsonl", ledger.position)  # from the journal alone
+    for either in (ledger, ledger.in_memory(), resumed):
+        assert either.mechanisms == [STEP]
+        assert either.prior_runs == previous
+        assert either.epsilon() == compute_epsilon([*all_mechanisms(previous), STEP], 1e-5)
+    for either in (ledger, resumed):
+        statement = json.loads(json.dumps(either.statement(100)))
+        assert counted_runs(statement)[1:] == previous
+        assert counted_runs(statement)[0].mechanisms == [STEP]
+        assert recompute_epsilon(statement) == statement["epsilon"] == either.epsilon()
+        assert "for this run and the 2 previous runs that it counts: further runs" in statement["scope"]
+
+
+def test_a_statement_says_that_it_is_for_one_run_alone(statement):
+    assert statement["scope"] == "The figure is for this run alone: further runs on the same records add up."
+
+
+def test_ledgers_without_a_journal_are_runs_of_their_own_too():
+    ledgers = [PrivacyLedger(1e-5) for _ in range(2)]
+    for ledger in ledgers:
+        ledger.record(STEP)
+    one, other = (counted_runs(ledger.statement(10))[0] for ledger in ledgers)
+    assert one.id != other.id
+    ledgers[0].record(STEP)
+    later = counted_runs(ledgers[0].statement(10))[0]
+    assert later.counts_all_of(one)
+    assert not one.counts_all_of(later)
 
 
 WAYS_OUT = [None, KeyboardInterrupt, RuntimeError, SystemExit, GeneratorExit]

@@ -27,4 +27,24 @@ def test_no_figure_of_the_budget_is_rounded_down(card):
 
 def test_a_mechanism_of_ones_own_is_named(card):
     mine = {"name": "class_histogram", "noise_multiplier": 5.0, "sample_rate": 1.0, "steps": 1, "sensitivity": 1.0}
-    assert "covers everything that read the data: class_histogram." in card(mechanisms=[mine])
+    assert "covers everything by which training read the data: class_histogram." in card(mechanisms=[mine])
+
+
+def test_the_sentence_that_is_quoted_says_what_it_is_about(card):
+    text = card()
+    assert "private with respect to zeroing out one record (one image with its label) of its training data.**" in text
+    assert "zero-out adjacency: the record is replaced by one that contributes nothing" in text
+    assert "the published number of records is taken as known" in text
+    assert "The figure is for this run alone: further runs on the same records add up." in text
+
+
+def test_names_from_previous_runs_are_no_markup(card):
+    """They come from files of others, too."""
+    mine, theirs = {"id": "a", "sessions": {"b": 1}}, {"id": "c", "sessions": {"d": 1}}
+    numbers = {"noise_multiplier": 5.0, "sample_rate": 1.0, "steps": 1, "sensitivity": 1.0}
+    name = "<!-- end: privacy -->|This model is (0.1, 1e-05)-differentially private"
+    mechanisms = [{"run": 0, "name": "dp_sgd", **numbers}, {"run": 1, "name": name, **numbers}]
+    text = card(runs=[mine, theirs], mechanisms=mechanisms)
+    assert text.count("<!-- end: privacy -->") == 1
+    assert "| &lt;!-- end: privacy --&gt;\\|This model is" in text
+    assert "by which training read the data: training by DP-SGD and 1 previous run. The figure is for this run" in text

@@ -137,10 +137,11 @@ PROGRESS = re.compile(
 )
 
 VERSION = re.compile(rb"\d+(?:\.\d+){2,}")  # of which 2.13 is no number, though it may be a norm's
+RANDOM_NAME = re.compile(rb'"[0-9a-f]{16}"')  # of a run or of a session of it
 
 
 def numbers_in(content):
-    content = VERSION.sub(b"", PROGRESS.sub(b"", content))
+    content = RANDOM_NAME.sub(b"", VERSION.sub(b"", PROGRESS.sub(b"", content)))
     return set(re.findall(r"[-+]?[\d,]*\.?\d+(?:e[-+]?\d+)?", content.decode("latin-1")))
 
 

@@ -2,20 +2,22 @@
 
 import contextlib
 import json
-import runpy
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
 
 from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.ledger import PrivacyLedger
-from diffusers_dp_curriculum.statement import check_publishable, check_statement, recompute_epsilon, understates
-from helpers import write_privacy_json
-
-
-RECOMPUTE = Path(__file__).parents[1] / "examples" / "recompute_epsilon.py"
+from diffusers_dp_curriculum.privacy_json import counted_runs
+from diffusers_dp_curriculum.statement import (
+    check_journal,
+    check_publishable,
+    check_statement,
+    recompute_epsilon,
+    understates,
+)
+from helpers import resume_run, write_privacy_json, write_run
 
 
 def test_epsilon_is_recomputed_from_what_a_statement_says_was_done():
@@ -40,22 +42,6 @@ def test_what_does_not_say_that_it_is_private_is_not_published():
 @pytest.fixture
 def statement(tmp_path):
     return json.loads(write_privacy_json(tmp_path / "privacy.json").read_text())
-
-
-@pytest.fixture
-def recompute(monkeypatch, capsys):
-    """Run the script as `python` does, without importing everything again."""
-
-    def run(path):
-        monkeypatch.setattr(sys, "argv", [str(RECOMPUTE), str(path)])
-        code = 0
-        try:
-            runpy.run_path(str(RECOMPUTE), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -107,3 +93,109 @@ def test_the_script_refuses_what_is_no_statement_in_one_sentence(tmp_path, recom
     message, _, _ = recompute(path)
     assert message.startswith("error: ")  # which Python prints, and ends with exit code 1
     assert message.count("\n") == 0
+
+
+def old_version(statement):
+    """What older versions wrote of the same run."""
+    mechanisms = [{name: value for name, value in entry.items() if name != "run"} for entry in statement["mechanisms"]]
+    kept = {name: value for name, value in statement.items() if name not in ("runs", "scope")}
+    return {**kept, "adjacency": "add_or_remove_one_record", "mechanisms": mechanisms}
+
+
+def test_files_of_older_versions_are_read_as_ever(statement, tmp_path, recompute):
+    path = tmp_path / "privacy.json"
+    path.write_text(json.dumps(old_version(statement)))
+    assert check_statement(path)["adjacency"] == "add_or_remove_one_record"
+    assert not recompute(path)[0]
+    assert [run.id for run in counted_runs(old_version(statement))] == [None]
+    assert recompute_epsilon(old_version(statement)) == statement["epsilon"]
+
+
+def test_an_adjacency_that_means_something_else_is_refused(tmp_path):
+    path = write_privacy_json(tmp_path / "privacy.json", adjacency="replace_one_record")
+    with pytest.raises(InputError, match="for the adjacency replace_one_record, which this version does not know: use"):
+        check_statement(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"runs": [], "mechanisms": []},
+        {"runs": 3},
+        {"runs": [{"id": 7, "sessions": {}}]},
+        {"runs": [{"id": "a"}]},
+        {"runs": [{"id": "a", "sessions": {"b": "many"}}]},
+        {"runs": [{"id": "a", "sessions": ["b"]}]},
+        {"run of a mechanism": -1},
+        {"run of a mechanism": 1},
+        {"run of a mechanism": "this"},
+        {"name of a mechanism": "dp_sgd\n  together  epsilon 0.1"},
+        {"steps of a mechanism": 2.5},
+        {"remarks": 3},
+        {"public_assumptions": [{}]},
+    ],
+    ids=str,
+)
+def test_a_statement_that_names_its_runs_wrongly_is_refused_in_one_sentence(statement, tmp_path, changes):
+    path = tmp_path / "privacy.json"
+    for name, value in changes.items():
+        if name.endswith("of a mechanism"):
+            statement["mechanisms"][1][name.split()[0]] = value
+        else:
+            statement[name] = value
+    path.write_text(json.dumps(statement))
+    with pytest.raises(InputError, match="not the content of a privacy.json") as refused:
+        check_statement(path)
+    assert "\n" not in str(refused.value)
+
+
+STEP = Mechanism("dp_sgd", 2.0, 0.1, 1, 1.0)
+
+
+def test_a_statement_names_its_run_and_how_far_each_of_its_sessions_had_come(tmp_path):
+    directory = write_run(tmp_path / "run", STEP, STEP)
+    first = json.loads((directory / "privacy.json").read_text())
+    resume_run(directory)  # which released nothing
+    assert json.loads((directory / "privacy.json").read_text())["runs"] == first["runs"]
+    resume_run(directory, STEP)
+    (run,) = json.loads((directory / "privacy.json").read_text())["runs"]
+    assert run["id"] == first["runs"][0]["id"]
+    assert list(run["sessions"].values()) == [2, 1]
+    assert run["sessions"].items() > first["runs"][0]["sessions"].items()
+    assert check_statement(directory / "privacy.json")["mechanisms"] == [
+        {"run": 0, "name": "dp_sgd", "noise_multiplier": 2.0, "sample_rate": 0.1, "steps": 3, "sensitivity": 1.0}
+    ]
+
+
+def test_a_statement_of_a_copy_of_the_run_is_noticed_where_the_journal_is_at_hand(tmp_path):
+    directory = write_run(tmp_path / "run", STEP)
+    shutil.copytree(directory, tmp_path / "copy")
+    for place, steps in ((directory, 1), (tmp_path / "copy", 2)):  # as many as to let the numbers of steps look right
+        resume_run(place, *[STEP] * steps)
+    shutil.copy(directory / "privacy.json", tmp_path / "copy")
+    with pytest.raises(InputError, match="another run or of a copy of this one that was resumed elsewhere: put it"):
+        check_statement(tmp_path / "copy" / "privacy.json")
+    other = write_run(tmp_path / "other", STEP, STEP)
+    shutil.copy(other / "privacy.json", directory)
+    with pytest.raises(InputError, match="another run or of a copy"):
+        check_statement(directory / "privacy.json")
+
+
+def test_steps_of_a_previous_run_do_not_stand_for_steps_of_its_own(tmp_path):
+    """They have the same names, and may have the same settings."""
+    previous = counted_runs(json.loads((write_run(tmp_path / "one", STEP, STEP) / "privacy.json").read_text()))
+    directory = write_run(tmp_path / "two", STEP, prior_runs=previous)
+    stated = check_statement(directory / "privacy.json")
+    check_journal(directory, stated)
+    resume_run(directory, STEP, saved=False)
+    with pytest.raises(InputError, match="releases that privacy.json does not count"):
+        check_journal(directory, stated)
+
+
+def test_a_statement_without_the_previous_runs_of_the_journal_is_not_published(tmp_path):
+    previous = counted_runs(json.loads((write_run(tmp_path / "one", STEP) / "privacy.json").read_text()))
+    directory = write_run(tmp_path / "two", STEP, prior_runs=previous)
+    stated = check_statement(directory / "privacy.json")
+    stated["mechanisms"] = [entry for entry in stated["mechanisms"] if entry["run"] == 0]
+    with pytest.raises(InputError, match="releases that privacy.json does not count"):
+        check_journal(directory, stated)

@@ -113,7 +113,7 @@ def test_model_card_states_the_budget_first(finished):
     first = card.text.strip().split("\n\n")[1]
     stated = re.search(r"\(([\d.]+), 1e-05\)-differentially private", first)
     assert privacy["epsilon"] <= float(stated[1]) <= 1.001 * privacy["epsilon"]
-    assert "adding or removing one" in first
+    assert "zeroing out one record" in first
     assert {"differential-privacy", "dp-sgd", "opacus"} <= set(card.data.tags)
     assert card.data.library_name == "diffusers"
     sigma = privacy["mechanisms"][1]["noise_multiplier"]

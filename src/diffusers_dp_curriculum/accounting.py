@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -52,7 +53,8 @@ class Mechanism:
         noise_multiplier (`float`): Standard deviation of the noise over the sensitivity, > 0.
         sample_rate (`float`): Probability with which each record takes part in a step, in (0, 1].
         steps (`int`): Number of executions, >= 1.
-        sensitivity (`float`): L2 norm of the most that one record adds to the released sum, in the sum's own units.
+        sensitivity (`float`):
+            L2 norm of the most that zeroing out one record changes in the released sum, in the sum's own units.
 
     Raises:
         InputError: If a value is out of range.
@@ -75,8 +77,20 @@ class Mechanism:
             raise InputError(f"The sensitivity of {self.name} is {self.sensitivity}: give a number above 0.")
 
 
+def merge_neighbours(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:
+    """The same executions in the same order, where neighbours that differ in their steps alone are one entry.
+
+    Args:
+        mechanisms (`Iterable[Mechanism]`): What was executed, in order.
+    """
+    return [
+        replace(kind, steps=sum(mechanism.steps for mechanism in alike))
+        for kind, alike in groupby(mechanisms, lambda mechanism: replace(mechanism, steps=1))
+    ]
+
+
 def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: str = "prv") -> float:
-    """Epsilon at `delta` of the composition of `mechanisms`, for adding or removing one record.
+    """Epsilon at `delta` of the composition of `mechanisms`, for zeroing out one record (see docs/privacy.md).
 
     Args:
         mechanisms (`Iterable[Mechanism]`): What was executed, in any order.

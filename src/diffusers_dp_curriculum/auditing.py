@@ -231,8 +231,7 @@ def bound(
 class _Canaries:
     """The records, then the image canaries, then a place for each gradient canary.
 
-    An absent canary stays in its place with a gradient of zero, which is what adding or removing a record means where
-    the number of records is public.
+    An absent canary stays in its place with a gradient of zero: it is zeroed out, which is what epsilon is stated for.
     """
 
     def __init__(self, records: ImageDataset, image_canaries: int, gradient_canaries: int):

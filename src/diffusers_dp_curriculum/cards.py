@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import RepoCard
 
 from .errors import InputError
+from .privacy_json import scope_in_words
 
 
 STATEMENT = "statement"
@@ -28,7 +29,7 @@ SECTION_OR_REST = re.compile(
 def privacy_statement(
     privacy: dict[str, Any], subject: str, data: str, with_label: bool, mechanisms_in_words: str
 ) -> str:
-    """The budget in one sentence that can be quoted on its own.
+    """The budget in a sentence that can be quoted on its own, and what it covers.
 
     Args:
         privacy (`dict`): The content of privacy.json.
@@ -41,10 +42,31 @@ def privacy_statement(
         return "\n\n".join([f"**{subject} is NOT private. Do not share it.**", *privacy["remarks"]])
     record = "one image with its label" if with_label else "one image"
     return (
-        f"**{subject} is {budget(privacy)}-differentially private with respect to adding or removing one record "
-        f"({record}) of {data}.** The one budget covers everything that read the data: "
-        f"{mechanisms_in_words}."
+        f"**{subject} is {budget(privacy)}-differentially private with respect to zeroing out one record ({record}) of "
+        f"{data}.** That is zero-out adjacency: the record is replaced by one that contributes nothing to any sum, and "
+        "the published number of records is taken as known. The one budget covers everything by which training read "
+        f"the data: {mechanisms_in_words}. {scope_in_words(num_previous_runs(privacy))}"
     )
+
+
+def num_previous_runs(privacy: dict[str, Any]) -> int:
+    """How many previous runs a privacy.json counts besides its own; an older version could count none."""
+    return len(privacy.get("runs", [None])) - 1
+
+
+def mechanism_table(privacy: dict[str, Any]) -> str:
+    """The mechanisms of a privacy.json as a table in Markdown, with the run of each if there are several.
+
+    Args:
+        privacy (`dict`): The content of privacy.json.
+    """
+    several = num_previous_runs(privacy) > 0
+    rows = [["mechanism", "noise multiplier", "sample rate", "steps", "sensitivity", "run"], ["---"] * 6]
+    for m in privacy["mechanisms"]:
+        sigma, rate, sensitivity = (f"{m[name]:.6g}" for name in ("noise_multiplier", "sample_rate", "sensitivity"))
+        run = f"previous run {m['run']}" if m.get("run", 0) > 0 else "this run"
+        rows.append([as_text(m["name"]), sigma, rate, str(m["steps"]), sensitivity, run])
+    return "\n".join(f"| {' | '.join(row if several else row[:-1])} |" for row in rows)
 
 
 def budget(privacy: dict[str, Any]) -> str:

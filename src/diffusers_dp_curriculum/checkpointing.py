@@ -197,6 +197,7 @@ class Checkpoints:
                 "central": None if plan["central"] is None else Mechanism(**plan["central"]),
                 "dp_sgd": Mechanism(**plan["dp_sgd"]),
                 "epsilon_after": {int(steps): epsilon for steps, epsilon in plan["epsilon_after"].items()},
+                "previous": tuple(Mechanism(**mechanism) for mechanism in plan.get("previous", [])),
             }
         )
         return Checkpoint(path.name, facts["stage"], state, facts["position"], plan, central_images)

@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure what a pipeline or a synthetic data set is good for"),
     "audit": ("audit", "attack the mechanism, and compare what that proves with the claim"),
     "push": ("push_to_hub", "push a finished run to the Hub"),
-    "epsilon": ("recompute_epsilon", "recompute epsilon from a privacy.json"),
+    "epsilon": ("recompute_epsilon", "recompute epsilon from a privacy.json, or add up several runs"),
 }
 
 

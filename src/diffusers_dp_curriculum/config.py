@@ -11,7 +11,8 @@ from .errors import InputError
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
 
 # The fields that say where and how a run is executed and shared: they change no result but for rounding, another
-# machine may want others, and they have no place among the card's hyper-parameters.
+# machine may want others, and they have no place among the card's hyper-parameters. (What previous runs cost is part of
+# the result, but is counted in the ledger; where they are is nobody else's business.)
 EXECUTION = (
     "output_dir",
     "max_physical_batch_size",
@@ -21,6 +22,7 @@ EXECUTION = (
     "checkpointing_steps",
     "checkpoints_total_limit",
     "resume_from_checkpoint",
+    "prior_runs",
     "save_images_steps",
     "logger",
     "logging_dir",
@@ -75,9 +77,18 @@ class DPCurriculumConfig:
     )
 
     # The budget, for everything together.
-    target_epsilon: float = _option(10.0, "Epsilon of the whole run, > 0, for adding or removing one record.")
-    target_delta: float = _option(1e-5, "Delta of the whole run, from 1e-12 to 1/N.")
+    target_epsilon: float = _option(
+        10.0, "Epsilon of the whole run and of prior_runs together, > 0, for zeroing out one record."
+    )
+    target_delta: float = _option(1e-5, "Delta of the same, from 1e-12 to 1/N.")
     accountant: str = _option("prv", '"prv" (tighter) or "rdp"; both are those of Opacus.')
+    prior_runs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Previous runs on the same records that the target has to cover as well: directories of runs or of "
+            "synthetic data sets, privacy.json files, or Hub ids. A resumed run has those that it was started with."
+        },
+    )
 
     # Where the noise comes from.
     secure_rng: bool = _option(
@@ -190,6 +201,8 @@ class DPCurriculumConfig:
         _one_of(self, "grad_sample_mode", "auto", "folded", "loop")
         _one_of(self, "lr_scheduler", *LR_SCHEDULERS)
         _one_of(self, "timestep_sampling", "log_normal", "uniform")
+        if self.prior_runs is not None and (isinstance(self.prior_runs, str) or "" in self.prior_runs):
+            raise InputError(f"prior_runs is {self.prior_runs!r}: give a list of runs.")
         if not self.output_dir:
             raise InputError("output_dir is empty: give the directory that the run is to write to.")
         if not 0 < self.target_delta < 1:

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .cards import as_text, privacy_statement, round_up
+from .cards import as_text, mechanism_table, privacy_statement, round_up
 from .model_card import REPO_ID_TO_COME, mechanisms_in_words
 
 
@@ -34,6 +34,7 @@ def make_dataset_card(privacy: dict[str, Any], num_images: int, counts: dict[str
             mechanisms_in_words(privacy),
         ),
         privacy=privacy,
+        mechanisms=mechanism_table(privacy),
         num_images=num_images,
         counts=None if counts is None else {as_text(name): count for name, count in counts.items()},
         repo_id=REPO_ID_TO_COME,

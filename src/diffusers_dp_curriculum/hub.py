@@ -3,6 +3,7 @@
 What is pushed is named here, file by file. Whatever else lies in a directory stays there.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,11 +14,11 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from .accounting import Mechanism
 from .cards import budget, check_budget, merge, update
 from .errors import InputError
 from .model_card import mechanisms_in_words, with_repo_id
-from .statement import check_journal, check_statement
+from .privacy_json import counted_runs
+from .statement import check_journal, check_replaces, check_statement
 
 
 # The allow-lists: paths as regular expressions, with the name that a file goes by if nothing is pushed without it.
@@ -64,7 +65,6 @@ def push_model(
     private: bool | None = None,
     token: str | None = None,
     create_pr: bool = False,
-    counted: list[Mechanism] | None = None,
 ) -> CommitInfo:
     """Push the publishable files of a finished run to a model repository, in one commit.
 
@@ -79,7 +79,6 @@ def push_model(
             Whether the repository is private if it has to be created, the namespace's default being used by default.
         token (`str`, *optional*): That of `hf auth login` or `HF_TOKEN` by default.
         create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
-        counted (`list[Mechanism]`, *optional*): What the run has released; read from its journal by default.
 
     Returns:
         `huggingface_hub.CommitInfo`: Address and id of the commit.
@@ -88,14 +87,15 @@ def push_model(
         InputError:
             If the run is not finished or not private, or anything keeps the push from succeeding. The sentence says
             what to do; nothing is lost, and the same call pushes again. A repository that was filled by other means
-            is refused, as its files may have the names of ours.
+            is refused, as its files may have the names of ours, and so is one that has a statement of the same run
+            with releases that are not counted here.
     """
     directory = Path(output_dir)
     files = publishable_files(directory, MODEL_FILES)
     privacy = check_statement(directory / "privacy.json")
     # Read before the journal is: whatever a run that goes on may write meanwhile, these are made of what it counts.
     contents = {name: path.read_bytes() for name, path in files.items()}
-    check_journal(directory, privacy, counted)
+    check_journal(directory, privacy)
     local = files["README.md"].read_text(encoding="utf-8")
     check_budget(local, privacy, str(files["README.md"]))
     seen = directory / "private" / "README.hub.md"  # the card on the Hub as it was when it was last seen here
@@ -234,7 +234,10 @@ def _push(
     with _explained(repo_id, token, again):
         api = HfApi(token=token, library_name="diffusers-dp-curriculum")
         head = _open_repo(api, repo_id, repo_type, private)
-        pushed = card(_read_card(api, head, repo_type), head.id)
+        published = _read_file(api, head, repo_type, "privacy.json")
+        if published is not None:
+            check_replaces(privacy, _as_statement(published, head.id), head.id)
+        pushed = card(_read_file(api, head, repo_type, "README.md"), head.id)
         check_budget(pushed, privacy, f"README.md of {head.id} on the Hub")  # of which `card` keeps what people wrote
         operations = [
             CommitOperationAdd(name, pushed.encode() if name == "README.md" else content)
@@ -274,12 +277,26 @@ def _open_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -
     return head
 
 
-def _read_card(api: HfApi, head: ModelInfo | DatasetInfo, repo_type: str) -> str | None:
-    if "README.md" not in [sibling.rfilename for sibling in head.siblings]:
+def _read_file(api: HfApi, head: ModelInfo | DatasetInfo, repo_type: str, name: str) -> str | None:
+    """The text of a file of a repository; None if it has no such file."""
+    if name not in [sibling.rfilename for sibling in head.siblings]:
         return None
     with tempfile.TemporaryDirectory() as directory:
-        path = api.hf_hub_download(head.id, "README.md", repo_type=repo_type, revision=head.sha, local_dir=directory)
+        path = api.hf_hub_download(head.id, name, repo_type=repo_type, revision=head.sha, local_dir=directory)
         return Path(path).read_text(encoding="utf-8")
+
+
+def _as_statement(text: str, repo_id: str) -> dict[str, Any]:
+    """The content of a privacy.json on the Hub."""
+    try:
+        statement = json.loads(text)
+        counted_runs(statement)
+    except ValueError as error:
+        raise InputError(
+            f"privacy.json of {repo_id} on the Hub is not one of this library's ({error}): restore it there, or choose "
+            "another name."
+        ) from None
+    return statement
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from .errors import InputError
 
 
 FORMAT = 2
+OLDER_FORMATS = (1,)  # can be read, not resumed: they name neither runs nor sessions, nor what nobody has seen
 PAGE = 4096  # bytes; larger pages are multiples of it
 RESERVE_BYTES = 16 * PAGE
 
@@ -190,7 +191,8 @@ class Released:
     """What a journal says of its run.
 
     Args:
-        run (`str`): The run's own random name, which a copy of its directory has as well.
+        run (`str`, *optional*):
+            The run's own random name, which a copy of its directory has as well; None in an older format.
         sessions (`dict[str, int]`):
             For each session of the run, by its random name, how many releases its journal has. A copy that was resumed
             elsewhere has other sessions.
@@ -199,7 +201,7 @@ class Released:
         not_private (`str`, *optional*): The reason for which the run gives no privacy, if there is one.
     """
 
-    run: str
+    run: str | None
     sessions: dict[str, int]
     header: dict[str, Any]
     mechanisms: list[Mechanism]
@@ -209,6 +211,10 @@ class Released:
     def of(events: list[dict[str, Any]]) -> "Released":
         """Read a journal's events."""
         header = events[0]["header"]
+        reasons = [event["not_private"] for event in events if "not_private" in event]
+        not_private = reasons[0] if reasons else None
+        if header["format"] in OLDER_FORMATS:
+            return Released(None, {}, header, _counted(events), not_private)
         session, sessions = header["session"], {header["session"]: 0}
         for event in events:
             if "resume" in event:
@@ -216,14 +222,14 @@ class Released:
                 sessions[session] = 0
             elif "release" in event:
                 sessions[session] += 1
-        reasons = [event["not_private"] for event in events if "not_private" in event]
-        return Released(header["run"], sessions, header, _counted(events), reasons[0] if reasons else None)
+        return Released(header["run"], sessions, header, _counted(events), not_private)
 
 
 def read_released(path: str | Path) -> Released:
     """What the run of a journal has released so far; the journal may be in use.
 
-    It is only read, so this takes no lock. A run that continues may make further releases the moment after, but what it
+    Of a journal in an older format every release counts, as it does not say which of them nobody has seen. The file is
+    only read, so this takes no lock. A run that continues may make further releases the moment after, but what it
     had written anywhere before this call is made of these.
 
     Args:
@@ -233,7 +239,7 @@ def read_released(path: str | Path) -> Released:
         InputError: If it is damaged.
     """
     path = Path(path)
-    return Released.of(_read(path.read_bytes().decode("utf-8", errors="replace"), path))
+    return Released.of(_read(path.read_bytes().decode("utf-8", errors="replace"), path, (FORMAT, *OLDER_FORMATS)))
 
 
 def _counted(events: list[dict[str, Any]]) -> list[Mechanism]:
@@ -251,7 +257,7 @@ def _counted(events: list[dict[str, Any]]) -> list[Mechanism]:
         if "release" in event:
             before[number] = release
             release = number
-            if not event["release"]["unseen"]:
+            if not event["release"].get("unseen"):
                 know(release)
         elif "visible" in event:
             know(release)
@@ -267,7 +273,7 @@ def _mechanism(release: dict[str, Any]) -> Mechanism:
     return Mechanism(**{name: value for name, value in release.items() if name != "unseen"})
 
 
-def _read(text: str, path: Path) -> list[dict[str, Any]]:
+def _read(text: str, path: Path, formats: tuple[int, ...] = (FORMAT,)) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     lines = text.split("\n")
     for number, line in enumerate(lines[:-1], start=1):
@@ -290,7 +296,7 @@ def _read(text: str, path: Path) -> list[dict[str, Any]]:
             f"The last line of {path} is cut off: if the machine failed during the run, delete that line (what it "
             "announces had not begun) and resume; otherwise restore the file from a backup."
         )
-    if not events or events[0].get("header", {}).get("format") != FORMAT:
+    if not events or events[0].get("header", {}).get("format") not in formats:
         raise InputError(f"{path} is not a journal of this version: resume with the version that wrote it.")
     return events
 

@@ -1,18 +1,20 @@
 """The privacy ledger: every mechanism that read sensitive records, in order, and the one epsilon they amount to."""
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .accounting import LooseEpsilonWarning, Mechanism, check_accounting, compute_epsilon
+from .accounting import Mechanism, check_accounting, compute_epsilon, merge_neighbours
 from .arithmetic import own_arithmetic
+from .counted_runs import CountedRun, all_mechanisms
 from .errors import InputError
 from .journal import Journal, Released
+from .privacy_json import make_statement, scope_in_words
 
 
 PUBLIC_ASSUMPTIONS = (
@@ -37,7 +39,11 @@ class PrivacyLedger:
         journal (`str` or `Path`, *optional*):
             File of one JSON line an event, created (never overwritten), locked, and synced to disk on every
             [`record`]. Without it the ledger lives in memory only.
-        target_epsilon (`float`, *optional*): What the run may spend; [`check_affordable`] refuses more.
+        target_epsilon (`float`, *optional*):
+            What the run and the previous runs may spend together; [`check_affordable`] refuses more.
+        prior_runs (`Sequence[CountedRun]`, *optional*):
+            Previous runs on the same records, whose cost is part of this run's. The journal keeps them from its first
+            line on.
 
     Raises:
         InputError: If delta or the accountant is not usable, or the journal exists.
@@ -49,19 +55,22 @@ class PrivacyLedger:
         accountant: str = "prv",
         journal: str | Path | None = None,
         target_epsilon: float | None = None,
+        prior_runs: Sequence[CountedRun] = (),
     ):
         check_accounting(delta, accountant)
-        self.versions = {name: version(name) for name in ("diffusers-dp-curriculum", "diffusers", "opacus", "torch")}
+        self.versions = package_versions()
         self.delta = delta
         self.accountant = accountant
         self.target_epsilon = target_epsilon
+        self.prior_runs = list(prior_runs)
         self.not_private: str | None = None
+        self._run, self._session = secrets.token_hex(8), secrets.token_hex(8)  # where there is no journal to say it
         self._mechanisms: list[Mechanism] = []
         self._unseen = False
         self._journal = None
         if journal is not None:
             header = {"delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
-            self._journal = Journal(journal, header)
+            self._journal = Journal(journal, {**header, "prior_runs": [run.to_dict() for run in self.prior_runs]})
 
     @classmethod
     def resume(cls, journal: Journal | str | Path, position: int) -> "PrivacyLedger":
@@ -82,7 +91,8 @@ class PrivacyLedger:
         try:
             opened.resume(position)
             header = opened.header
-            ledger = cls(header["delta"], header["accountant"], target_epsilon=header["target_epsilon"])
+            prior_runs = CountedRun.of_header(header)
+            ledger = cls(header["delta"], header["accountant"], None, header["target_epsilon"], prior_runs)
         except BaseException:
             if opened is not journal:
                 opened.close()
@@ -95,7 +105,7 @@ class PrivacyLedger:
 
     def in_memory(self) -> "PrivacyLedger":
         """A copy of what was executed so far, without the journal: for the processes of a run that do not write it."""
-        ledger = PrivacyLedger(self.delta, self.accountant, target_epsilon=self.target_epsilon)
+        ledger = PrivacyLedger(self.delta, self.accountant, None, self.target_epsilon, self.prior_runs)
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms
         return ledger
@@ -107,7 +117,7 @@ class PrivacyLedger:
 
     @property
     def mechanisms(self) -> list[Mechanism]:
-        """What was executed, in order, with equal neighbours merged."""
+        """What this run has executed, in order, with equal neighbours merged; the previous runs are not in it."""
         return list(self._mechanisms)
 
     @property
@@ -224,12 +234,13 @@ class PrivacyLedger:
         return enough
 
     def epsilon(self, planned: Iterable[Mechanism] = ()) -> float:
-        """Epsilon spent so far.
+        """Epsilon spent so far, by this run and the previous runs.
 
         Args:
             planned (`Iterable[Mechanism]`, *optional*): What to count besides, as if it had been executed.
         """
-        return compute_epsilon([*self._mechanisms, *planned], self.delta, self.accountant)
+        executed = [*all_mechanisms(self.prior_runs), *self._mechanisms]
+        return compute_epsilon([*executed, *planned], self.delta, self.accountant)
 
     def statement(self, dataset_size: int) -> dict[str, Any]:
         """The content of privacy.json: enough for a stranger to recompute epsilon without this library.
@@ -237,28 +248,29 @@ class PrivacyLedger:
         Args:
             dataset_size (`int`): N, the number of records, which is public.
         """
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            epsilon = self.epsilon()
-        remarks = [str(warning.message) for warning in caught if warning.category is LooseEpsilonWarning]
-        if self.not_private is not None:
-            remarks.insert(0, f"NOT PRIVATE: {self.not_private}.")
-        return {
-            "epsilon": epsilon,
-            "delta": self.delta,
-            "accountant": self.accountant,
-            "adjacency": "add_or_remove_one_record",
-            "dataset_size": dataset_size,
-            "private": self.not_private is None,
-            "remarks": remarks,
-            "mechanisms": [asdict(mechanism) for mechanism in self._mechanisms],
-            "public_assumptions": list(PUBLIC_ASSUMPTIONS),
-            "versions": self.versions,
-        }
+        return make_statement(
+            [self._as_counted(), *self.prior_runs],
+            self.delta,
+            self.accountant,
+            scope=scope_in_words(len(self.prior_runs)),
+            dataset_size=dataset_size,
+            not_private=self.not_private,
+            public_assumptions=PUBLIC_ASSUMPTIONS,
+            versions=self.versions,
+        )
+
+    def _as_counted(self) -> CountedRun:
+        """This run, as its statement names it."""
+        if self._journal is not None:
+            own = CountedRun.of_journal(Released.of(self._journal.events))[0]
+            return replace(own, mechanisms=self.mechanisms)
+        releases = sum(mechanism.steps for mechanism in self._mechanisms)
+        return CountedRun(self._run, {self._session: releases} if releases else {}, self.mechanisms)
 
     def _count(self, mechanism: Mechanism) -> None:
-        last = self._mechanisms[-1] if self._mechanisms else None
-        if last is not None and replace(last, steps=mechanism.steps) == mechanism:
-            self._mechanisms[-1] = replace(last, steps=last.steps + mechanism.steps)
-        else:
-            self._mechanisms.append(mechanism)
+        self._mechanisms = merge_neighbours([*self._mechanisms, mechanism])
+
+
+def package_versions() -> dict[str, str]:
+    """The versions that a statement names."""
+    return {name: version(name) for name in ("diffusers-dp-curriculum", "diffusers", "opacus", "torch")}

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .cards import SECTION, as_text, privacy_statement, round_up
+from .cards import SECTION, as_text, mechanism_table, num_previous_runs, privacy_statement, round_up
 from .config import DPCurriculumConfig
 
 
@@ -52,6 +52,7 @@ def make_model_card(
             privacy, "This model", "its training data", class_names is not None, mechanisms_in_words(privacy)
         ),
         privacy=privacy,
+        mechanisms=mechanism_table(privacy),
         epsilon=round_up(privacy["epsilon"]),
         delta=round_up(privacy["delta"]),
         class_names=None if class_names is None else [as_text(name) for name in class_names],
@@ -67,9 +68,12 @@ def make_model_card(
 
 
 def mechanisms_in_words(privacy: dict[str, Any]) -> str:
-    """What the budget of a privacy.json was spent on, each kind of mechanism once."""
-    names = dict.fromkeys(mechanism["name"] for mechanism in privacy["mechanisms"])
-    return " and ".join(IN_WORDS.get(name, as_text(name)) for name in names)
+    """What the budget of a privacy.json was spent on, each kind of mechanism once, and previous runs."""
+    names = dict.fromkeys(mechanism["name"] for mechanism in privacy["mechanisms"] if mechanism.get("run", 0) == 0)
+    spent_on = [IN_WORDS.get(name, as_text(name)) for name in names]
+    if (previous := num_previous_runs(privacy)) > 0:
+        spent_on.append(f"{previous} previous run{'s' * (previous > 1)}")
+    return " and ".join(spent_on)
 
 
 def with_repo_id(card: str, repo_id: str) -> str:

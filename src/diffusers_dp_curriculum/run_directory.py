@@ -1,13 +1,17 @@
 """The directory of a run: whether it may be written to, and the journal in it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from .checkpointing import Checkpoint, Checkpoints
+from .composition import read_prior_runs
 from .config import DPCurriculumConfig
+from .counted_runs import CountedRun
 from .errors import InputError
-from .journal import Journal
+from .journal import Journal, read_released
 from .ledger import PrivacyLedger
+from .statement import journal_in
 
 
 # What may lie in private/ before anything is released.
@@ -39,7 +43,34 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
 
 
-def open_ledger(config: DPCurriculumConfig, checkpoints: Checkpoints) -> tuple[PrivacyLedger, Checkpoint | None]:
+def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
+    """The previous runs that a run counts: those that a new run is given, or those that the run to resume began with.
+
+    Args:
+        config (`DPCurriculumConfig`): `prior_runs`, `output_dir` and `resume_from_checkpoint` are used.
+
+    Raises:
+        InputError: If one of them cannot be counted, or the run to resume was started with others.
+    """
+    journal = journal_in(Path(config.output_dir))
+    if journal is None or config.resume_from_checkpoint is None:
+        return read_prior_runs(config.prior_runs or [])
+    existing = CountedRun.of_header(read_released(journal).header)
+    if config.prior_runs is not None:
+        try:
+            given = read_prior_runs(config.prior_runs)
+        except InputError as error:
+            raise InputError(
+                f"prior_runs cannot be compared with those that the run in {config.output_dir} was started with "
+                f"({error}): leave prior_runs out to resume it with those."
+            ) from error
+        _check_prior_runs(existing, given, config)
+    return existing
+
+
+def open_ledger(
+    config: DPCurriculumConfig, checkpoints: Checkpoints, prior_runs: Sequence[CountedRun] = ()
+) -> tuple[PrivacyLedger, Checkpoint | None]:
     """Make the directories and the journal of a new run, or open those of the run to resume.
 
     The checkpoint is chosen when the journal is locked: until then another process may be writing a newer one.
@@ -47,12 +78,13 @@ def open_ledger(config: DPCurriculumConfig, checkpoints: Checkpoints) -> tuple[P
     Args:
         config (`DPCurriculumConfig`): `output_dir`, `resume_from_checkpoint` and the target are used.
         checkpoints (`Checkpoints`): The checkpoints of the run.
+        prior_runs (`Sequence[CountedRun]`, *optional*): The previous runs with which the run was planned.
 
     Returns:
         `tuple[PrivacyLedger, Checkpoint or None]`: The ledger, and the checkpoint from which the run continues.
 
     Raises:
-        InputError: If the directory must not be written to, or its run has another target.
+        InputError: If the directory must not be written to, or its run has another target or other previous runs.
     """
     output_dir = Path(config.output_dir)
     private = output_dir / "private"
@@ -65,10 +97,12 @@ def open_ledger(config: DPCurriculumConfig, checkpoints: Checkpoints) -> tuple[P
         raise InputError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
     if not _has_run(private):
         journal = private / "journal.jsonl"
-        return PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon), None
+        ledger = PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon, prior_runs)
+        return ledger, None
     existing = Journal(private / "journal.jsonl")
     try:
         _check_target(existing, config)
+        _check_prior_runs(CountedRun.of_header(existing.header), prior_runs, config)
         checkpoints.remove_partial()
         checkpoint = checkpoints.load(config.resume_from_checkpoint or "latest")
         return PrivacyLedger.resume(existing, 0 if checkpoint is None else checkpoint.position), checkpoint
@@ -90,6 +124,14 @@ def _check_target(journal: Journal, config: DPCurriculumConfig) -> None:
         value = journal.header[name.replace("target_delta", "delta")]
         if value != getattr(config, name):
             raise InputError(f"The run in {config.output_dir} has {name} {value}: resume it with that.")
+
+
+def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun], config: DPCurriculumConfig) -> None:
+    if len(existing) != len(given) or not all(run in existing for run in given):
+        raise InputError(
+            f"The run in {config.output_dir} was started with other prior_runs than are given, or they have released "
+            "more since: leave prior_runs out to resume it with those, or start a new run that counts all of them."
+        )
 
 
 def _has_run(private: Path) -> bool:

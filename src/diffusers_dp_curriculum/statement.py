@@ -1,42 +1,59 @@
-"""Whether anything may be published under a privacy.json: it is private, and states all that its run released."""
+"""Whether a privacy.json may be published: it is private, and states all that its run has released."""
 
 import json
 import warnings
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import astuple, fields, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .accounting import LooseEpsilonWarning, Mechanism, compute_epsilon
+from .accounting import LooseEpsilonWarning, compute_epsilon
+from .counted_runs import CountedRun, all_mechanisms
 from .errors import InputError
 from .journal import read_released
+from .privacy_json import ZERO_OUT, counted_runs
 
 
+ADJACENCIES = (ZERO_OUT, "add_or_remove_one_record")  # the other is what older versions called the same
 TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
+
+
+def read_statement(path: Path, name: str) -> dict[str, Any]:
+    """The content of a privacy.json, whatever it says.
+
+    Args:
+        path (`Path`): The file.
+        name (`str`): What messages call it.
+
+    Raises:
+        InputError: If the file cannot be read, or does not hold what a privacy.json does.
+    """
+    try:
+        statement = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(statement, dict):
+            raise ValueError(f"it holds a {type(statement).__name__}")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): give a privacy.json, or save the pipeline again."
+        ) from error
+    try:
+        counted_runs(statement)
+        _check_sentences(statement)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    return statement
 
 
 def check_statement(privacy_json: Path) -> dict[str, Any]:
     """Read a privacy.json, and refuse to publish under it unless it is private and states no less than it amounts to.
 
     Raises:
-        InputError: If it cannot be read, is not private, or understates epsilon.
+        InputError:
+            If it cannot be read, is not private, understates epsilon, or contradicts the journal beside it.
     """
-    try:
-        privacy = json.loads(privacy_json.read_text(encoding="utf-8"))
-        if not isinstance(privacy, dict):
-            raise ValueError(f"it holds a {type(privacy).__name__}")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{privacy_json} cannot be read ({error}): save the pipeline again.") from error
+    privacy = read_statement(privacy_json, str(privacy_json))
     check_publishable(privacy)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LooseEpsilonWarning)
-        epsilon = recompute_epsilon(privacy)
-    if understates(privacy, epsilon):
-        raise InputError(
-            f"{privacy_json} states epsilon {privacy.get('epsilon')}, but its mechanisms amount to {epsilon:.4g}: save "
-            "the pipeline again."
-        )
+    check_epsilon(privacy, str(privacy_json))
+    check_same_run(privacy_json, privacy)
     return privacy
 
 
@@ -56,6 +73,31 @@ def check_publishable(statement: dict[str, Any]) -> None:
         )
 
 
+def check_epsilon(statement: dict[str, Any], name: str) -> None:
+    """Refuse a statement whose epsilon is not what its mechanisms amount to, or is for something else.
+
+    Args:
+        statement (`dict`): The content of a privacy.json.
+        name (`str`): What messages call it.
+
+    Raises:
+        InputError: If it understates epsilon, or states it for an adjacency that this version does not know.
+    """
+    if statement.get("adjacency", ZERO_OUT) not in ADJACENCIES:
+        raise InputError(
+            f"{name} states epsilon for the adjacency {statement['adjacency']}, which this version does not know: use "
+            "the version that wrote it."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LooseEpsilonWarning)
+        epsilon = recompute_epsilon(statement)
+    if understates(statement, epsilon):
+        raise InputError(
+            f"{name} states epsilon {statement.get('epsilon')}, but its mechanisms amount to {epsilon:.4g}: save the "
+            "pipeline again."
+        )
+
+
 def recompute_epsilon(statement: dict[str, Any]) -> float:
     """Epsilon from the content of a privacy.json alone, whatever epsilon it states.
 
@@ -65,14 +107,10 @@ def recompute_epsilon(statement: dict[str, Any]) -> float:
     Raises:
         InputError: If it is not the content of a privacy.json, or its accountant cannot bound the composition.
     """
-    names = {field.name for field in fields(Mechanism)}
+    mechanisms = all_mechanisms(counted_runs(statement))
     try:
-        entries = [{name: entry[name] for name in names} for entry in statement["mechanisms"]]
-        mechanisms = [Mechanism(**entry) for entry in entries]
         delta, accountant = float(statement["delta"]), statement["accountant"]
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"This is not the content of a privacy.json ({type(error).__name__}: {error}).") from error
     return compute_epsilon(mechanisms, delta, accountant)
 
@@ -88,32 +126,114 @@ def understates(statement: dict[str, Any], epsilon: float) -> bool:
     return not (isinstance(stated, int | float) and stated >= (1 - TOLERANCE) * epsilon)
 
 
-def check_journal(directory: Path, privacy: dict[str, Any], counted: list[Mechanism] | None) -> None:
-    """Refuse to publish a statement that leaves out anything that the run has released.
+def check_same_run(privacy_json: Path, privacy: dict[str, Any]) -> None:
+    """Refuse a statement that is not of the run whose journal lies beside it, if there is one.
 
     Args:
-        directory (`Path`): That of the run.
-        privacy (`dict`): The content of its privacy.json.
-        counted (`list[Mechanism]`, *optional*): What the run has released; read from its journal by default.
+        privacy_json (`Path`): Where the statement is.
+        privacy (`dict`): Its content.
 
     Raises:
-        InputError: If it does.
+        InputError: If it is of another run, or of a copy of the run that was resumed elsewhere.
     """
-    path = directory / "private" / "journal.jsonl"
-    if counted is None:
-        if not path.is_file():
-            return  # only the published files are here, and they were checked when they left the run
-        counted = read_released(path).mechanisms
-    stated = _steps(Mechanism(**entry) for entry in privacy["mechanisms"])
-    if _steps(counted) - stated:
+    released = runs_of_journal(privacy_json.parent)
+    if released is not None and not _count_all_of(released, counted_runs(privacy)):
         raise InputError(
-            f"{path} has releases that privacy.json does not count, so the run went on after it was saved: save the "
-            "pipeline again before it is pushed."
+            f"{privacy_json} counts releases that the journal beside it does not have, so it is of another run or of a "
+            "copy of this one that was resumed elsewhere: put it back where it belongs, or save the pipeline again."
         )
 
 
-def _steps(mechanisms: Iterable[Mechanism]) -> Counter[Any]:
-    steps: Counter[Any] = Counter()
-    for mechanism in mechanisms:
-        steps[astuple(replace(mechanism, steps=1))] += mechanism.steps
-    return steps
+def runs_of_journal(directory: Path) -> list[CountedRun] | None:
+    """What the run in a directory has released by now, and the previous runs that it counts.
+
+    Args:
+        directory (`Path`): The directory of a run.
+
+    Returns:
+        `list[CountedRun]`: None where there is no journal, as with published files.
+
+    Raises:
+        InputError: If the journal is damaged.
+    """
+    path = journal_in(directory)
+    return None if path is None else CountedRun.of_journal(read_released(path))
+
+
+def journal_in(directory: Path) -> Path | None:
+    """The journal of the run in a directory; None if nothing has begun there, or only published files are here."""
+    path = directory / "private" / "journal.jsonl"
+    return path if path.is_file() and path.stat().st_size > 0 else None
+
+
+def leaves_out(statement: dict[str, Any], released: Sequence[CountedRun]) -> bool:
+    """Whether a run has released anything that its statement does not count.
+
+    Args:
+        statement (`dict`): The content of its privacy.json.
+        released (`Sequence[CountedRun]`): What its journal counts.
+    """
+    return not _count_all_of(counted_runs(statement), released)
+
+
+def check_journal(directory: Path, privacy: dict[str, Any]) -> None:
+    """Refuse to publish a statement that leaves out anything that the run has released.
+
+    Args:
+        directory (`Path`): The directory of the run, or one with its published files alone.
+        privacy (`dict`): The content of the run's privacy.json.
+
+    Raises:
+        InputError: If the journal in `directory` has releases that the statement does not count.
+    """
+    released = runs_of_journal(directory)  # the published files alone were checked when they left the run
+    if released is not None and leaves_out(privacy, released):
+        raise InputError(
+            f"{journal_in(directory)} has releases that privacy.json does not count, so the run was continued after "
+            "it was saved: save the pipeline again before it is pushed."
+        )
+
+
+def check_replaces(privacy: dict[str, Any], published: dict[str, Any], where: str) -> None:
+    """Refuse to publish a statement in the place of one that knows of releases of the same run that it does not count.
+
+    Args:
+        privacy (`dict`): The statement to publish.
+        published (`dict`): The statement that is there.
+        where (`str`): The place, in words.
+
+    Raises:
+        InputError: If the statements are of copies of one run, or the one that is there is newer.
+    """
+    own, *previous = counted_runs(privacy)
+    for there in counted_runs(published):
+        for run in (own, *previous):
+            if run.id is None or run.id != there.id or run.counts_all_of(there):
+                continue
+            if not there.counts_all_of(run):
+                raise InputError(
+                    f"{where} holds a statement about a copy of the same run that was resumed separately, so that "
+                    "neither counts all of its releases: add both up by `dp-curriculum epsilon`, and push to another "
+                    "repository."
+                )
+            if run is own:
+                raise InputError(
+                    f"{where} holds a newer statement of the same run, with releases that this one does not count: "
+                    "push the newer state of the run, or push to another repository."
+                )
+
+
+def _count_all_of(runs: Sequence[CountedRun], others: Sequence[CountedRun]) -> bool:
+    """Whether a statement counts all that a journal does, or the other way round; both have their own run first."""
+    return len(runs) >= len(others) and all(
+        # An older version wrote no names: what was released has to do.
+        run.counts_all_of(other) or (None in (run.id, other.id) and run.has_releases_of(other))
+        for run, other in zip(runs, others, strict=False)
+    )
+
+
+def _check_sentences(statement: dict[str, Any]) -> None:
+    for name in ("remarks", "public_assumptions"):
+        sentences = statement.get(name, [])
+        if not (isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)):
+            raise InputError(f"This is not the content of a privacy.json (its {name} are no list of sentences).")

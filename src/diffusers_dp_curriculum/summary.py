@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from .accounting import Mechanism
 from .cards import round_up
 from .ledger import PrivacyLedger
+from .privacy_json import scope_in_words
 
 
 PUBLISHED = {
@@ -23,9 +25,9 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool) -> str
         ledger (`PrivacyLedger`): What was executed.
         conditional (`bool`): Whether the pipeline has classes, and so code of its own.
     """
-    mechanisms = [("mechanism", "steps", "noise multiplier", "sample rate")] + [
-        (m.name, f"{m.steps:,}", f"{m.noise_multiplier:.4g}", f"{m.sample_rate:.4g}") for m in ledger.mechanisms
-    ]
+    mechanisms = [("mechanism", "steps", "noise multiplier", "sample rate"), *map(_row, ledger.mechanisms)]
+    for number, run in enumerate(ledger.prior_runs, start=1):
+        mechanisms += [(f"previous run {number}", "", "", ""), *map(_row, run.mechanisms)]
     trust = ", trust_remote_code=True" if conditional else ""
     headline = f"Published files are in {output_dir} (share all of it but private/):"
     if ledger.not_private:
@@ -35,7 +37,17 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool) -> str
             headline,
             *(f"  {name:<21} {what}" for name, what in PUBLISHED.items() if (output_dir / name).exists()),
             f'  to sample             DiffusionPipeline.from_pretrained("{output_dir}"{trust})',
-            *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}" for name, steps, sigma, rate in mechanisms),
+            *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}".rstrip() for name, steps, sigma, rate in mechanisms),
             f"  together              epsilon {round_up(ledger.epsilon())} at delta {round_up(ledger.delta)}",
+            f"  {scope_in_words(len(ledger.prior_runs))}",
         ]
+    )
+
+
+def _row(mechanism: Mechanism) -> tuple[str, str, str, str]:
+    return (
+        mechanism.name,
+        f"{mechanism.steps:,}",
+        f"{mechanism.noise_multiplier:.4g}",
+        f"{mechanism.sample_rate:.4g}",
     )

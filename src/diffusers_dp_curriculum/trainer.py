@@ -22,6 +22,7 @@ from .central_images import CentralImageDataset
 from .checkpointing import Checkpoint, Checkpoints, TrainingState, make_ema, records_checksum, run_identity
 from .compilation import CompiledGradients
 from .config import DPCurriculumConfig
+from .counted_runs import all_mechanisms
 from .data import to_image_dataset
 from .dp_sgd import DPSGD
 from .errors import InputError, confidential_errors
@@ -36,7 +37,7 @@ from .per_record_gradients import LOSS_SCALES, Gradients, check_records_stay_apa
 from .planning import Plan, make_plan
 from .processes import any_process, check_all_equal, from_main, make_accelerator, share_parameters
 from .randomness import MechanismRandomness
-from .run_directory import check_output_dir, open_ledger
+from .run_directory import check_output_dir, find_prior_runs, open_ledger
 from .samples import Sampler
 from .sensitive_curves import SensitiveCurves
 from .summary import summarize
@@ -95,6 +96,7 @@ class DPCurriculumTrainer:
         self.output_dir = Path(args.output_dir)
         self.accelerator = make_accelerator(args)
         from_main(lambda: check_output_dir(self.output_dir, args.resume_from_checkpoint))
+        self.prior_runs = from_main(lambda: find_prior_runs(args))
         set_seed(args.seed)
         self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
         check_network(unet, self.records)
@@ -131,7 +133,7 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None:
             self.plan: Plan = self.checkpoint.plan
         else:
-            self.plan = make_plan(args, self.image_shape, len(self.records))
+            self.plan = make_plan(args, self.image_shape, len(self.records), all_mechanisms(self.prior_runs))
         self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
         self._ledger: PrivacyLedger | None = None
         self.central_images: CentralImageDataset | None = None
@@ -286,7 +288,6 @@ class DPCurriculumTrainer:
             private=(self.args.hub_private_repo or None) if private is None else private,
             token=token or self.args._hub_token,
             create_pr=create_pr,
-            counted=self.ledger.mechanisms,
         )
 
     def summary(self) -> str:
@@ -297,7 +298,7 @@ class DPCurriculumTrainer:
         """Begin the journal of a new run, or open that of the run to resume; the main process writes it."""
 
         def open_run() -> Checkpoint | None:
-            self._ledger, checkpoint = open_ledger(self.args, self.checkpoints)
+            self._ledger, checkpoint = open_ledger(self.args, self.checkpoints, self.prior_runs)
             return checkpoint
 
         self.checkpoint = from_main(open_run)
