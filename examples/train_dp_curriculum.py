@@ -56,9 +56,16 @@ class ScriptArguments:
     image_column: str | None = field(default=None, metadata={"help": "Column with the images, if there are several."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the labels, if there are several."})
     class_names: list[str] | None = field(
-        default=None, metadata={"help": "The classes, where the data set does not declare them."}
+        default=None, metadata={"help": "The classes, in order, whichever records there are; they are published."}
     )
-    unconditional: bool = field(default=False, metadata={"help": "Ignore labels."})
+    unconditional: bool = field(default=False, metadata={"help": "Ignore labels, and directories of classes."})
+    accept_found_classes: bool = field(
+        default=False,
+        metadata={
+            "help": "Publish the list of classes that was found, although one record may have added its own to it; "
+            "--class_names is better."
+        },
+    )
     model_config_name_or_path: str | None = field(
         default=None, metadata={"help": "Config of the UNet2DModel, instead of --block_out_channels and the like."}
     )
@@ -179,6 +186,7 @@ def main() -> None:
         label_column=script.label_column,
         class_names=script.class_names,
         unconditional=script.unconditional,
+        accept_found_classes=script.accept_found_classes,
     )
     set_seed(config.seed)
     trainer = DPCurriculumTrainer(
