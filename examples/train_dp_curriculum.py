@@ -81,7 +81,14 @@ class ScriptArguments:
         default="v_prediction",
         metadata={"help": "What the network predicts: epsilon, v_prediction or, with ddpm, sample."},
     )
-    edm_sigma_data: float = field(default=0.5, metadata={"help": "Standard deviation of the images in [-1, 1]."})
+    edm_sigma_data: float = field(
+        default=0.5,
+        metadata={
+            "help": "Constant of EDM's loss: the standard deviation that pixels in [-1, 1] are assumed to have (paper: "
+            "0.57735). It is published and must not be measured on the records; keep the default or take that of "
+            "public images."
+        },
+    )
     edm_sigma_max: float = field(default=80.0, metadata={"help": "Noise level from which EDM samples."})
     ddpm_num_steps: int = field(default=1000, metadata={"help": "Timesteps of the noise schedule."})
     ddpm_beta_schedule: str = field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule of DDPMScheduler."})

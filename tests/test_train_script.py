@@ -193,8 +193,9 @@ def test_a_found_list_of_classes_is_refused_unless_it_is_named_or_accepted(
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("flag", ["class_names", "accept_found_classes"])
+@pytest.mark.parametrize("flag", ["edm_sigma_data", "class_names", "accept_found_classes"])
 def test_flags_that_are_published_say_so(flag):
     """Whoever reads the help must not be led to measure the records."""
     options = {option.name: option.metadata["help"] for option in fields(script_module().ScriptArguments)}
     assert "publish" in options[flag].lower()
+    assert "must not be measured on the records" in options["edm_sigma_data"]
