@@ -105,7 +105,10 @@ def main() -> int:
     if args.dataset_name is None and args.train_data_dir is None:
         args.dataset_name = "digits"
     dataset = load_image_dataset(
-        dataset_name=args.dataset_name, train_data_dir=args.train_data_dir, resolution=args.resolution
+        dataset_name=args.dataset_name,
+        train_data_dir=args.train_data_dir,
+        resolution=args.resolution,
+        accept_found_classes=True,  # the records are public
     )
     planned = Mechanism("dp_sgd", 1.0, args.sample_rate, args.max_train_steps, 1.0)
     noise_multiplier = calibrate_noise_multiplier(args.target_epsilon, args.target_delta, planned)

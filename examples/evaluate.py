@@ -84,6 +84,7 @@ def load_reference(args: argparse.Namespace, split: str, resolution: int, with_l
             label_column=args.label_column if with_labels else None,
             class_names=args.class_names if with_labels else None,
             unconditional=not with_labels,
+            accept_found_classes=True,  # the report is not published
         )
     except InputError as error:
         raise InputError(str(error).replace(f"--{source}", "--reference")) from error
@@ -132,7 +133,8 @@ def main():
     else:
         pipeline = None
         source = "train_data_dir" if Path(args.samples).is_dir() else "dataset_name"
-        samples = load_image_dataset(**{source: args.samples})
+        # The classes of the samples have been published with them.
+        samples = load_image_dataset(**{source: args.samples}, accept_found_classes=True)
         shape, class_names = samples.images.shape[1:], samples.class_names
     train, test = (
         load_reference(args, split, shape[-1], class_names is not None) for split in (args.train_split, args.test_split)

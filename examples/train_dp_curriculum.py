@@ -57,9 +57,16 @@ class ScriptArguments:
     image_column: str | None = field(default=None, metadata={"help": "Column with the images, if there are several."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the labels, if there are several."})
     class_names: list[str] | None = field(
-        default=None, metadata={"help": "The classes, where the data set does not declare them."}
+        default=None, metadata={"help": "The classes, in order, whichever records there are; they are published."}
     )
-    unconditional: bool = field(default=False, metadata={"help": "Ignore labels."})
+    unconditional: bool = field(default=False, metadata={"help": "Ignore labels, and directories of classes."})
+    accept_found_classes: bool = field(
+        default=False,
+        metadata={
+            "help": "Publish the list of classes that was found, although one record may have added its own to it; "
+            "--class_names is better."
+        },
+    )
     model_config_name_or_path: str | None = field(
         default=None, metadata={"help": "Config of the UNet2DModel, instead of --block_out_channels and the like."}
     )
@@ -75,7 +82,14 @@ class ScriptArguments:
         default="v_prediction",
         metadata={"help": "What the network predicts: epsilon, v_prediction or, with ddpm, sample."},
     )
-    edm_sigma_data: float = field(default=0.5, metadata={"help": "Standard deviation of the images in [-1, 1]."})
+    edm_sigma_data: float = field(
+        default=0.5,
+        metadata={
+            "help": "Constant of EDM's loss: the standard deviation that pixels in [-1, 1] are assumed to have (paper: "
+            "0.57735). It is published and must not be measured on the records; keep the default or take that of "
+            "public images."
+        },
+    )
     edm_sigma_max: float = field(default=80.0, metadata={"help": "Noise level from which EDM samples."})
     ddpm_num_steps: int = field(default=1000, metadata={"help": "Timesteps of the noise schedule."})
     ddpm_beta_schedule: str = field(default="squaredcos_cap_v2", metadata={"help": "Noise schedule of DDPMScheduler."})
@@ -203,6 +217,7 @@ def main() -> None:
         label_column=script.label_column,
         class_names=script.class_names,
         unconditional=script.unconditional,
+        accept_found_classes=script.accept_found_classes,
     )
     set_seed(config.seed)
     trainer = DPCurriculumTrainer(

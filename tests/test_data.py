@@ -1,9 +1,4 @@
-import contextlib
-import gzip
 import http.server
-import io
-import re
-import struct
 import threading
 
 import datasets
@@ -15,65 +10,24 @@ import torch
 
 from diffusers_dp_curriculum import decoding
 from diffusers_dp_curriculum.data import ImageDataset, load_image_dataset, to_image_dataset
-from diffusers_dp_curriculum.errors import InputError
-
-
-CLASSES = ["cat", "dog"]
-GREY = np.random.RandomState(0).randint(0, 256, (6, 8, 8), dtype=np.uint8)
-COLOUR = np.random.RandomState(1).randint(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-LABELS = [0, 1, 1, 0, 1, 0]
+from image_data import (
+    CLASSES,
+    COLOUR,
+    GREY,
+    LABELS,
+    assert_is_grey,
+    encoded,
+    labelled,
+    make_dataset,
+    refused,
+    write_idx,
+    write_images,
+)
 
 
 @pytest.fixture(autouse=True)
 def quiet():
     datasets.disable_progress_bars()
-
-
-@contextlib.contextmanager
-def refused(match):
-    with pytest.raises(InputError, match=match) as caught:
-        yield caught
-    message = str(caught.value)
-    assert message.endswith(".")
-    assert not re.search(r"\n|[.!?] [A-Z]", message), f"more than one sentence: {message}"
-
-
-def encoded(image, format="PNG", **options) -> dict:
-    """An image as `datasets` stores it, which keeps the file as it is."""
-    image = image if isinstance(image, PIL.Image.Image) else PIL.Image.fromarray(image)
-    buffer = io.BytesIO()
-    image.save(buffer, format=format, **options)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def make_dataset(images=GREY, **columns) -> datasets.Dataset:
-    """A data set of images; each further column is given as `name=(feature, values)`."""
-    records = {"image": [image if isinstance(image, dict) else encoded(image) for image in images]}
-    features = {"image": datasets.Image()}
-    for name, (feature, values) in columns.items():
-        features[name], records[name] = feature, values
-    return datasets.Dataset.from_dict(records, features=datasets.Features(features))
-
-
-def labelled(images=GREY, names=CLASSES, labels=LABELS) -> datasets.Dataset:
-    return make_dataset(images, label=(datasets.ClassLabel(names=names), labels))
-
-
-def write_images(directory, images):
-    directory.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        PIL.Image.fromarray(image).save(directory / f"{index}.png")
-
-
-def write_idx(path, array):
-    content = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def assert_is_grey(dataset, labels=LABELS, class_names=CLASSES):
-    np.testing.assert_array_equal(dataset.images[:, 0].numpy(), GREY)
-    assert dataset.labels.tolist() == labels
-    assert dataset.class_names == class_names
 
 
 # The data set
@@ -424,75 +378,6 @@ def test_idx_images_that_are_no_squares(tmp_path):
         load_image_dataset(train_data_dir=str(tmp_path))
     cropped = load_image_dataset(train_data_dir=str(tmp_path), resolution=6)
     np.testing.assert_array_equal(cropped.images[:, 0].numpy(), GREY[:, 1:7, 1:7])
-
-
-def test_image_files_with_class_directories(tmp_path):
-    root = tmp_path / "images [1]"  # a name that is a pattern
-    write_images(root / "dog", GREY[:2])
-    write_images(root / "cat", GREY[2:5])
-    dataset = load_image_dataset(train_data_dir=str(root))
-    assert dataset.class_names == CLASSES
-    assert dataset.labels.bincount().tolist() == [3, 2]
-    for image, label in zip(dataset.images[:, 0].numpy(), dataset.labels.tolist(), strict=True):
-        assert any(np.array_equal(image, original) for original in (GREY[2:5] if label == 0 else GREY[:2]))
-    with refused("has no split 'test'"):
-        load_image_dataset(train_data_dir=str(root), split="test")
-
-
-def test_the_classes_of_image_files_are_the_directories_and_not_the_records(tmp_path):
-    write_images(tmp_path / "cat", GREY[:2])
-    write_images(tmp_path / "dog", GREY[2:3])
-    before = load_image_dataset(train_data_dir=str(tmp_path))
-    next((tmp_path / "dog").iterdir()).unlink()
-    after = load_image_dataset(train_data_dir=str(tmp_path))
-    assert before.class_names == after.class_names == ["cat", "dog"]
-    assert (before.labels.tolist(), after.labels.tolist()) == ([0, 0, 1], [0, 0])
-
-
-@pytest.mark.parametrize("elsewhere", [".", "dog/puppies"])
-def test_image_files_outside_of_the_class_directories_are_refused(tmp_path, elsewhere):
-    for name in ("cat", "dog", elsewhere):
-        write_images(tmp_path / name, GREY[:2])
-    with refused("Not all images in .* lie directly in the directory of a class"):
-        load_image_dataset(train_data_dir=str(tmp_path))
-    assert len(load_image_dataset(train_data_dir=str(tmp_path), unconditional=True)) == 6
-
-
-def test_image_files_without_class_directories(tmp_path):
-    write_images(tmp_path, GREY)
-    assert_is_grey(load_image_dataset(train_data_dir=str(tmp_path)), labels=[0] * 6, class_names=None)
-
-
-def test_image_files_named_as_splits_are_not_dropped(tmp_path):
-    write_images(tmp_path / "cat", GREY[:2])
-    write_images(tmp_path / "dog", GREY[2:4])
-    PIL.Image.fromarray(GREY[4]).save(tmp_path / "dog" / "test_1.png")
-    assert len(load_image_dataset(train_data_dir=str(tmp_path))) == 5
-
-
-def test_image_files_in_directories_of_splits(tmp_path):
-    write_images(tmp_path / "train" / "cat", GREY[:2])
-    write_images(tmp_path / "train" / "dog", GREY[2:3])
-    write_images(tmp_path / "test" / "cat", GREY[3:4])
-    write_images(tmp_path / "test" / "dog", GREY[4:5])
-    assert load_image_dataset(train_data_dir=str(tmp_path)).labels.bincount().tolist() == [2, 1]
-    assert load_image_dataset(train_data_dir=str(tmp_path), split="test").labels.bincount().tolist() == [1, 1]
-    with refused("has no split 'validation'"):
-        load_image_dataset(train_data_dir=str(tmp_path), split="validation")
-
-
-def test_a_directory_that_may_be_split_or_class_is_refused(tmp_path):
-    for name in ("bus", "car", "train"):
-        write_images(tmp_path / name, GREY[:1])
-    with refused("may be a split or a class"):
-        load_image_dataset(train_data_dir=str(tmp_path))
-
-
-def test_labels_in_a_metadata_file(tmp_path):
-    write_images(tmp_path, GREY)
-    rows = [f"{index}.png,{CLASSES[label]}" for index, label in enumerate(LABELS)]
-    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,animal", *rows]))
-    assert_is_grey(load_image_dataset(train_data_dir=str(tmp_path), label_column="animal", class_names=CLASSES))
 
 
 def test_a_damaged_file_is_refused_by_its_index_alone(tmp_path):

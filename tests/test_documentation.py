@@ -54,6 +54,8 @@ INSTEAD = {
     "python": {
         "USER/NAME": "OUTPUT_DIR",
         "facebook/dinov2-base": "pixels",
+        '["healthy", "ill"]': '["T-shirt", "bag", "boot", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", '
+        '"trouser"]',
         "target_epsilon=10.0)": "target_epsilon=10.0, central_noise_multiplier=20.0, central_train_steps=2, "
         "train_batch_size=4, max_train_steps=2, noise_multiplicity=1, num_inference_steps=2)",
     },

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -57,12 +58,23 @@ def write_image_folder(path, count=12, size=(9, 11)):
 def test_image_folder_to_pipeline_and_data_set(tmp_path):
     """A user's own colour photographs, through the real launcher, to a synthetic data set."""
     write_image_folder(tmp_path / "photos")
+    (tmp_path / "photos" / "cat" / "unread.heic").touch()
     output_dir = tmp_path / "model"
     options = {"train_data_dir": tmp_path / "photos", "resolution": 8, "output_dir": output_dir, **TINY}
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     finished = run(arguments, tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "Plan for 12 records" in finished.stdout
+    of_the_owner = (
+        "  files           13 found, 12 used, 1 left out\n",
+        "  left out        1 .heic (in no format that Pillow reads)\n",
+        "  classes         0 = cat, 1 = dog: taken from the directories found, also empty ones (--class_names fixes ",
+    )
+    for line in of_the_owner:
+        assert line in finished.stdout
+    for path in output_dir.rglob("*"):
+        if path.is_file() and "private" not in path.parts:
+            assert not any(words in path.read_bytes() for words in (b"heic", b"1 left out", b"directories found"))
     assert f"Published files are in {output_dir}" in finished.stdout
     assert "epsilon=" in finished.stderr  # the progress bars
     assert json.loads((output_dir / "privacy.json").read_text())["epsilon"] <= 10
@@ -209,3 +221,33 @@ def test_a_plan_says_what_a_run_costs_and_leaves_nothing_behind(tmp_path):
     for words in ("noise multiplier", "whole run       epsilon 9.", "expected time   about", "GiB a process"):
         assert words in finished.stdout
     assert not (tmp_path / "model").exists()
+
+
+def test_a_found_list_of_classes_is_refused_unless_it_is_named_or_accepted(
+    tmp_path, monkeypatch, capsys, fresh_accelerator
+):
+    write_image_folder(tmp_path / "photos", size=(8, 8))
+    found = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "photos"), cache_dir=str(tmp_path / "cache"))
+    found.save_to_disk(tmp_path / "saved")
+    options = {"train_data_dir": tmp_path / "saved", "output_dir": tmp_path / "model", **TINY}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    module = script_module()
+    monkeypatch.setattr(sys, "argv", ["train", *arguments, "--plan"])
+    with pytest.raises(InputError, match="--class_names cat dog .* --accept_found_classes"):
+        module.main()
+    for flags, words in (
+        (["--accept_found_classes"], "0 = cat, 1 = dog: accepted although they may be those directories alone"),
+        (["--class_names", "bird", "cat", "dog"], "0 = bird, 1 = cat, 2 = dog: as given; published with the model"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train", *arguments, "--plan", *flags])
+        module.main()
+        assert words in capsys.readouterr().out
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("flag", ["edm_sigma_data", "class_names", "accept_found_classes"])
+def test_flags_that_are_published_say_so(flag):
+    """Whoever reads the help must not be led to measure the records."""
+    options = {option.name: option.metadata["help"] for option in fields(script_module().ScriptArguments)}
+    assert "publish" in options[flag].lower()
+    assert "must not be measured on the records" in options["edm_sigma_data"]

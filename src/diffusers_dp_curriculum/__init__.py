@@ -3,7 +3,7 @@
 from .accounting import Mechanism, compute_epsilon
 from .central_images import CentralImageDataset
 from .config import DPCurriculumConfig
-from .data import ImageDataset, load_image_dataset
+from .data import ImageDataset, load_image_dataset, to_image_dataset
 from .errors import InputError, TrainingError
 from .ledger import PrivacyLedger
 from .pipeline import ClassConditionalPipeline
@@ -28,4 +28,5 @@ __all__ = [
     "generate_dataset",
     "load_image_dataset",
     "recompute_epsilon",
+    "to_image_dataset",
 ]

@@ -6,7 +6,7 @@ its file or its content.
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ import numpy as np
 import PIL.Image
 import torch
 
+from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .data_columns import encode_labels, find_image_column, find_label_column, read_labels
 from .data_sources import load_from_directory, load_from_hub, read_digits
 from .decoding import read_images, to_tensor
 from .errors import InputError
-from .idx import has_idx_files, read_idx_dataset
+from .file_inventory import FileInventory
+from .idx import find_idx_files, has_idx_files, read_idx_dataset
+from .silence import no_messages
 
 
 @dataclass(eq=False, repr=False)  # a printed data set must not print its records
@@ -36,11 +39,15 @@ class ImageDataset(torch.utils.data.Dataset):
             `int64` of shape `(N,)`; all zero for an unconditional data set.
         class_names (`list[str]`, *optional*):
             The name of each class. `None` for an unconditional data set.
+        provenance (`dict[str, str]`):
+            What the plan says of where the records and their classes come from, by the title of the line. It is for
+            the owner of the data and never published.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     class_names: list[str] | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,6 +81,7 @@ def load_image_dataset(
     label_column: str | None = None,
     class_names: list[str] | None = None,
     unconditional: bool = False,
+    accept_found_classes: bool = False,
 ) -> ImageDataset:
     """Loads one split of an image data set from the Hub, from a directory, or from scikit-learn.
 
@@ -82,10 +90,11 @@ def load_image_dataset(
             A data set on the Hub, or `"digits"`: scikit-learn's 1,797 handwritten digits of 8x8 pixels, of which a
             fixed permutation puts 1,500 into the split `"train"` and 297 into `"test"`.
         train_data_dir (`str`, *optional*):
-            A directory of images. In order of precedence: one written by `save_to_disk` of the `datasets` library;
-            IDX files named as those of MNIST; parquet files; image files, whose directories, two or more, are the
-            classes, also where one is empty. Splits
-            are told apart by the names that these formats give them; what has no named splits is the split `"train"`.
+            A directory of images. In order of precedence: IDX files named as those of MNIST; a data set written by
+            `save_to_disk` of the `datasets` library; parquet files; image files. The directories of image files, two
+            or more, are the classes, also where one is empty; with a `metadata.csv`, `metadata.jsonl` or
+            `metadata.parquet` the records and their labels are those that it names. Splits are told apart by the names
+            that these formats give them; what has no named splits is the split `"train"`.
         resolution (`int`, *optional*):
             Height and width in pixels. Other images are resized to fit on their shorter side and cropped at the
             centre. By default the images must be squares of one size, which is kept.
@@ -99,10 +108,13 @@ def load_image_dataset(
         class_names (`list[str]`, *optional*):
             The classes, in order. Named labels (`ClassLabel` and strings) are looked up in it, integers and booleans
             (false, true) index it.
-            By default the classes that the `ClassLabel` feature declares, or the ten digits for IDX files. The list
-            of classes is never read from the records.
+            By default the classes that the `ClassLabel` feature declares, the directories of image files, or the ten
+            digits for IDX files. The list of classes is never read from the records, since it is published.
         unconditional (`bool`, defaults to `False`):
-            Whether to ignore the labels.
+            Whether to ignore the labels, and the directories of image files.
+        accept_found_classes (`bool`, defaults to `False`):
+            Whether to take a list of classes that may follow from which records there are, as that of
+            `datasets.load_dataset("imagefolder", ...)` does, without `class_names`. It will be published.
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -120,24 +132,42 @@ def load_image_dataset(
         "class_names": class_names,
         "unconditional": unconditional,
     }
-    column_options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, **array_options}
+    column_options: dict[str, Any] = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "accept_found_classes": accept_found_classes,
+        **array_options,
+    }
 
     if dataset_name == "digits":
         _refuse_columns("The digits have", image_column, label_column)
-        return _from_arrays(*read_digits(split), **array_options)
+        return _from_arrays(*read_digits(split), provenance={}, **array_options)
     if dataset_name is not None:
-        return to_image_dataset(load_from_hub(dataset_name, split), **column_options)
+        return _from_source(load_from_hub(dataset_name, split), **column_options)
 
     assert train_data_dir is not None
     directory = Path(train_data_dir)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory, so pass the one that holds the images as --train_data_dir.")
+    files = FileInventory.of_directory(directory)
     if has_idx_files(directory):
         _refuse_columns("IDX files have", image_column, label_column)
-        return _from_arrays(*read_idx_dataset(directory, split), **array_options)
+        images, labels = read_idx_dataset(directory, split)
+        used = find_idx_files(directory, split)
+        files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
+        return _from_arrays(images, labels, provenance=files.provenance(), **array_options)
     # `datasets` works on a copy of the records, which must not stay behind in the user's cache.
     with tempfile.TemporaryDirectory() as cache_dir:
-        return to_image_dataset(load_from_directory(directory, split, unconditional, cache_dir), **column_options)
+        with no_messages():
+            source = load_from_directory(
+                directory,
+                files,
+                split,
+                class_names=class_names,
+                unconditional=unconditional,
+                cache_dir=cache_dir,
+            )
+        return _from_source(source, **column_options)
 
 
 def to_image_dataset(
@@ -148,6 +178,7 @@ def to_image_dataset(
     label_column: str | None = None,
     class_names: list[str] | None = None,
     unconditional: bool = False,
+    accept_found_classes: bool = False,
 ) -> ImageDataset:
     """Decodes and checks a `datasets.Dataset`; an [`ImageDataset`] is returned as it is.
 
@@ -165,6 +196,8 @@ def to_image_dataset(
             As in [`load_image_dataset`].
         unconditional (`bool`, defaults to `False`):
             As in [`load_image_dataset`].
+        accept_found_classes (`bool`, defaults to `False`):
+            As in [`load_image_dataset`].
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -178,7 +211,7 @@ def to_image_dataset(
                 f"The images were loaded with {dataset.resolution} pixels a side, so load them with "
                 f"resolution={resolution} or ask for {dataset.resolution}."
             )
-        dataset = _without_labels(dataset.images) if unconditional else dataset
+        dataset = _without_labels(dataset.images, dataset.provenance) if unconditional else dataset
         _check_image_dataset(dataset)
         return dataset
     if not isinstance(dataset, datasets.Dataset):
@@ -186,17 +219,46 @@ def to_image_dataset(
             f"{type(dataset).__name__} is not one split of a data set, so pass a datasets.Dataset such as "
             'dataset["train"].'
         )
+    return _from_source(
+        Source(dataset),
+        resolution=resolution,
+        image_column=image_column,
+        label_column=label_column,
+        class_names=class_names,
+        unconditional=unconditional,
+        accept_found_classes=accept_found_classes,
+    )
+
+
+def _from_source(
+    source: Source,
+    *,
+    resolution: int | None,
+    image_column: str | None,
+    label_column: str | None,
+    class_names: list[str] | None,
+    unconditional: bool,
+    accept_found_classes: bool,
+) -> ImageDataset:
+    source = replace(source, dataset=source.dataset.with_format(None))
+    dataset = source.dataset
     if len(dataset) == 0:
         raise InputError("The data set is empty, so pass one that has records.")
-
-    dataset = dataset.with_format(None)
     image_column = find_image_column(dataset.features, image_column)
     label_column = None if unconditional else find_label_column(dataset.features, label_column, class_names)
     if label_column is None:
-        return _without_labels(to_tensor(read_images(dataset, image_column), len(dataset), resolution))
+        if not unconditional:
+            check_no_classes_are_lost(source)
+        pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
+        return _without_labels(pixels, source.provenance)
+    origin = "as given"
+    if class_names is None:
+        class_names, origin = find_classes(source, label_column, accept_found_classes)
     # Labels before images: they are refused within seconds, images may take an hour.
     labels, class_names = read_labels(dataset, label_column, class_names)
-    return ImageDataset(to_tensor(read_images(dataset, image_column), len(dataset), resolution), labels, class_names)
+    provenance = {**source.provenance, "classes": describe_classes(class_names, origin)}
+    pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
+    return ImageDataset(pixels, labels, class_names, provenance)
 
 
 def _check_image_dataset(dataset: ImageDataset) -> None:
@@ -230,8 +292,9 @@ def _refuse_columns(source: str, image_column: str | None, label_column: str | N
         raise InputError(f"{source} no columns to choose from, so leave out --image_column and --label_column.")
 
 
-def _without_labels(images: torch.Tensor) -> ImageDataset:
-    return ImageDataset(images, torch.zeros(len(images), dtype=torch.int64))
+def _without_labels(images: torch.Tensor, provenance: dict[str, str]) -> ImageDataset:
+    of_files = {title: text for title, text in provenance.items() if title != "classes"}
+    return ImageDataset(images, torch.zeros(len(images), dtype=torch.int64), None, of_files)
 
 
 def _from_arrays(
@@ -241,16 +304,21 @@ def _from_arrays(
     resolution: int | None,
     class_names: list[str] | None,
     unconditional: bool,
+    provenance: dict[str, str],
 ) -> ImageDataset:
     """Grey images of shape `(N, H, W)` with the integers that label them, ten digits unless names are given."""
     if len(images) == 0:
         raise InputError("The data set is empty, so pass one that has records.")
     if not unconditional:
+        origin = "as given" if class_names else "the ten digits"
         class_names = list(class_names or map(str, range(10)))
+        provenance = {**provenance, "classes": describe_classes(class_names, origin)}
         labels = encode_labels(labels.tolist(), {index: index for index in range(len(class_names))})
     side = resolution or images.shape[1]
     if images.shape[1:] == (side, side):
         pixels = torch.from_numpy(images[:, np.newaxis])
     else:
         pixels = to_tensor(map(PIL.Image.fromarray, images), len(images), resolution)
-    return _without_labels(pixels) if unconditional else ImageDataset(pixels, labels, class_names)
+    if unconditional:
+        return _without_labels(pixels, provenance)
+    return ImageDataset(pixels, labels, class_names, provenance)

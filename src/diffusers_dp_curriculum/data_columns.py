@@ -69,6 +69,16 @@ def _check_column_exists(features: datasets.Features, column: str, option: str) 
         raise InputError(f"There is no column {column!r}, so pass {option} with one of {', '.join(features)}.")
 
 
+def image_paths(dataset: datasets.Dataset) -> set[str]:
+    """The files that the images of a data set are read from, of those that have not been copied into it."""
+    paths = set()
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+            paths |= {image["path"] for image in encoded[column] if image and image["path"] and image["bytes"] is None}
+    return paths
+
+
 def read_labels(
     dataset: datasets.Dataset, label_column: str, class_names: list[str] | None
 ) -> tuple[torch.Tensor, list[str]]:

@@ -7,21 +7,24 @@ import contextlib
 import glob
 import re
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from sklearn.datasets import load_digits as load_scikit_learn_digits
 
+from .class_lists import Source
+from .data_columns import image_paths
 from .errors import InputError
+from .file_inventory import FileInventory
+from .image_folders import METADATA, SPLIT_DIRECTORIES, load_image_folder, no_such_split
 
 
 HUB_TIMEOUT_SECONDS = 10
 
-SPLIT_DIRECTORIES = {"train", "test", "validation", "valid", "val"}
+# What `save_to_disk` writes besides the records.
+FILES_ABOUT_SAVED = {"dataset_dict.json", "dataset_info.json", "state.json"}
 
 NUM_DIGITS_TRAIN = 1500
 
@@ -39,29 +42,67 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[records[split]], digits.target[records[split]]
 
 
-def load_from_hub(name: str, split: str) -> datasets.Dataset:
+def load_from_hub(name: str, split: str) -> Source:
     """One split of a data set on the Hub."""
+    info = None
     try:
         # One request first, because `load_dataset` retries for long before it says that the Hub is out of reach. Who
         # has chosen to be offline is served from the cache.
         with contextlib.suppress(OfflineModeIsEnabled):
-            HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
-        return datasets.load_dataset(name, split=split)
+            info = HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
+        dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # the Hub client, its HTTP library and `datasets` each raise their own
         raise InputError(
             f"The split {split!r} of {name!r} cannot be loaded from the Hub ({_reason(error)}), so check its name and "
             "your connection, set HF_HUB_OFFLINE=1 to use a cached copy, or pass a local copy as --train_data_dir."
         ) from error
+    if info is None or dataset.info.builder_name != "imagefolder":
+        return Source(dataset)
+    # The card may declare the classes, which `datasets` replaces by the directories that hold an image.
+    card = datasets.info.DatasetInfosDict.from_dataset_card_data(info.card_data or DatasetCardData())
+    declared = card.get(dataset.info.config_name)
+    return Source(
+        dataset,
+        declared.features if declared else None,
+        "as the card of the data set declares them",
+        _files_on_hub([file.rfilename for file in info.siblings or []], split, image_paths(dataset)),
+    )
 
 
-def load_from_directory(directory: Path, split: str, unconditional: bool, cache_dir: str) -> datasets.Dataset:
+def _files_on_hub(names: list[str], split: str, images: set[str]) -> dict[str, str]:
+    """What the plan says of the files of an image folder on the Hub, of which `images` are the local copies."""
+    in_repository = [re.search(r"/snapshots/[^/]+/(.+)", image) for image in images]
+    used = {Path(found[1]) for found in in_repository if found}
+    if len(used) < len(images):  # they are in archives, of whose files nothing is known
+        return {}
+    files = FileInventory.of_names(names)
+    files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
+    return files.provenance()
+
+
+def load_from_directory(
+    directory: Path,
+    files: FileInventory,
+    split: str,
+    *,
+    class_names: list[str] | None,
+    unconditional: bool,
+    cache_dir: str,
+) -> Source:
     """One split of what `datasets` saved, of parquet files or of image files."""
     try:
         if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
-            return _load_saved(directory, split)
-        if files := [path for path in sorted(directory.rglob("*.parquet")) if path.name != "metadata.parquet"]:
+            return _load_saved(directory, files, split)
+        if any(_is_parquet(path) for path in files.used):
             return _load_parquet(directory, files, split, cache_dir)
-        return _load_image_files(directory, split, unconditional, cache_dir)
+        return load_image_folder(
+            directory,
+            files,
+            split,
+            class_names=class_names,
+            unconditional=unconditional,
+            cache_dir=cache_dir,
+        )
     except InputError:
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
@@ -72,64 +113,37 @@ def load_from_directory(directory: Path, split: str, unconditional: bool, cache_
         ) from None
 
 
-def _load_saved(directory: Path, split: str) -> datasets.Dataset:
+def _load_saved(directory: Path, files: FileInventory, split: str) -> Source:
     saved = datasets.load_from_disk(str(directory))
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved, str(saved.split): saved}
     if split not in splits:
-        raise _no_such_split(directory, split)
-    return splits[split]
+        raise no_such_split(directory, split)
+    dataset = splits[split]
+    used = {Path(file["filename"]).resolve() for file in dataset.cache_files}
+    files.leave_out(
+        f"not in the split {split!r}", lambda path: path.resolve() not in used and path.name not in FILES_ABOUT_SAVED
+    )
+    return Source(dataset, provenance=files.provenance())
 
 
-def _load_parquet(directory: Path, files: list[Path], split: str, cache_dir: str) -> datasets.Dataset:
+def _is_parquet(path: Path) -> bool:
+    return path.suffix == ".parquet" and path.name not in METADATA
+
+
+def _load_parquet(directory: Path, files: FileInventory, split: str, cache_dir: str) -> Source:
     def splits_in_name(path: Path) -> set[str]:
         return SPLIT_DIRECTORIES & {path.parent.name, *re.split(r"[-_.]", path.name)}
 
-    chosen = [path for path in files if split in splits_in_name(path)]
+    files.leave_out("no parquet file, beside those that are", lambda path: not _is_parquet(path))
+    chosen = [path for path in files.used if split in splits_in_name(path)]
     if not chosen and split == "train":
-        chosen = [path for path in files if not splits_in_name(path)]
+        chosen = [path for path in files.used if not splits_in_name(path)]
     if not chosen:
-        raise _no_such_split(directory, split)
+        raise no_such_split(directory, split)
+    files.leave_out(f"not in the split {split!r}", lambda path: path not in chosen)
     paths = [glob.escape(str(path.resolve())) for path in chosen]
-    return datasets.load_dataset("parquet", data_files={split: paths}, split=split, cache_dir=cache_dir)
-
-
-def _load_image_files(directory: Path, split: str, unconditional: bool, cache_dir: str) -> datasets.Dataset:
-    # Left to itself, `datasets` takes any name with "train" or "test" in it for a split, a class or a file as much as
-    # a directory, and drops all others without a word. So the split's directory is found here.
-    directories = set(_directories(directory))
-    has_splits = bool(directories) and directories <= SPLIT_DIRECTORIES
-    if split in directories and not has_splits:
-        raise InputError(
-            f"{directory / split} may be a split or a class, since not all directories beside it are splits, so pass "
-            "it as --train_data_dir if it is the split and rename it if it is a class."
-        )
-    if split not in directories and (has_splits or split != "train"):
-        raise _no_such_split(directory, split)
-    root = directory / split if has_splits else directory
-    images = [path for path in root.rglob("*") if path.suffix.lower() in PIL.Image.registered_extensions()]
-    if not images:
-        raise InputError(f"{root} holds no images, so pass the directory that does as --train_data_dir.")
-    options: dict[str, Any] = {"drop_labels": True}
-    classes = _directories(root)
-    if len(classes) > 1 and not unconditional and not any(root.rglob("metadata.*")):
-        # `datasets` would take the classes from the records, and drop them where an image lies elsewhere.
-        if any(path.parent.parent != root for path in images):
-            raise InputError(
-                f"Not all images in {root} lie directly in the directory of a class, so move those that do not or pass "
-                "--unconditional to ignore the directories."
-            )
-        label = datasets.ClassLabel(names=classes)
-        options = {"drop_labels": False, "features": datasets.Features(image=datasets.Image(), label=label)}
-    files = {split: f"{glob.escape(str(root.resolve()))}/**"}
-    return datasets.load_dataset("imagefolder", data_files=files, split=split, cache_dir=cache_dir, **options)
-
-
-def _directories(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _no_such_split(directory: Path, split: str) -> InputError:
-    return InputError(f"{directory} has no split {split!r}, so pass one that it has or another --train_data_dir.")
+    dataset = datasets.load_dataset("parquet", data_files={split: paths}, split=split, cache_dir=cache_dir)
+    return Source(dataset, provenance=files.provenance())
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .errors import InputError
+from .silence import silence
 
 
 # Larger data sets are decoded into a memory-mapped temporary file.
@@ -41,12 +42,12 @@ def read_images(dataset: datasets.Dataset, image_column: str) -> Iterator[PIL.Im
 
 def to_tensor(images: Iterable[PIL.Image.Image], num_images: int, resolution: int | None) -> torch.Tensor:
     """Images of one kind as `uint8` of shape `(N, C, resolution, resolution)`."""
-    progress = tqdm(images, total=num_images, desc="Decoding images", leave=False)
-    images = (_to_grey_or_rgb(image, index) for index, image in enumerate(progress))
-    first = next(images)
+    converted = _silently(_to_grey_or_rgb(image, index) for index, image in enumerate(images))
+    progress = iter(tqdm(converted, total=num_images, desc="Decoding images", leave=False))
+    first = next(progress)
     side = resolution or first.width
     pixels = _allocate((num_images, len(first.getbands()), side, side))
-    for index, image in enumerate(itertools.chain([first], images)):
+    for index, image in enumerate(itertools.chain([first], progress)):
         if image.mode != first.mode:
             raise InputError(
                 f"Record {index} is {KINDS[image.mode]} but record 0 is {KINDS[first.mode]}, so convert all images to "
@@ -61,6 +62,16 @@ def to_tensor(images: Iterable[PIL.Image.Image], num_images: int, resolution: in
             image = PIL.ImageOps.fit(image, (side, side))
         pixels[index] = np.atleast_3d(image).transpose(2, 0, 1)
     return torch.from_numpy(pixels)
+
+
+def _silently(images: Iterator[PIL.Image.Image]) -> Iterator[PIL.Image.Image]:
+    """The same images, with nothing said while each of them is made."""
+    while True:
+        with silence():
+            image = next(images, None)
+        if image is None:
+            return
+        yield image
 
 
 def _to_grey_or_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:

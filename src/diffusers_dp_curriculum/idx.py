@@ -95,6 +95,13 @@ def read_idx_dataset(directory: Path, split: str) -> tuple[np.ndarray, np.ndarra
     return images, labels
 
 
+def find_idx_files(directory: Path, split: str) -> list[Path]:
+    """The files that [`read_idx_dataset`] reads."""
+    prefix = SPLIT_PREFIXES[split]
+    found = [_find(directory, prefix, "images", 3), _find(directory, prefix, "labels", 1)]
+    return [path for path in found if path is not None]
+
+
 def _find(directory: Path, prefix: str, kind: str, num_dimensions: int) -> Path | None:
     names = [
         f"{prefix}-{kind}{separator}idx{num_dimensions}-ubyte{ending}" for separator in "-." for ending in ("", ".gz")

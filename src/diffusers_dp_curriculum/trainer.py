@@ -199,9 +199,10 @@ class DPCurriculumTrainer:
         processes = self.accelerator.num_processes
         autocast = self.accelerator.autocast
         expected = estimate(self.unet, self.loss, self.gradients_of, self.image_shape, self.args, processes, autocast)
+        provenance = "".join(f"  {title:<15} {text}\n" for title, text in self.records.provenance.items())
         self.accelerator.print(
             f"Plan for {len(self.records):,} records of {self.records.resolution}x{self.records.resolution}"
-            f"x{self.records.num_channels}{classes or ', without labels'}\n{self.plan}\n"
+            f"x{self.records.num_channels}{classes or ', without labels'}\n{provenance}{self.plan}\n"
             f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
             f"  processes       {processes} on {self.accelerator.device.type}\n"
             f"{expected}"
