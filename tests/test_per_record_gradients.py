@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 
+from diffusers_dp_curriculum import folded_layers
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.losses import DenoisingLoss, NoiseDraws
 from diffusers_dp_curriculum.per_record_gradients import (
-    check_records_stay_apart,
+    LOSS_SCALES,
+    check_gradients_stay_apart,
     choose_mode,
     per_record_gradients,
+    why_not_as_in_a_loop,
 )
 from helpers import tiny_scheduler, tiny_unet
 
@@ -116,10 +120,6 @@ def clipped_sum(gradients, max_grad_norm):
     return (flat(gradients) * (max_grad_norm / norms).clamp(max=1)).sum(dim=0)
 
 
-def shape_of(unet):
-    return (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-
-
 @pytest.mark.parametrize("seed", range(24))
 def test_both_modes_agree_with_a_naive_float64_loop(seed):
     unet = random_unet(seed)
@@ -133,7 +133,7 @@ def test_both_modes_agree_with_a_naive_float64_loop(seed):
         assert relative_errors(gradients, expected).max() < 5e-5  # float32 in some of these networks
         difference = clipped_sum(gradients, max_grad_norm) - clipped_sum(expected, max_grad_norm)
         assert difference.norm() < 1e-5 * clipped_sum(expected, max_grad_norm).norm()
-    assert choose_mode(unet, shape_of(unet), draws.labels is not None, 3, "auto") == "folded"
+    assert choose_mode(unet, draws, 3, "auto") == "folded"
 
 
 def bf16():
@@ -248,13 +248,23 @@ class Tied(Wrapped):
         return self.other(self.conv(noisy))
 
 
-@pytest.mark.parametrize("network", [UsedTwice, Unused, Tied])
+class TwoNames(UsedTwice):
+    """One module under two names, as in an attribute and a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([self.conv])
+
+
+@pytest.mark.parametrize("network", [UsedTwice, Unused, Tied, TwoNames])
 def test_parameters_used_more_than_once_or_not_at_all_fold(network):
     unet = network()
     draws = make_draws(unet)
     expected = naive_gradients(unet, draws)
-    assert choose_mode(unet, (1, 8, 8), True, 3, "folded") == "folded"
+    weight = unet.conv.weight
+    assert choose_mode(unet, draws, 3, "folded") == "folded"
     assert relative_errors(per_record_gradients(unet, draws, "folded"), expected).max() < 1e-5
+    assert unet.conv.weight is weight
 
 
 @pytest.mark.parametrize(
@@ -265,40 +275,140 @@ def test_parameters_used_more_than_once_or_not_at_all_fold(network):
         (ParameterAsInput, "conv.weight: no rule for the function linear"),
         (Detour, "conv.weight: no rule for the function sum"),
         (ZeroOutput, "conv.weight: no rule for the function sum"),
-        (RowsMoved, "conv.weight: the rules give another gradient"),
+        (RowsMoved, "conv.weight: it gives another gradient"),
     ],
 )
 def test_what_has_no_rule_takes_the_loop_or_is_refused_by_name(network, reason):
     unet = network()
     draws = make_draws(unet)
-    assert choose_mode(unet, (1, 8, 8), True, 3, "auto") == "loop"
+    assert choose_mode(unet, draws, 3, "auto") == "loop"
     assert relative_errors(per_record_gradients(unet, draws, "loop"), naive_gradients(unet, draws)).max() < 1e-5
     with pytest.raises(InputError, match=reason):
-        choose_mode(unet, (1, 8, 8), True, 3, "folded")
+        choose_mode(unet, draws, 3, "folded")
 
 
 def test_a_mode_that_is_asked_for_is_taken():
-    assert choose_mode(tiny_unet(), (1, 8, 8), True, 3, "loop") == "loop"
-    assert choose_mode(tiny_unet(), (1, 8, 8), True, 3, "folded") == "folded"
+    unet = tiny_unet()
+    for mode in ("loop", "folded"):
+        assert choose_mode(unet, make_draws(unet), 3, mode) == mode
 
 
 def test_many_draws_of_large_images_take_the_loop_on_a_cpu():
     """There it is as fast, in the memory of one record; 8 draws of 28x28 are not enough."""
     unet = tiny_unet(size=28)
-    assert choose_mode(unet, (1, 28, 28), True, 8, "auto") == "folded"
-    assert choose_mode(unet, (1, 28, 28), True, 32, "auto") == "loop"
-    assert choose_mode(unet, (1, 28, 28), True, 32, "folded") == "folded"
+    draws = make_draws(unet, count=2, noise_multiplicity=1)
+    assert choose_mode(unet, draws, 8, "auto") == "folded"
+    assert choose_mode(unet, draws, 32, "auto") == "loop"
+    assert choose_mode(unet, draws, 32, "folded") == "folded"
 
 
-def test_choosing_a_mode_changes_nothing():
-    torch.manual_seed(0)
+def test_choosing_a_mode_changes_nothing_even_if_it_fails():
+    for network, mode in ((tiny_unet, "auto"), (Detour, "folded")):
+        torch.manual_seed(0)
+        unet = network().eval()
+        first = next(unet.children()).train()
+        next(first.parameters()).grad = gradient = torch.ones_like(next(first.parameters()))
+        before = copy.deepcopy(unet.state_dict())
+        modes = [module.training for module in unet.modules()]
+        draws = make_draws(unet)
+        state = torch.get_rng_state()
+        if mode == "folded":
+            with pytest.raises(InputError):
+                choose_mode(unet, draws, 3, mode)
+        else:
+            choose_mode(unet, draws, 3, mode)
+        assert [module.training for module in unet.modules()] == modes
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+        assert next(first.parameters()).grad is gradient
+        assert sum(p.grad is not None for p in unet.parameters()) == 1
+
+
+def wrong_in_bfloat16(inputs, num_records):
+    """Draws and records confused, as by a kernel that is wrong in one type alone."""
+    rows = (
+        inputs.reshape(num_records, -1, *inputs.shape[1:]).transpose(0, 1) if inputs.dtype == torch.bfloat16 else inputs
+    )
+    return per_record_rows(rows.reshape(inputs.shape), num_records)
+
+
+per_record_rows = folded_layers._per_record
+
+
+def test_modes_are_compared_in_the_type_that_trains(monkeypatch):
+    monkeypatch.setattr(folded_layers, "_per_record", wrong_in_bfloat16)
     unet = tiny_unet()
-    before, state = copy.deepcopy(unet.state_dict()), torch.get_rng_state()
-    choose_mode(unet, (1, 8, 8), True, 3, "auto")
-    assert unet.training
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
-    assert all(p.grad is None for p in unet.parameters())
+    draws = make_draws(unet)
+    assert choose_mode(unet, draws, 3, "auto") == "folded"
+    assert choose_mode(unet, draws, 3, "auto", bf16) == "loop"
+    with pytest.raises(InputError, match=r"weight: it gives another gradient than an ordinary backward pass"):
+        choose_mode(unet, draws, 3, "folded", bf16)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("dtype", "loss_scale"), [(torch.bfloat16, 1.0), (torch.float16, LOSS_SCALES["fp16"])])
+def test_rounding_is_not_taken_for_another_gradient(seed, dtype, loss_scale):
+    unet = random_unet(seed)
+    draws = make_draws(unet, 3, 2)
+    assert choose_mode(unet, draws, 2, "folded", partial(torch.autocast, "cpu", dtype), loss_scale) == "folded"
+
+
+def test_modes_are_compared_in_training_mode(monkeypatch):
+    """What a layer does there alone has no rule here."""
+
+    class Scaled(Detour):
+        def before(self, noisy):
+            return super().before(noisy) if self.training else noisy
+
+    unet = Scaled().eval()
+    assert choose_mode(unet, make_draws(unet), 3, "auto") == "loop"
+
+
+def test_dropout_is_no_difference_between_the_modes():
+    unet = tiny_unet(dropout=0.5)
+    assert choose_mode(unet, make_draws(unet), 3, "folded") == "folded"
+
+
+def spoilt(unet, change):
+    """Gradients that are right but for one parameter."""
+
+    def gradients_of(draws):
+        gradients = per_record_gradients(unet, draws, "folded")
+        gradients["conv_in.weight"] = change(gradients["conv_in.weight"])
+        return gradients
+
+    return gradients_of
+
+
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda gradient: gradient * torch.nan, lambda g: 1.01 * g])
+def test_other_gradients_are_noticed(change):
+    unet = tiny_unet()
+    draws = make_draws(unet)
+    assert why_not_as_in_a_loop(spoilt(unet, lambda gradient: gradient), unet, draws) is None
+    assert why_not_as_in_a_loop(spoilt(unet, change), unet, draws).startswith("conv_in.weight: it gives another")
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("strength", [1, 1e-3])
+def test_gradients_that_depend_on_other_records_are_refused(count, strength):
+    """Also where dropout has another mask for each record."""
+    unet = tiny_unet(dropout=0.5)
+    draws = make_draws(unet, count)
+    mixed = spoilt(unet, lambda gradient: gradient - strength * gradient.mean(dim=0))
+    check_gradients_stay_apart(spoilt(unet, lambda gradient: gradient), unet, draws)
+    with pytest.raises(InputError, match="A record's gradient of conv_in.weight depends on the other records"):
+        check_gradients_stay_apart(mixed, unet, draws)
+
+
+def test_a_record_that_has_no_finite_gradient_hides_no_other():
+    """The logarithm of label 0 is none, in a Fourier embedding of labels."""
+    torch.manual_seed(0)
+    unet = tiny_unet(class_embed_type="timestep", time_embedding_type="fourier")
+    draws = make_draws(unet, 3)
+    draws.labels = torch.tensor([[0], [1], [2]]).expand(3, 3)
+    assert not per_record_gradients(unet, draws, "loop")["conv_in.weight"][0].isfinite().any()
+    assert choose_mode(unet, draws, 3, "folded") == "folded"
+    assert why_not_as_in_a_loop(spoilt(unet, torch.zeros_like), unet, draws).startswith("conv_in.weight")
 
 
 class OneLayer(torch.nn.Module):
@@ -342,45 +452,11 @@ def test_layer_rules(name):
 def test_embeddings_with_options_are_not_folded(options):
     unet = tiny_unet()
     unet.class_embedding = torch.nn.Embedding(4, 32, **options)
-    assert choose_mode(unet, (1, 8, 8), True, 3, "auto") == "loop"
+    assert choose_mode(unet, make_draws(unet), 3, "auto") == "loop"
 
 
 def test_padding_by_name_is_not_folded():
     unet = tiny_unet()
     unet.conv_in = torch.nn.Conv2d(1, 8, 3, padding="same")
     unet.conv_in.weight.requires_grad_(False)
-    assert choose_mode(unet, (1, 8, 8), True, 3, "auto") == "loop"
-
-
-class BatchNormUNet(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.unet = tiny_unet()
-        self.unet.conv_norm_out = torch.nn.BatchNorm2d(8)
-
-    def forward(self, *inputs):
-        return self.unet(*inputs)
-
-
-class CentringUNet(Wrapped):
-    """Mixes records without a layer that is known for it."""
-
-    def before(self, noisy):
-        return noisy - noisy.mean(dim=0, keepdim=True)
-
-
-class ZeroCentringUNet(CentringUNet):
-    """The same behind a last layer that is zero."""
-
-    def __init__(self):
-        super().__init__()
-        torch.nn.init.zeros_(self.unet.conv_out.weight)
-
-
-def test_refuses_models_that_mix_records():
-    with pytest.raises(InputError, match=r"unet.conv_norm_out \(BatchNorm2d\) mixes records"):
-        check_records_stay_apart(BatchNormUNet(), (1, 8, 8), conditional=True)
-    for network in (CentringUNet, ZeroCentringUNet):
-        with pytest.raises(InputError, match="depends on the others in its batch"):
-            check_records_stay_apart(network(), (1, 8, 8), conditional=True)
-    check_records_stay_apart(tiny_unet(), (1, 8, 8), conditional=True)
+    assert choose_mode(unet, make_draws(unet), 3, "auto") == "loop"

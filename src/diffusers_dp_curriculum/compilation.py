@@ -14,8 +14,9 @@ class CompiledGradients:
     """[`per_record_gradients`] of mode `"folded"` through `torch.compile`.
 
     The first call traces the forward and the backward pass down to PyTorch's own operators, where nothing is left of
-    the rules that a compiler would have to understand, and compiles them; it can take minutes. Fewer records than the
-    compiled number are filled up with copies, whose gradients are dropped.
+    the rules that a compiler would have to understand, and compiles them; it can take minutes. What layers do in their
+    mode (training or evaluation) is in the trace: in other modes there is another one. Fewer records than the compiled
+    number are filled up with copies, whose gradients are dropped.
 
     Args:
         model (`torch.nn.Module`): A network that [`choose_mode`] folds.
@@ -38,7 +39,7 @@ class CompiledGradients:
         self.autocast = autocast
         self.loss_scale = loss_scale
         self.options = options
-        self.compiled: Callable[..., Gradients] | None = None
+        self.compiled: dict[tuple[bool, ...], Callable[..., Gradients]] = {}  # by the modes of all layers
 
     def __call__(self, draws: NoiseDraws) -> Gradients:
         """The gradients, one tensor of shape `(B, *parameter.shape)` for each trainable parameter's name."""
@@ -46,11 +47,12 @@ class CompiledGradients:
         padded = draws.of_records(torch.arange(self.num_records, device=draws.noisy.device) % count)
         parameters = {name: p.detach() for name, p in trainable_parameters(self.model).items()}
         inputs = (parameters, [tensor for tensor in vars(padded).values() if tensor is not None])
-        if self.compiled is None:
+        modes = tuple(module.training for module in self.model.modules())
+        if modes not in self.compiled:
             trace = make_fx(lambda parameters, tensors: self._gradients(parameters, tensors))  # it takes no methods
-            self.compiled = torch.compile(trace(*inputs), **self.options)
+            self.compiled[modes] = torch.compile(trace(*inputs), **self.options)
         with torch.no_grad():
-            gradients = self.compiled(*inputs)
+            gradients = self.compiled[modes](*inputs)
         return {name: gradient[:count] for name, gradient in gradients.items()}
 
     def _gradients(self, parameters: dict[str, torch.Tensor], tensors: list[torch.Tensor]) -> Gradients:

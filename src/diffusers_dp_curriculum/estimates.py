@@ -1,111 +1,209 @@
-"""How long a run will take and how much memory it needs, measured on random numbers."""
+"""How long a run will take and how much memory it needs, from a rehearsal of both stages on random numbers."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from scipy.stats import binom
 
+from .accounting import Mechanism
+from .central_images import CentralImageDataset
+from .checkpointing import TrainingState
 from .config import DPCurriculumConfig
-from .errors import InputError
-from .losses import DenoisingLoss, NoiseDraws, denoising_error
+from .data import ImageDataset
+from .dp_sgd import DPSGD, dp_sgd_mechanism
+from .ledger import PrivacyLedger
+from .losses import DenoisingLoss, NoiseDraws
+from .memory import PeakMemory, enough_memory
+from .optimization import start_dp_sgd
+from .per_record_gradients import Gradients, GradientsOf
+from .processes import num_processes
+from .randomness import MechanismRandomness
+from .trials import on_trial
+from .warm_up import start_warm_up, warm_up
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run on this machine.
+    """What a run takes on this machine.
 
     Args:
         seconds (`float`): Time of both stages.
-        peak_bytes (`int`): The most memory that a process has used so far, of the GPU's if there is one.
+        step_bytes (`int`): The most memory of a step of either stage in a process; on a GPU with the network.
+        images_bytes (`int`): The records' images, a byte for each value.
+        on_gpu (`bool`): Whether `step_bytes` are a GPU's.
     """
 
     seconds: float
-    peak_bytes: int
+    step_bytes: int
+    images_bytes: int
+    on_gpu: bool
 
     def __str__(self) -> str:
-        return (
-            f"  expected time   {_duration(self.seconds)}\n"
-            f"  memory          {self.peak_bytes / 2**30:.1f} GiB a process, measured on random images"
-        )
+        step, images = _size(self.step_bytes), _size(self.images_bytes)
+        if self.on_gpu:
+            memory = f"{step} of the GPU's a process for network and steps, {images} of the machine's for the images"
+        else:
+            total = _size(self.step_bytes + self.images_bytes)
+            memory = f"{total} a process ({step} for a step, {images} for the images), and what Python takes"
+        return f"  expected time   {_duration(self.seconds)}\n  memory          {memory}"
 
 
 def estimate(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
-    gradients_of: Callable[[NoiseDraws], object],
-    image_shape: tuple[int, int, int],
+    gradients_of: GradientsOf,
+    images_shape: tuple[int, int, int, int],
     config: DPCurriculumConfig,
-    num_processes: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    loss_scale: float = 1.0,
 ) -> Estimate:
-    """Time one physical batch of DP-SGD and one warm-up step on random numbers, and extrapolate.
+    """Rehearse both stages on random images, a few steps of each, and extrapolate.
+
+    The steps are those of the stages themselves, with clipping, noise, optimizer and average, at a learning rate of 0:
+    what fits here fits later, and the network stays as it is. Every process of a run has to take part.
 
     Args:
-        unet (`torch.nn.Module`): The network; its weights stay as they are.
+        unet (`torch.nn.Module`): The network.
         loss (`DenoisingLoss`): Gives the noise draws.
         gradients_of (`Callable`): Gives the draws' per-record gradients.
-        image_shape (`tuple[int, int, int]`): Channels, height and width.
+        images_shape (`tuple[int, int, int, int]`): The number of records, then channels, height and width.
         config (`DPCurriculumConfig`): The hyper-parameters.
-        num_processes (`int`, *optional*, defaults to 1): Between how many the work is divided.
         autocast (`Callable`, *optional*): Makes the context of the warm-up's forward pass.
+        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
 
     Raises:
         InputError: If the memory does not suffice.
     """
     device = next(unet.parameters()).device
-    unet.train()  # as it will be in earnest, also for a compiler, which traces the network here
-
-    def seconds(batch_size: int, noise_multiplicity: int, work: Callable[[NoiseDraws], object]) -> float:
-        images = torch.rand(batch_size, *image_shape, device=device) * 2 - 1
-        labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        durations = []
-        for _ in range(3):  # the first one also pays for the allocations
-            start = time.perf_counter()
-            work(loss.draw(images, labels, noise_multiplicity))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            durations.append(time.perf_counter() - start)
-        return min(durations)
-
-    def warm_up(draws: NoiseDraws) -> None:
-        with autocast():
-            error = denoising_error(unet, draws.flatten())
-        error.backward()
-        unet.zero_grad(set_to_none=True)
-
-    physical = min(config.max_physical_batch_size, config.train_batch_size)
-    with _memory_for(physical, "max_physical_batch_size" if physical > 1 else "noise_multiplicity"):
-        private = seconds(physical, config.noise_multiplicity, gradients_of)
-    total = config.max_train_steps * config.train_batch_size / num_processes / physical * private
-    if config.central_statistic != "none":
-        share = math.ceil(config.central_batch_size / num_processes)
-        with _memory_for(share, "central_batch_size"):
-            total += config.central_train_steps * seconds(share, 1, warm_up)
-    return Estimate(total, _peak_bytes(device))
+    seconds, step_bytes = 0.0, 0
+    if config.central_statistic != "none" and config.central_train_steps > 0:
+        remedy = "lower central_batch_size" if config.central_batch_size > 1 else "use a smaller network"
+        with (
+            enough_memory(f"A batch of {config.central_batch_size}", remedy),
+            on_trial(unet),
+            PeakMemory(device) as memory,
+        ):
+            seconds += config.central_train_steps * _warm_up_step(
+                unet, loss, images_shape, config, autocast, loss_scale
+            )
+        step_bytes = memory.num_bytes
+    with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory:
+        seconds += config.max_train_steps * _dp_sgd_step(unet, loss, gradients_of, images_shape, config)
+    step_bytes = max(step_bytes, memory.num_bytes)
+    return Estimate(seconds, step_bytes, math.prod(images_shape), device.type == "cuda")
 
 
 @contextmanager
-def _memory_for(batch_size: int, flag: str) -> Iterator[None]:
-    try:
+def dp_sgd_memory(config: DPCurriculumConfig) -> Iterator[None]:
+    """Say what to lower where memory does not suffice for the gradients of a physical batch.
+
+    Raises:
+        InputError: If so.
+    """
+    if (physical := min(config.max_physical_batch_size, config.train_batch_size)) > 1:
+        remedy = "lower max_physical_batch_size"
+    elif config.noise_multiplicity > 1:
+        remedy = "lower noise_multiplicity"
+    else:
+        remedy = "use a smaller network"
+    with enough_memory(f"A batch of {physical}", remedy):
         yield
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        raise InputError(f"A batch of {batch_size} does not fit into the memory: lower {flag}.") from error
 
 
-def _peak_bytes(device: torch.device) -> int:
+def _warm_up_step(
+    unet: torch.nn.Module,
+    loss: DenoisingLoss,
+    images_shape: tuple[int, int, int, int],
+    config: DPCurriculumConfig,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    loss_scale: float,
+) -> float:
+    """Seconds of a step of the warm-up."""
+    device = next(unet.parameters()).device
+    num_classes = loss.null_label or 1
+    images = torch.rand(num_classes * config.central_images_per_class, *images_shape[1:])
+    labels = torch.arange(len(images)) % num_classes
+    central_images = CentralImageDataset(images, labels, Mechanism("rehearsal", 1.0, 1.0, 1, 1.0))
+    state = _standing_still(start_warm_up(unet, config))
+    durations = []
+    for number in (1, 2):  # the first one also pays for allocations
+        start = _now(device)
+        warm_up(
+            state, loss, central_images, replace(config, central_train_steps=number), autocast, loss_scale=loss_scale
+        )
+        durations.append(_now(device) - start)
+    return min(durations)
+
+
+def _dp_sgd_step(
+    unet: torch.nn.Module,
+    loss: DenoisingLoss,
+    gradients_of: GradientsOf,
+    images_shape: tuple[int, int, int, int],
+    config: DPCurriculumConfig,
+) -> float:
+    """Seconds of a step of DP-SGD, from one of two physical batches, at most."""
+    device = next(unet.parameters()).device
+    rate = config.train_batch_size / images_shape[0]
+    # The sizes of batches are random: no more than this in any step, but for one run in a thousand.
+    largest = math.ceil(binom.isf(1e-3 / config.max_train_steps, images_shape[0], rate) / num_processes())
+    physical = min(config.max_physical_batch_size, largest)
+    size = min(2 * physical, largest)
+    state = _standing_still(start_dp_sgd(unet, config))
+    calls: list[tuple[float, float]] = []
+
+    def timed(draws: NoiseDraws) -> Gradients:
+        start = _now(device)
+        gradients = gradients_of(draws)
+        calls.append((start, _now(device)))
+        return gradients
+
+    for count in (physical, size):  # the first step also pays for allocations
+        images = torch.randint(0, 256, (count * num_processes(), *images_shape[1:]), dtype=torch.uint8)
+        dp_sgd = DPSGD(
+            unet,
+            state.optimizer,
+            loss,
+            ImageDataset(images, torch.arange(len(images)) % (loss.null_label or 1)),
+            dp_sgd_mechanism(1.0, len(images), len(images), 1, config.max_grad_norm),
+            PrivacyLedger(config.target_delta),
+            config.noise_multiplicity,
+            config.max_physical_batch_size,
+            timed,
+            MechanismRandomness(config.secure_rng),
+        )
+        calls.clear()
+        start = _now(device)
+        dp_sgd.step()
+        state.advance()
+        whole = _now(device) - start
+    # With a second physical batch: until that begins, so that clipping is counted, too.
+    of_physical = (calls[1][0] if len(calls) > 1 else calls[0][1]) - calls[0][0]
+    return whole + (config.train_batch_size / num_processes() - size) / physical * of_physical
+
+
+def _standing_still(state: TrainingState) -> TrainingState:
+    """At a learning rate of 0, which changes no weight, and nothing that would raise it."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = 0.0
+    return replace(state, lr_scheduler=None)
+
+
+def _now(device: torch.device) -> float:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < 2**30:
+        return f"{math.ceil(num_bytes / 2**20)} MiB"
+    return f"{num_bytes / 2**30:.1f} GiB"
 
 
 def _duration(seconds: float) -> str:

@@ -2,38 +2,36 @@
 
 import json
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DynamoBackend, set_seed
+from accelerate.utils import set_seed
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
-from diffusers.optimization import get_scheduler
 from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
 from .arithmetic import own_arithmetic
 from .cards import update as update_card
 from .central_images import CentralImageDataset
-from .checkpointing import Checkpoint, Checkpoints, TrainingState, make_ema, records_checksum, run_identity
-from .compilation import CompiledGradients
+from .checkpointing import Checkpoint, Checkpoints, TrainingState, records_checksum, run_identity
 from .config import DPCurriculumConfig
 from .counted_runs import all_mechanisms
 from .data import to_image_dataset
 from .dp_sgd import DPSGD
 from .errors import InputError, confidential_errors
 from .estimates import estimate
+from .gradients import make_gradients_of
 from .hub import push_model
 from .interruption import TerminationRequest
 from .ledger import PrivacyLedger
 from .losses import DenoisingLoss, NoiseDraws
 from .model_card import make_model_card
 from .network import check_network, check_sample_size
-from .per_record_gradients import LOSS_SCALES, Gradients, check_records_stay_apart, choose_mode, per_record_gradients
+from .optimization import start_dp_sgd
+from .per_record_gradients import LOSS_SCALES
 from .planning import Plan, make_plan
 from .processes import any_process, check_all_equal, from_main, make_accelerator, share_parameters
 from .randomness import MechanismRandomness
@@ -114,12 +112,10 @@ class DPCurriculumTrainer:
         if args.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.image_shape = tuple(self.records.images.shape[1:])
-        conditional = self.records.num_classes is not None
-        check_records_stay_apart(self.unet, self.image_shape, conditional)
-        self.grad_sample_mode = choose_mode(
-            self.unet, self.image_shape, conditional, args.noise_multiplicity, args.grad_sample_mode
+        self.loss_scale = LOSS_SCALES[self.accelerator.mixed_precision]
+        self.grad_sample_mode, self.gradients_of = make_gradients_of(
+            self.unet, self.loss, tuple(self.records.images.shape), args, self.accelerator
         )
-        self.gradients_of = self._make_gradients_of()
         self.sampler = Sampler(noise_scheduler, self.records, args)
         self.sampler.check(self.unet)
         identity = run_identity(args, unet, noise_scheduler)
@@ -197,8 +193,15 @@ class DPCurriculumTrainer:
         """Print what the run will do and cost; spends no privacy and writes nothing."""
         classes = "" if self.records.num_classes is None else f" in {self.records.num_classes} classes"
         processes = self.accelerator.num_processes
-        autocast = self.accelerator.autocast
-        expected = estimate(self.unet, self.loss, self.gradients_of, self.image_shape, self.args, processes, autocast)
+        expected = estimate(
+            self.unet,
+            self.loss,
+            self.gradients_of,
+            tuple(self.records.images.shape),
+            self.args,
+            self.accelerator.autocast,
+            self.loss_scale,
+        )
         provenance = "".join(f"  {title:<15} {text}\n" for title, text in self.records.provenance.items())
         self.accelerator.print(
             f"Plan for {len(self.records):,} records of {self.records.resolution}x{self.records.resolution}"
@@ -385,21 +388,7 @@ class DPCurriculumTrainer:
             state.ema.copy_to(self.unet.parameters())
 
     def _start_dp_sgd(self) -> TrainingState:
-        args = self.args
-        optimizer = torch.optim.AdamW(
-            [p for p in self.unet.parameters() if p.requires_grad],
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            weight_decay=args.adam_weight_decay,
-            eps=args.adam_epsilon,
-        )
-        lr_scheduler = get_scheduler(
-            args.lr_scheduler,
-            optimizer,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_training_steps=args.max_train_steps,
-        )
-        return TrainingState("dp_sgd", self.unet, optimizer, make_ema(self.unet, args), lr_scheduler)
+        return start_dp_sgd(self.unet, self.args)
 
     def _affordable_steps(self, taken: int) -> int:
         remaining = self.plan.dp_sgd.steps - taken
@@ -460,18 +449,3 @@ class DPCurriculumTrainer:
 
     def _progress_bar(self, state: TrainingState, title: str, last: int) -> tqdm:
         return tqdm(initial=state.step, total=last, desc=title, disable=not self.accelerator.is_main_process)
-
-    def _make_gradients_of(self) -> Callable[[NoiseDraws], Gradients]:
-        """Per-record gradients as the configuration and `accelerate launch --dynamo_backend` ask for them."""
-        mode, autocast = self.grad_sample_mode, self.accelerator.autocast
-        self.loss_scale = LOSS_SCALES[self.accelerator.mixed_precision]
-        dynamo = self.accelerator.state.dynamo_plugin
-        if mode == "folded" and dynamo.backend != DynamoBackend.NO:
-            if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision != "no":
-                # PyTorch's compiler takes the group normalisation's gradient for float32 there, which it is not.
-                raise InputError("On CPU only float32 can be compiled: leave out --dynamo_backend or bf16.")
-            if self.args.gradient_checkpointing:
-                raise InputError("A compiled pass keeps what it chooses: leave out --gradient_checkpointing.")
-            num_records = min(self.args.max_physical_batch_size, len(self.records))
-            return CompiledGradients(self.unet, num_records, autocast, self.loss_scale, **dynamo.to_kwargs())
-        return partial(per_record_gradients, self.unet, mode=mode, autocast=autocast, loss_scale=self.loss_scale)

@@ -1,0 +1,91 @@
+"""How much memory a piece of work takes, and one sentence where there is not enough."""
+
+import ctypes
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from .errors import InputError
+
+
+# How often the memory of a process is looked at, which takes 20 microseconds; what fills memory lasts longer.
+INTERVAL_SECONDS = 0.001
+
+
+class PeakMemory:
+    """A context that measures what is done in it.
+
+    On a GPU, `num_bytes` is the most that PyTorch has held there at a time, the network included. Elsewhere it is what
+    the process had more at its highest point than at the beginning: nothing of what was done before is in it, such as
+    the decoding of records.
+
+    Args:
+        device (`torch.device`): Where the work is done.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.num_bytes = 0
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return self
+        _return_freed_memory()
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.num_bytes = torch.cuda.max_memory_allocated(self.device)
+        else:
+            self._ended.set()
+            self._thread.join()
+            _return_freed_memory()  # what follows begins where this began
+
+    def _watch(self) -> None:
+        while not self._ended.wait(INTERVAL_SECONDS):
+            self.num_bytes = max(self.num_bytes, self._process.memory_info().rss - self._before)
+
+
+def _return_freed_memory() -> None:
+    """Give back to the system what was freed but kept for later, as work that uses it again would look like none."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+        if trim is not None:
+            trim(0)
+
+
+@contextmanager
+def enough_memory(work: str, remedy: str) -> Iterator[None]:
+    """Say in one sentence that memory does not suffice.
+
+    Args:
+        work (`str`): What does not fit.
+        remedy (`str`): What to do.
+
+    Raises:
+        InputError: If so.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise InputError(f"{work} does not fit into the memory: {remedy}.") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error):
+        return True
+    # Those of the C++ library, of oneDNN and of cuBLAS.
+    return any(words in str(error) for words in ("bad_alloc", "could not create a", "ALLOC_FAILED"))

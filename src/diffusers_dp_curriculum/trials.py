@@ -1,0 +1,98 @@
+"""What a network is tried on before any record is read: random numbers in the place of records."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+
+from .losses import DenoisingLoss, NoiseDraws
+
+
+@contextmanager
+def on_trial(model: torch.nn.Module) -> Iterator[None]:
+    """Put `model` into training mode with random numbers that follow from a fixed seed, and leave no trace of that.
+
+    Its modes and `.grad`s are as before afterwards, and so are the random generators of Python, NumPy and PyTorch.
+    """
+    modes = {module: module.training for module in model.modules()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    with seeded(next(model.parameters()).device):
+        try:
+            model.train()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+
+
+@contextmanager
+def seeded(device: torch.device) -> Iterator[None]:
+    """Draw random numbers from a fixed seed, and afterwards go on with those that were due."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            set_seed(0)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def randomise_parameters(model: torch.nn.Module) -> None:
+    """Add noise to what is trainable: a last layer that is zero when fresh would hide all that comes before it."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                scale = 0.5 / max(parameter[:1].numel(), 1) ** 0.5 if parameter.dim() > 1 else 0.1
+                parameter.add_(torch.randn_like(parameter), alpha=scale)
+
+
+@contextmanager
+def random_parameters(model: torch.nn.Module) -> Iterator[None]:
+    """Add noise to the trainable parameters for a while."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in trainable]
+    try:
+        randomise_parameters(model)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(trainable, before, strict=True):
+                parameter.copy_(value)
+
+
+def random_draws(
+    loss: DenoisingLoss,
+    image_shape: tuple[int, int, int],
+    num_records: int,
+    noise_multiplicity: int,
+    device: torch.device,
+) -> NoiseDraws:
+    """Draws of random images, always the same ones.
+
+    Args:
+        loss (`DenoisingLoss`): Gives the noise draws.
+        image_shape (`tuple[int, int, int]`): Channels, height and width.
+        num_records (`int`): B; records that follow each other have different labels.
+        noise_multiplicity (`int`): K, draws per record.
+        device (`torch.device`): Where they are wanted.
+    """
+    with seeded(device):
+        images = torch.rand(num_records, *image_shape, device=device) * 2 - 1
+        labels = torch.arange(num_records, device=device) % (loss.null_label or 1)
+        return loss.draw(images, labels, noise_multiplicity)
+
+
+def same_call_tolerance(device: torch.device) -> float:
+    """The relative difference up to which two calls on numbers of the same shape and values are the same.
+
+    A kernel computes a row from that row alone, in an order that does not depend on the values of the others: on a CPU
+    not a bit changes. On a GPU some kernels add up in the order in which threads happen to come, so that last bits
+    differ, in bfloat16 by 2^-8 where one flips.
+    """
+    return 1e-6 if device.type == "cpu" else 1e-2
