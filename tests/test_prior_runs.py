@@ -116,9 +116,7 @@ def test_a_resume_with_other_previous_runs_is_refused(tmp_path, previous, began_
     interrupted(tmp_path / "model", 2, prior_runs=[str(previous)] if began_with else None)
     journal = (tmp_path / "model" / "private" / "journal.jsonl").read_bytes()
     for runs in ([str(other)], [str(previous), str(other)], [] if began_with else [str(previous)]):
-        with pytest.raises(
-            InputError, match="was started with other prior_runs than .*: leave prior_runs out"
-        ):
+        with pytest.raises(InputError, match="was started with other prior_runs than .*: leave prior_runs out"):
             make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=runs)
     resume_run(previous, DP_SGD)  # of which the run knows nothing
     with pytest.raises(InputError, match="or they have released more since: leave prior_runs out"):
@@ -154,7 +152,7 @@ def test_copies_and_runs_without_a_name_are_said_to_be_counted_twice(tmp_path, p
     copy = shutil.copytree(previous, tmp_path / "copy")
     for place in (previous, copy):
         resume_run(place, DP_SGD)
-    with pytest.warns(UserWarning, match="are copies of one run that were resumed separately: both are counted"):
+    with pytest.warns(UserWarning, match="are of one run, and neither counts all .*: both are counted in full"):
         trainer = make_trainer(tmp_path / "model", target_epsilon=20.0, prior_runs=[str(previous), str(copy)])
     assert trainer.plan.previous == 2 * (CENTRAL, replace(DP_SGD, steps=20))
     assert "Copies of one run that were resumed separately" in " ".join(finish(trainer)["remarks"])
