@@ -11,9 +11,11 @@ that a run that was interrupted counts, too. Several runs are added up into one 
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 from diffusers_dp_curriculum import InputError, Mechanism, compute_epsilon, recompute_epsilon
+from diffusers_dp_curriculum.accounting import LooseEpsilonWarning
 from diffusers_dp_curriculum.composition import FoundStatement, compose, find_statements
 from diffusers_dp_curriculum.privacy_json import counted_runs, scope_in_words
 from diffusers_dp_curriculum.statement import understates
@@ -82,9 +84,12 @@ def add_up(statements: list[FoundStatement], delta: float | None, accountant: st
     composition = compose(statements, delta, accountant)
     together = composition.statement
     for name, run in composition.counted:
-        print(f"{name}: epsilon {compute_epsilon(run.mechanisms, together['delta'], together['accountant']):.4f} alone")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LooseEpsilonWarning)  # of all together, the remarks say so
+            alone = compute_epsilon(run.mechanisms, together["delta"], together["accountant"])
+        print(f"{name}: epsilon {alone:.4f} alone")
         print_mechanisms(run.mechanisms)
-    for remark in composition.remarks:
+    for remark in [*composition.remarks, *together["remarks"]]:
         print(remark)
     print(
         f"Together: epsilon {together['epsilon']:.4f} at delta {together['delta']:g}, {together['accountant']} "

@@ -73,7 +73,7 @@ def test_copies_of_a_run_that_were_resumed_separately_are_both_counted_in_full(t
     code, printed, _ = recompute(one, copy, "--output", tmp_path / "all.json")
     assert not code
     assert together(CENTRAL, STEPS, CENTRAL, STEPS, STEPS) in printed
-    assert f"{one} and {copy} are copies of one run that were resumed separately: both are counted in full" in printed
+    assert f"{one} and {copy} are of one run, and neither counts all that the other does" in printed
     assert "Copies of one run" in " ".join(json.loads((tmp_path / "all.json").read_text())["remarks"])
 
 

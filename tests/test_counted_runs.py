@@ -51,7 +51,7 @@ def test_branches_of_a_run_are_counted_in_full_and_said_to_be():
     assert branches([one, copy])
     assert not branches([one, run(1, {"d": 1}, "another run"), run(1, {}, None), run(1, {}, None)])
     assert remarks[0].startswith("trunk is not counted again: one is the same run")
-    assert remarks[1].startswith("one and copy are copies of one run that were resumed separately: both are counted")
+    assert remarks[1].startswith("one and copy are of one run, and neither counts all that the other does")
 
 
 def test_runs_of_older_versions_count_as_runs_of_their_own():

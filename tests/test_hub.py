@@ -367,6 +367,15 @@ def test_a_push_that_failed_is_repeated_while_the_trainer_is_still_there(hub, tm
     assert len(hub.commits("alice/model")) == 2
 
 
+def test_a_trainer_knows_what_it_has_released_without_its_journal(hub, tmp_path):
+    trainer = train(tmp_path / "model")
+    trainer.ledger.record(replace(trainer.plan.dp_sgd, steps=1))
+    (tmp_path / "model" / "private" / "journal.jsonl").unlink()
+    with pytest.raises(InputError, match="releases that privacy.json does not count"):
+        trainer.push_to_hub()
+    assert not hub.requests
+
+
 def test_what_a_run_saves_during_a_push_is_not_part_of_it(hub, model):
     """The journal was read before, and does not count it yet."""
     names = ["privacy.json", "samples.png", "unet/diffusion_pytorch_model.safetensors"]

@@ -152,7 +152,7 @@ def test_copies_and_runs_without_a_name_are_said_to_be_counted_twice(tmp_path, p
     copy = shutil.copytree(previous, tmp_path / "copy")
     for place in (previous, copy):
         resume_run(place, DP_SGD)
-    with pytest.warns(UserWarning, match="are copies of one run that were resumed separately: both are counted"):
+    with pytest.warns(UserWarning, match="are of one run, and neither counts all .*: both are counted in full"):
         trainer = make_trainer(tmp_path / "model", target_epsilon=20.0, prior_runs=[str(previous), str(copy)])
     assert trainer.plan.previous == 2 * (CENTRAL, replace(DP_SGD, steps=20))
     assert "Copies of one run that were resumed separately" in " ".join(finish(trainer)["remarks"])

@@ -96,7 +96,7 @@ def observed_run(directory, breaks="no"):
     published = {
         path.relative_to(directory / "model"): path.read_bytes()
         for path in (directory / "model").rglob("*")
-        if path.is_file() and "private" not in path.parts
+        if path.is_file() and "private" not in path.parts and path.name != ".gitignore"
     }
     return finished, published, json.loads((directory / "notes.json").read_text()), pixels
 

@@ -111,10 +111,11 @@ def test_files_of_older_versions_are_read_as_ever(statement, tmp_path, recompute
     assert recompute_epsilon(old_version(statement)) == statement["epsilon"]
 
 
-def test_an_adjacency_that_means_something_else_is_refused(tmp_path):
+def test_an_adjacency_that_means_something_else_is_refused(tmp_path, recompute):
     path = write_privacy_json(tmp_path / "privacy.json", adjacency="replace_one_record")
     with pytest.raises(InputError, match="for the adjacency replace_one_record, which this version does not know: use"):
         check_statement(path)
+    assert "which this version does not know" in recompute(path)[0]
 
 
 @pytest.mark.parametrize(
@@ -186,10 +187,10 @@ def test_steps_of_a_previous_run_do_not_stand_for_steps_of_its_own(tmp_path):
     previous = counted_runs(json.loads((write_run(tmp_path / "one", STEP, STEP) / "privacy.json").read_text()))
     directory = write_run(tmp_path / "two", STEP, prior_runs=previous)
     stated = check_statement(directory / "privacy.json")
-    check_journal(directory, stated)
+    check_journal(directory, stated, None)
     resume_run(directory, STEP, saved=False)
     with pytest.raises(InputError, match="releases that privacy.json does not count"):
-        check_journal(directory, stated)
+        check_journal(directory, stated, None)
 
 
 def test_a_statement_without_the_previous_runs_of_the_journal_is_not_published(tmp_path):
@@ -198,4 +199,4 @@ def test_a_statement_without_the_previous_runs_of_the_journal_is_not_published(t
     stated = check_statement(directory / "privacy.json")
     stated["mechanisms"] = [entry for entry in stated["mechanisms"] if entry["run"] == 0]
     with pytest.raises(InputError, match="releases that privacy.json does not count"):
-        check_journal(directory, stated)
+        check_journal(directory, stated, None)

@@ -1,8 +1,8 @@
 """Mechanism 1: central images, noisy aggregates of random samples of each class.
 
 This is one of the two places that read sensitive records. "From Easy to Hard" (DP-FETA, S&P 2025, arXiv:2504.01395)
-introduces mean and mode images; the queries here are the add/remove-one-record form of them: nothing is
-divided by a private count, and the sensitivity is fixed before any record is read.
+introduces mean and mode images; the queries here bound what zeroing out one record changes: nothing is divided by a
+private count, and the sensitivity is fixed before any record is read.
 """
 
 import json

@@ -123,7 +123,7 @@ def compose(
         runs,
         delta,
         accountant,
-        scope=f"The figure is for {len(runs)} runs: further runs on the same records add up.",
+        scope=f"The figure is for {len(runs)} run{'s' * (len(runs) > 1)}: further runs on the same records add up.",
         dataset_size=sizes[0] if all(size == sizes[0] for size in sizes) else None,
         not_private=None,
         remarks=[text for found in statements for text in found.content.get("remarks", []) if text != LOOSE],

@@ -11,8 +11,8 @@ from .errors import InputError
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
 
 # The fields that say where and how a run is executed and shared: they change no result but for rounding, another
-# machine may want others, and they have no place among the card's hyper-parameters. (What previous runs cost is part of
-# the result, but is counted in the ledger; where they are is nobody else's business.)
+# machine may want others, and they have no place among the card's hyper-parameters. (What previous runs have released
+# is in the ledger, from which the card has it; the paths where they are must not be published.)
 EXECUTION = (
     "output_dir",
     "max_physical_batch_size",
@@ -201,7 +201,7 @@ class DPCurriculumConfig:
         _one_of(self, "grad_sample_mode", "auto", "folded", "loop")
         _one_of(self, "lr_scheduler", *LR_SCHEDULERS)
         _one_of(self, "timestep_sampling", "log_normal", "uniform")
-        if self.prior_runs is not None and (isinstance(self.prior_runs, str) or "" in self.prior_runs):
+        if self.prior_runs is not None and not (isinstance(self.prior_runs, list) and all(self.prior_runs)):
             raise InputError(f"prior_runs is {self.prior_runs!r}: give a list of runs.")
         if not self.output_dir:
             raise InputError("output_dir is empty: give the directory that the run is to write to.")

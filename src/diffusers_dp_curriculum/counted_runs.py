@@ -98,8 +98,8 @@ def _remarks(name: str, run: CountedRun, counted: list[tuple[str, CountedRun]]) 
         another = next(kept for kept, other in counted if other.counts_all_of(run))
         return [f"{name} is not counted again: {another} is the same run, and all of it is counted there."]
     return [
-        f"{kept} and {name} are copies of one run that were resumed separately: both are counted in full, so what they "
-        "share is counted twice."
+        f"{kept} and {name} are of one run, and neither counts all that the other does, as where copies of its "
+        "directory were resumed separately: both are counted in full, so what they share is counted twice."
         for kept, other in counted[:number]
         if other.id == run.id
     ]

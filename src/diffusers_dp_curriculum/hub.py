@@ -6,7 +6,7 @@ What is pushed is named here, file by file. Whatever else lies in a directory st
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 from .cards import budget, check_budget, merge, update
+from .counted_runs import CountedRun
 from .errors import InputError
 from .model_card import mechanisms_in_words, with_repo_id
 from .privacy_json import counted_runs
@@ -65,6 +66,7 @@ def push_model(
     private: bool | None = None,
     token: str | None = None,
     create_pr: bool = False,
+    counted: Sequence[CountedRun] | None = None,
 ) -> CommitInfo:
     """Push the publishable files of a finished run to a model repository, in one commit.
 
@@ -79,6 +81,7 @@ def push_model(
             Whether the repository is private if it has to be created, the namespace's default being used by default.
         token (`str`, *optional*): That of `hf auth login` or `HF_TOKEN` by default.
         create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
+        counted (`Sequence[CountedRun]`, *optional*): What the run counts; read from its journal by default.
 
     Returns:
         `huggingface_hub.CommitInfo`: Address and id of the commit.
@@ -95,7 +98,7 @@ def push_model(
     privacy = check_statement(directory / "privacy.json")
     # Read before the journal is: whatever a run that goes on may write meanwhile, these are made of what it counts.
     contents = {name: path.read_bytes() for name, path in files.items()}
-    check_journal(directory, privacy)
+    check_journal(directory, privacy, counted)
     local = files["README.md"].read_text(encoding="utf-8")
     check_budget(local, privacy, str(files["README.md"]))
     seen = directory / "private" / "README.hub.md"  # the card on the Hub as it was when it was last seen here

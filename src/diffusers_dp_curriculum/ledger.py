@@ -42,8 +42,8 @@ class PrivacyLedger:
         target_epsilon (`float`, *optional*):
             What the run and the previous runs may spend together; [`check_affordable`] refuses more.
         prior_runs (`Sequence[CountedRun]`, *optional*):
-            Previous runs on the same records, whose cost is part of this run's. The journal keeps them from its first
-            line on.
+            Previous runs on the same records, whose cost is part of this run's, such as `read_prior_runs` in
+            `composition.py` finds. The journal keeps them from its first line on.
 
     Raises:
         InputError: If delta or the accountant is not usable, or the journal exists.
@@ -249,7 +249,7 @@ class PrivacyLedger:
             dataset_size (`int`): N, the number of records, which is public.
         """
         return make_statement(
-            [self._as_counted(), *self.prior_runs],
+            self.counted_runs(),
             self.delta,
             self.accountant,
             scope=scope_in_words(len(self.prior_runs)),
@@ -259,13 +259,13 @@ class PrivacyLedger:
             versions=self.versions,
         )
 
-    def _as_counted(self) -> CountedRun:
-        """This run, as its statement names it."""
+    def counted_runs(self) -> list[CountedRun]:
+        """This run, and then the previous runs, as a statement names them."""
         if self._journal is not None:
-            own = CountedRun.of_journal(Released.of(self._journal.events))[0]
-            return replace(own, mechanisms=self.mechanisms)
+            return CountedRun.of_journal(Released.of(self._journal.events))
         releases = sum(mechanism.steps for mechanism in self._mechanisms)
-        return CountedRun(self._run, {self._session: releases} if releases else {}, self.mechanisms)
+        own = CountedRun(self._run, {self._session: releases} if releases else {}, self.mechanisms)
+        return [own, *self.prior_runs]
 
     def _count(self, mechanism: Mechanism) -> None:
         self._mechanisms = merge_neighbours([*self._mechanisms, mechanism])

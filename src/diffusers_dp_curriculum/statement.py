@@ -14,6 +14,7 @@ from .privacy_json import ZERO_OUT, counted_runs
 
 
 ADJACENCIES = (ZERO_OUT, "add_or_remove_one_record")  # the other is what older versions called the same
+JOURNAL = "private/journal.jsonl"  # in the directory of a run
 TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
 
 
@@ -74,20 +75,15 @@ def check_publishable(statement: dict[str, Any]) -> None:
 
 
 def check_epsilon(statement: dict[str, Any], name: str) -> None:
-    """Refuse a statement whose epsilon is not what its mechanisms amount to, or is for something else.
+    """Refuse a statement whose epsilon is less than its mechanisms amount to.
 
     Args:
         statement (`dict`): The content of a privacy.json.
         name (`str`): What messages call it.
 
     Raises:
-        InputError: If it understates epsilon, or states it for an adjacency that this version does not know.
+        InputError: If it understates epsilon, or nothing can be said of it (see [`recompute_epsilon`]).
     """
-    if statement.get("adjacency", ZERO_OUT) not in ADJACENCIES:
-        raise InputError(
-            f"{name} states epsilon for the adjacency {statement['adjacency']}, which this version does not know: use "
-            "the version that wrote it."
-        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LooseEpsilonWarning)
         epsilon = recompute_epsilon(statement)
@@ -102,11 +98,20 @@ def recompute_epsilon(statement: dict[str, Any]) -> float:
     """Epsilon from the content of a privacy.json alone, whatever epsilon it states.
 
     Args:
-        statement (`dict`): The content of the file; `mechanisms`, `delta` and `accountant` are used.
+        statement (`dict`):
+            The content of the file; `mechanisms`, `delta` and `accountant` are used, and `adjacency` has to be zero-out
+            or what older versions called so.
 
     Raises:
-        InputError: If it is not the content of a privacy.json, or its accountant cannot bound the composition.
+        InputError:
+            If it is not the content of a privacy.json, is for another adjacency, or its accountant cannot bound the
+            composition.
     """
+    if (adjacency := statement.get("adjacency", ZERO_OUT)) not in ADJACENCIES:
+        raise InputError(
+            f"The statement is for the adjacency {adjacency}, which this version does not know: use the version that "
+            "wrote it."
+        )
     mechanisms = all_mechanisms(counted_runs(statement))
     try:
         delta, accountant = float(statement["delta"]), statement["accountant"]
@@ -162,7 +167,7 @@ def runs_of_journal(directory: Path) -> list[CountedRun] | None:
 
 def journal_in(directory: Path) -> Path | None:
     """The journal of the run in a directory; None if nothing has begun there, or only published files are here."""
-    path = directory / "private" / "journal.jsonl"
+    path = directory / JOURNAL
     return path if path.is_file() and path.stat().st_size > 0 else None
 
 
@@ -176,21 +181,23 @@ def leaves_out(statement: dict[str, Any], released: Sequence[CountedRun]) -> boo
     return not _count_all_of(counted_runs(statement), released)
 
 
-def check_journal(directory: Path, privacy: dict[str, Any]) -> None:
+def check_journal(directory: Path, privacy: dict[str, Any], released: Sequence[CountedRun] | None) -> None:
     """Refuse to publish a statement that leaves out anything that the run has released.
 
     Args:
         directory (`Path`): The directory of the run, or one with its published files alone.
         privacy (`dict`): The content of the run's privacy.json.
+        released (`Sequence[CountedRun]`, *optional*): What the run counts; read from its journal by default.
 
     Raises:
         InputError: If the journal in `directory` has releases that the statement does not count.
     """
-    released = runs_of_journal(directory)  # the published files alone were checked when they left the run
+    if released is None:
+        released = runs_of_journal(directory)  # the published files alone were checked when they left the run
     if released is not None and leaves_out(privacy, released):
         raise InputError(
-            f"{journal_in(directory)} has releases that privacy.json does not count, so the run was continued after "
-            "it was saved: save the pipeline again before it is pushed."
+            f"{directory / JOURNAL} has releases that privacy.json does not count, so the run was continued after it "
+            "was saved: save the pipeline again before it is pushed."
         )
 
 

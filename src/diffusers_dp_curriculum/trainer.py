@@ -292,6 +292,7 @@ class DPCurriculumTrainer:
             private=(self.args.hub_private_repo or None) if private is None else private,
             token=token or self.args._hub_token,
             create_pr=create_pr,
+            counted=self.ledger.counted_runs(),
         )
 
     def summary(self) -> str:
