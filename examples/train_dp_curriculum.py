@@ -122,12 +122,13 @@ def parse_arguments(arguments: list[str]) -> tuple[ScriptArguments, DPCurriculum
 def hide_token() -> None:
     """Take a token out of `sys.argv`, which trackers record, and say where else it can be seen."""
     for number, argument in enumerate(sys.argv):
-        if argument == "--hub_token" and number + 1 < len(sys.argv):
-            sys.argv[number + 1] = HIDDEN
-        elif argument.startswith("--hub_token="):
-            sys.argv[number] = f"--hub_token={HIDDEN}"
-        else:
+        flag, equals, _ = argument.partition("=")
+        if flag.replace("-", "_") != "__hub_token":  # the parser takes either spelling
             continue
+        if equals:
+            sys.argv[number] = f"{flag}={HIDDEN}"
+        else:
+            sys.argv[number + 1] = HIDDEN
         if is_main_process():
             print(
                 "warning: A token on the command line is seen by everybody on this machine and kept by the shell: use "

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from accelerate.state import AcceleratorState
 from diffusers_dp_curriculum import CentralImageDataset, InputError, TrainingError, recompute_epsilon
 from diffusers_dp_curriculum import checkpointing as checkpointing_module
 from diffusers_dp_curriculum.dp_sgd import DPSGD
+from diffusers_dp_curriculum.run_directory import note_errors_for_resume
 from helpers import tiny_records, tiny_unet
 from kill_harness import check, kill_until_done, start
 from test_trainer import make_trainer
@@ -217,27 +219,47 @@ def test_two_trainers_made_before_there_was_a_run_share_it(tmp_path):
 @pytest.mark.parametrize("option", [{"logger": "tensorboard"}, {"log_sensitive_curves": True}])
 def test_steps_that_a_curve_shows_count_even_if_the_process_is_killed(tmp_path, option):
     """The curve is on the disk, or at a tracker's, the moment it is written."""
-    child = os.fork()
-    if child == 0:
-        trainer = make_trainer(tmp_path / "model", **LONG, **option)
-        trainer._after_step = lambda state, *others, **flags: trainer._number(state) == 9 and os.kill(os.getpid(), 9)
-        with contextlib.suppress(BaseException):
-            trainer.train()
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_after(tmp_path / "model", 9, **option)
     privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG, **option))
     check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
 
 
-def test_steps_that_were_lost_with_a_killed_process_are_taken_again_at_no_cost(tmp_path):
+def killed_after(output_dir, number, in_thread=False, **options):
+    """A run in a process of its own that is killed after so many steps in both stages."""
     child = os.fork()
     if child == 0:
-        trainer = make_trainer(tmp_path / "model", **LONG)
-        trainer._after_step = lambda state, *others, **flags: trainer._number(state) == 9 and os.kill(os.getpid(), 9)
+        trainer = make_trainer(output_dir, **LONG, **options)
+        trainer._after_step = lambda state, *_, **__: trainer._number(state) == number and os.kill(os.getpid(), 9)
         with contextlib.suppress(BaseException):
-            trainer.train()
+            if in_thread:
+                thread = threading.Thread(target=trainer.train)
+                thread.start()
+                thread.join()
+            else:
+                trainer.train()
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_steps_in_a_thread_count_at_once(tmp_path):
+    """Whoever started the thread has the network in hand all along."""
+    killed_after(tmp_path / "model", 9, in_thread=True)
+    privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG))
+    check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
+
+
+def test_steps_whose_error_another_process_has_shown_stay_counted(tmp_path):
+    """The main process may be killed without a word when another one breaks off."""
+    killed_after(tmp_path / "model", 9)
+    with pytest.raises(ZeroDivisionError), note_errors_for_resume(tmp_path / "model", 1):
+        raise ZeroDivisionError
+    privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG))
+    check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
+    assert not list((tmp_path / "model" / "private").glob("seen*"))
+
+
+def test_steps_that_were_lost_with_a_killed_process_are_taken_again_at_no_cost(tmp_path):
+    killed_after(tmp_path / "model", 9)
     privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG))
     assert stated_steps(privacy) == 40
     assert released_steps(tmp_path / "model") > 40

@@ -176,3 +176,13 @@ def test_the_physical_batch_size_changes_no_result():
         sums.append(parameter.summed_grad)
     for other in sums[1:]:
         assert (other - sums[0]).norm() < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3)])
+def test_parameters_of_any_shape_take_a_noisy_step(shape):
+    parameter = torch.nn.Parameter(torch.zeros(shape))
+    parameter.grad_sample = torch.ones(3, *shape)
+    optimizer = optimizer_of(parameter, max_grad_norm=0.5)
+    optimizer.pre_step()
+    assert parameter.grad.shape == shape
+    assert torch.allclose(parameter.grad, torch.full(shape, 1.5), rtol=5e-5)

@@ -1,5 +1,6 @@
 """What is on disk when, who may write it, and what is made of it after a crash."""
 
+import errno
 import json
 import os
 import random
@@ -332,3 +333,63 @@ def test_a_run_keeps_its_name_and_every_session_has_its_own(path, tmp_path):
     assert len(set(one.sessions) & set(copy.sessions)) == 1
     journal = Journal(tmp_path / "other.jsonl", HEADER)
     assert journal.header["run"] != one.run
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_fails_at_the_sync_has_no_line_that_may_be_lost(path, monkeypatch, code):
+    """As network file systems do; a second sync would say nothing of the error."""
+    journal = Journal(path, HEADER)
+    release(journal, 1)
+    sync = os.fsync
+    failing = [code] * 2
+
+    def fails(file):
+        if failing:
+            raise OSError(failing.pop(), "the disk")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    for _ in range(2):
+        with pytest.raises((InputError, OSError)):
+            release(journal, 2)
+    failing.append(code)
+    if code == errno.EIO:
+        failing.clear()
+    journal.append("visible", "memory")  # on a full disk the reserve makes room for it
+    journal.close()
+    again = Journal(path)
+    assert counted(again) == [1]
+    assert "visible" in again.events[-1]
+
+
+def test_releases_that_were_lost_are_not_among_those_of_a_session(path, tmp_path):
+    """Or a copy that has lost them would seem to count those of the original, which somebody has seen."""
+    journal = Journal(path, HEADER)
+    for number in (1, 2):
+        release(journal, number)
+    journal.append("visible", "checkpoint")
+    position = journal.position
+    for number in (3, 4):
+        release(journal, number)
+    (tmp_path / "copy.jsonl").write_bytes(path.read_bytes())
+    journal.append("visible", "memory")
+    copy = Journal(tmp_path / "copy.jsonl")
+    copy.resume(position)
+    release(copy, 5)
+    original, other = read_released(path), read_released(tmp_path / "copy.jsonl")
+    assert list(original.sessions.values()) == [4]
+    assert list(other.sessions.values()) == [2, 1]
+
+
+def test_a_checkpoint_of_a_copy_is_not_resumed(path, tmp_path):
+    journal = Journal(path, HEADER)
+    (tmp_path / "copy.jsonl").write_bytes(path.read_bytes())
+    copy = Journal(tmp_path / "copy.jsonl")
+    for one in (journal, copy):
+        one.resume(1)
+        release(one, 1)
+        one.append("visible", "checkpoint")
+    position, check = journal.position, journal.check
+    with pytest.raises(InputError, match="checkpoint is of a copy of this run that was resumed elsewhere"):
+        copy.resume(position, check)
+    journal.resume(position, check)

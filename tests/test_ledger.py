@@ -67,7 +67,7 @@ def test_a_resumed_ledger_counts_what_was_seen_and_continues(tmp_path):
     ledger.record(STEP)
     ledger.mark_visible("sample grid")
     ledger.record(STEP)
-    ledger.close()
+    ledger._journal.close()
     resumed = PrivacyLedger.resume(tmp_path / "journal.jsonl", checkpoint)
     assert (resumed.delta, resumed.accountant, resumed.target_epsilon) == (1e-6, "rdp", 9.0)
     assert resumed.mechanisms == [CENTRAL, Mechanism("dp_sgd", 1.2, 0.17, 2, 1.0)]
@@ -204,5 +204,23 @@ def test_ctrl_c_pressed_again_and_again_does_not_keep_releases_from_counting(tmp
     with pytest.raises(KeyboardInterrupt):
         work()
     assert not presses
+    ledger.close()
+    assert PrivacyLedger.resume(tmp_path / "journal.jsonl", 0).mechanisms == [STEP]
+
+
+def test_a_mark_that_was_interrupted_is_made_when_the_journal_is_closed(tmp_path, monkeypatch):
+    ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
+
+    def interrupted(what):
+        raise KeyboardInterrupt
+
+    def work():
+        with ledger.unseen():
+            ledger.record(STEP)
+            monkeypatch.setattr(ledger, "_mark_whatever_happens", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    monkeypatch.undo()
     ledger.close()
     assert PrivacyLedger.resume(tmp_path / "journal.jsonl", 0).mechanisms == [STEP]

@@ -113,7 +113,9 @@ finally:
 """
 
 
-@pytest.mark.parametrize("flags", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"]])
+@pytest.mark.parametrize(
+    "flags", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub-token", "hf_secret"]]
+)
 def test_a_token_on_the_command_line_is_warned_of_and_hidden_from_trackers(tmp_path, flags):
     command = [sys.executable, "-c", SEEN_BY_A_TRACKER, SCRIPT, *flags, "--preset", "digits", "--learning_rate", "-1"]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

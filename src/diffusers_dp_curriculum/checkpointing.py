@@ -99,6 +99,7 @@ class Checkpoint:
         stage (`str`): The stage of `state`.
         state (`dict`): Content of a [`TrainingState`].
         position (`int`): The ledger's position when it was made.
+        check (`int`): The ledger's check when it was made, by which a checkpoint of a copy of the run is known.
         plan (`Plan`): The run's plan; its noise multiplier was found once and stays.
         central_images (`CentralImageDataset`, *optional*): What was released in the first stage.
     """
@@ -107,6 +108,7 @@ class Checkpoint:
     stage: str
     state: dict[str, Any]
     position: int
+    check: int
     plan: Plan
     central_images: CentralImageDataset | None
 
@@ -149,7 +151,7 @@ class Checkpoints:
         torch.save(state.state_dict(), partial / "state.pt")
         if central_images is not None:
             central_images.save_to_disk(partial / "central_images")
-        facts = {"stage": state.stage, "position": ledger.position, "plan": asdict(plan)}
+        facts = {"stage": state.stage, "position": ledger.position, "check": ledger.check, "plan": asdict(plan)}
         facts["identity"] = self.identity | {"records": self._records_checksum()}
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         _sync(partial)
@@ -200,7 +202,7 @@ class Checkpoints:
                 "previous": tuple(Mechanism(**mechanism) for mechanism in plan.get("previous", [])),
             }
         )
-        return Checkpoint(path.name, facts["stage"], state, facts["position"], plan, central_images)
+        return Checkpoint(path.name, facts["stage"], state, facts["position"], facts["check"], plan, central_images)
 
     def remove_partial(self) -> None:
         """Remove what a crash left half written."""
@@ -257,7 +259,7 @@ def records_checksum(records: ImageDataset, key: bytes) -> str:
 def _facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        return {name: facts[name] for name in ("stage", "position", "plan", "identity")}
+        return {name: facts[name] for name in ("stage", "position", "check", "plan", "identity")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "

@@ -76,7 +76,7 @@ class ExactDPOptimizer(DPOptimizer):
             _check_processed_flag(p.grad_sample)
             if p.summed_grad is None:
                 p.summed_grad = torch.zeros(p.shape, dtype=torch.float64, device=p.device)
-            at_once = max(VALUES_AT_ONCE // p.numel(), 1)
+            at_once = max(VALUES_AT_ONCE // max(p.numel(), 1), 1)
             for gradients, scale in zip(p.grad_sample.split(at_once), factors.split(at_once), strict=True):
                 p.summed_grad += (scale @ gradients.double().reshape(len(scale), p.numel())).view(p.shape)
             _mark_as_processed(p.grad_sample)

@@ -91,6 +91,11 @@ class Journal:
         """The number of events so far: what a checkpoint remembers."""
         return len(self.events)
 
+    @property
+    def check(self) -> int:
+        """The checksum of all events so far, which no other journal of this length has."""
+        return self.events[-1]["check"]
+
     def release(self, mechanism: Mechanism, unseen: bool) -> None:
         """Write that `mechanism` is about to be executed.
 
@@ -101,16 +106,25 @@ class Journal:
         """
         self.append("release", {**asdict(mechanism), "unseen": unseen})
 
-    def resume(self, position: int) -> None:
+    def resume(self, position: int, check: int | None = None) -> None:
         """Write that a new session starts from the checkpoint that was made at `position`.
 
+        Args:
+            position (`int`): The journal's [`position`] when the checkpoint was made.
+            check (`int`, *optional*): The journal's [`check`] at that time.
+
         Raises:
-            InputError: If the checkpoint was made after the last event that is here.
+            InputError: If the checkpoint was made after the last event that is here, or by a copy of the run.
         """
         if position > self.position:
             raise InputError(
                 f"{self.path} ends before the checkpoint was made ({self.position} events of {position}), so lines are "
                 "missing: restore it from a backup, or give the run up and count all of its target epsilon."
+            )
+        if check is not None and self.events[position - 1]["check"] != check:
+            raise InputError(
+                f"The checkpoint is of a copy of this run that was resumed elsewhere, and {self.path} knows nothing of "
+                "its steps: resume it where it was made, or from a checkpoint of this run."
             )
         self.append("resume", {"position": position, "session": secrets.token_hex(8)})
 
@@ -130,7 +144,6 @@ class Journal:
             line = " " * left_of_page + line
         if not self._write(line) and not (kind == "visible" and self._free_reserve() and self._write(line)):
             raise InputError(f"The disk of {self.path} is full: make room, and resume the run.")
-        os.fsync(self._file.fileno())
         self.events.append(event)
         self._known_size += len(line)
 
@@ -155,13 +168,17 @@ class Journal:
         self._known_size = size
 
     def _write(self, line: str) -> bool:
-        """Write all of a line or nothing; whether there was room."""
+        """Write all of a line to disk or nothing; whether there was room, which some file systems say at the sync."""
         try:
             if os.write(self._file.fileno(), line.encode()) == len(line):
+                os.fsync(self._file.fileno())
                 return True
         except OSError as error:
+            # A line that was not synced must not be taken for one: the system reports such an error only once.
+            os.ftruncate(self._file.fileno(), self._known_size)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
+            return False
         os.ftruncate(self._file.fileno(), self._known_size)
         return False
 
@@ -194,7 +211,7 @@ class Released:
         run (`str`, *optional*):
             The run's own random name, which a copy of its directory has as well; None in an older format.
         sessions (`dict[str, int]`):
-            For each session of the run, by its random name, how many releases its journal has. A copy that was resumed
+            For each session of the run, by its random name, how many of its releases count. A copy that was resumed
             elsewhere has other sessions.
         header (`dict`): What the journal was started with.
         mechanisms (`list[Mechanism]`): The releases that count, in order, one entry each.
@@ -215,12 +232,13 @@ class Released:
         not_private = reasons[0] if reasons else None
         if header["format"] in OLDER_FORMATS:
             return Released(None, {}, header, _counted(events), not_private)
+        known = set(_known(events))
         session, sessions = header["session"], {header["session"]: 0}
-        for event in events:
+        for number, event in enumerate(events):
             if "resume" in event:
                 session = event["resume"]["session"]
                 sessions[session] = 0
-            elif "release" in event:
+            elif number in known:
                 sessions[session] += 1
         return Released(header["run"], sessions, header, _counted(events), not_private)
 
@@ -243,6 +261,11 @@ def read_released(path: str | Path) -> Released:
 
 
 def _counted(events: list[dict[str, Any]]) -> list[Mechanism]:
+    return [_mechanism(events[number]["release"]) for number in _known(events)]
+
+
+def _known(events: list[dict[str, Any]]) -> list[int]:
+    """The numbers of the releases that count. Of a session that was killed, it is the last ones that do not."""
     last: list[int | None] = [None]  # after so many events: the last release that the run is made of
     before: dict[int, int | None] = {}  # of each release: the one before it, which the run was made of then
     known: set[int] = set()
@@ -266,7 +289,7 @@ def _counted(events: list[dict[str, Any]]) -> list[Mechanism]:
             know(release)
         last.append(release)
     know(last[-1])
-    return [_mechanism(events[number]["release"]) for number in sorted(known)]
+    return sorted(known)
 
 
 def _mechanism(release: dict[str, Any]) -> Mechanism:

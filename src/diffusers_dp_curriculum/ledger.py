@@ -67,13 +67,14 @@ class PrivacyLedger:
         self._run, self._session = secrets.token_hex(8), secrets.token_hex(8)  # where there is no journal to say it
         self._mechanisms: list[Mechanism] = []
         self._unseen = False
+        self._pending = False  # whether anything unseen has not been marked as visible yet
         self._journal = None
         if journal is not None:
             header = {"delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
             self._journal = Journal(journal, {**header, "prior_runs": [run.to_dict() for run in self.prior_runs]})
 
     @classmethod
-    def resume(cls, journal: Journal | str | Path, position: int) -> "PrivacyLedger":
+    def resume(cls, journal: Journal | str | Path, position: int, check: int | None = None) -> "PrivacyLedger":
         """Continue the ledger of a run that was interrupted.
 
         What was released after the checkpoint stays counted, unless it was lost with its process before anything that
@@ -82,14 +83,15 @@ class PrivacyLedger:
         Args:
             journal (`str` or `Path`): The run's journal; or a [`Journal`] that is open, and stays open if this fails.
             position (`int`): The ledger's [`position`] when the checkpoint was made from which the run continues.
+            check (`int`, *optional*): The ledger's [`check`] at that time.
 
         Raises:
             InputError:
-                If the journal is missing, damaged, in use by another process, or knows less than the checkpoint.
+                If the journal is missing, damaged, in use by another process, or does not know of the checkpoint.
         """
         opened = journal if isinstance(journal, Journal) else Journal(journal)
         try:
-            opened.resume(position)
+            opened.resume(position, check)
             header = opened.header
             prior_runs = CountedRun.of_header(header)
             ledger = cls(header["delta"], header["accountant"], None, header["target_epsilon"], prior_runs)
@@ -113,6 +115,8 @@ class PrivacyLedger:
     def close(self) -> None:
         """Release the journal's lock, so that the run can be resumed, also in this process."""
         if self._journal is not None:
+            if self._pending:  # the mark at the end of `unseen` was interrupted
+                self._mark_whatever_happens("the memory of the process")
             self._journal.close()
 
     @property
@@ -138,6 +142,11 @@ class PrivacyLedger:
         with own_arithmetic():
             yield
 
+    @property
+    def check(self) -> int:
+        """A checksum of the journal: kept in a checkpoint, and given to [`resume`]. Without a journal it is 0."""
+        return 0 if self._journal is None else self._journal.check
+
     def record(self, mechanism: Mechanism) -> None:
         """Count `mechanism`, which is about to be executed.
 
@@ -148,6 +157,7 @@ class PrivacyLedger:
         """
         if self._journal is not None:
             self._journal.release(mechanism, self._unseen)
+            self._pending = self._unseen
         self._count(mechanism)
 
     @contextmanager
@@ -187,6 +197,7 @@ class PrivacyLedger:
         """
         if self._journal is not None:
             self._journal.append("visible", what)
+            self._pending = False
 
     def mark_not_private(self, reason: str) -> None:
         """Note, for good, that this run gives no privacy: its statement will say so, and it may not be published.

@@ -278,7 +278,7 @@ def check_gradients_stay_apart(gradients_of: GradientsOf, model: torch.nn.Module
     before, after = of_kept(draws), of_kept(draws.of_records(replaced))
     total, difference = {}, {}
     for name, gradient in before.items():
-        finite = gradient.flatten(1).isfinite().all(dim=1)
+        finite = gradient.reshape(len(gradient), -1).isfinite().all(dim=1)
         total[name] = gradient[finite].square().sum().item()
         difference[name] = (after[name][finite] - gradient[finite]).square().sum().item()
     differs = _first_that_differs(difference, total, same_call_tolerance(device))

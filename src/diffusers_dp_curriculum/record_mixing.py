@@ -245,7 +245,10 @@ def _leaves(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, object
         yield name, repr(value)
     elif id(value) not in seen and not isinstance(value, (type, ModuleType)):
         seen.add(id(value))
-        if isinstance(value, (list, tuple, set, frozenset, deque)):
+        if isinstance(value, (set, frozenset)):  # their order differs from copy to copy
+            yield name, sorted(repr([content for _, content in _leaves("", inner, seen)]) for inner in value)
+            return
+        if isinstance(value, (list, tuple, deque)):
             parts: Mapping[Any, Any] = dict(enumerate(value))
         else:
             parts = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})

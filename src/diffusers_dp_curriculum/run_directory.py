@@ -1,7 +1,8 @@
 """The directory of a run: whether it may be written to, and the journal in it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .checkpointing import Checkpoint, Checkpoints
@@ -13,6 +14,8 @@ from .journal import Journal, read_released
 from .ledger import PrivacyLedger
 from .statement import journal_in
 
+
+SEEN = "seen-by-process-"
 
 # What may lie in private/ before anything is released.
 MADE_FIRST = {".gitignore", "journal.jsonl", "journal.reserve"}
@@ -105,10 +108,40 @@ def open_ledger(
         _check_prior_runs(CountedRun.of_header(existing.header), prior_runs, config)
         checkpoints.remove_partial()
         checkpoint = checkpoints.load(config.resume_from_checkpoint or "latest")
-        return PrivacyLedger.resume(existing, 0 if checkpoint is None else checkpoint.position), checkpoint
+        _count_what_others_saw(existing, private)
+        if checkpoint is None:
+            return PrivacyLedger.resume(existing, 0), None
+        return PrivacyLedger.resume(existing, checkpoint.position, checkpoint.check), checkpoint
     except BaseException:
         existing.close()
         raise
+
+
+@contextmanager
+def note_errors_for_resume(output_dir: Path, process_index: int) -> Iterator[None]:
+    """Leave a note in `private/` if another process than the main one, which writes the journal, ends with an error.
+
+    The main process may be killed without a word then, while the error was there to be read.
+
+    Args:
+        output_dir (`Path`): The directory of the run.
+        process_index (`int`): The number of this process.
+    """
+    try:
+        yield
+    except BaseException:
+        note = output_dir / "private" / f"{SEEN}{process_index}"
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a further machine may have none yet
+        note.touch()
+        raise
+
+
+def _count_what_others_saw(journal: Journal, private: Path) -> None:
+    notes = list(private.glob(f"{SEEN}*"))
+    if notes:
+        journal.append("visible", "an error of another process")
+    for note in notes:
+        note.unlink()
 
 
 def _keep_private_at_home(output_dir: Path) -> None:

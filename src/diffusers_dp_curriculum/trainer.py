@@ -1,6 +1,7 @@
 """The two stages in order. What is computed in them lives in the mechanisms' own files."""
 
 import json
+import threading
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -35,7 +36,7 @@ from .per_record_gradients import LOSS_SCALES
 from .planning import Plan, make_plan
 from .processes import any_process, check_all_equal, from_main, make_accelerator, share_parameters
 from .randomness import MechanismRandomness
-from .run_directory import check_output_dir, find_prior_runs, open_ledger
+from .run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
 from .samples import Sampler
 from .sensitive_curves import SensitiveCurves
 from .summary import summarize
@@ -158,15 +159,16 @@ class DPCurriculumTrainer:
         if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
         self.print_plan()
-        self._open_ledger()
         details = self.output_dir / "private" / f"traceback-{self.accelerator.process_index}.txt"
         try:
-            # Left in this order: nothing of an error is written down before the steps that led to it count for good.
-            with confidential_errors(details), self._unseen(), TerminationRequest() as termination:
-                self.termination = termination
+            self._open_ledger()
+            # Left from the right: nothing of an error is written down before the steps that led to it count for good,
+            # and until then Ctrl-C is only noted.
+            with TerminationRequest() as self.termination, confidential_errors(details), self._unseen():
                 self._run_stages()
         except BaseException:
-            self.ledger.close()  # a new trainer that resumes the run, in a notebook for instance, needs the journal
+            if self._ledger is not None:  # a new trainer that resumes the run, in a notebook for instance, needs it
+                self._ledger.close()
             raise
         finally:
             for tracker in self.accelerator.trackers:
@@ -174,8 +176,15 @@ class DPCurriculumTrainer:
         self.finished = True
 
     def _unseen(self) -> AbstractContextManager[None]:
-        """Nothing of a step leaves the process before it is marked as visible, unless curves are written all along."""
-        watched = self.args.logger is not None or self.args.log_sensitive_curves
+        """Nothing of a step leaves the process before it is marked as visible, unless it can be watched all along.
+
+        Curves are written with every step; and if this is not the main thread, whoever started it can look at the
+        network at any time.
+        """
+        if not self.accelerator.is_main_process:
+            return note_errors_for_resume(self.output_dir, self.accelerator.process_index)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        watched = self.args.logger is not None or self.args.log_sensitive_curves or not in_main_thread
         return nullcontext() if watched else self.ledger.unseen()
 
     def _run_stages(self) -> None:
@@ -355,7 +364,7 @@ class DPCurriculumTrainer:
 
     def _train_by_dp_sgd(self) -> None:
         args, is_main = self.args, self.accelerator.is_main_process
-        state = self._start_dp_sgd()
+        state = start_dp_sgd(self.unet, args)
         if self.checkpoint is not None and self.checkpoint.stage == "dp_sgd":
             self._restore(state)
         self.unet.train()
@@ -387,9 +396,6 @@ class DPCurriculumTrainer:
                     self._after_step(state, progress, {}, is_last=state.step == last)
         if args.use_ema:
             state.ema.copy_to(self.unet.parameters())
-
-    def _start_dp_sgd(self) -> TrainingState:
-        return start_dp_sgd(self.unet, self.args)
 
     def _affordable_steps(self, taken: int) -> int:
         remaining = self.plan.dp_sgd.steps - taken
