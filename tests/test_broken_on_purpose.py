@@ -538,6 +538,55 @@ VARIANTS = [
         'if (adjacency := statement.get("adjacency", ZERO_OUT)) is None:',
         "test_statement.py::test_an_adjacency_that_means_something_else_is_refused",
     ),
+    Variant(
+        "networks tried in evaluation mode",
+        "trials.py",
+        "            model.train()\n",
+        "            model.eval()\n",
+        "test_record_mixing.py::test_layers_that_mix_records_in_training_alone_are_refused",
+    ),
+    Variant(
+        "buffers that change are published",
+        "record_mixing.py",
+        "        if value != before[name]:\n",
+        "        if False:\n",
+        "test_record_mixing.py::test_a_state_that_no_answer_shows_is_refused",
+    ),
+    Variant(
+        "modes compared in another type than that of the passes",
+        "per_record_gradients.py",
+        "mode: partial(per_record_gradients, model, mode=mode, autocast=autocast, loss_scale=loss_scale)",
+        "mode: partial(per_record_gradients, model, mode=mode)",
+        "test_per_record_gradients.py::test_modes_are_compared_in_the_type_that_trains",
+    ),
+    Variant(
+        "gradients that depend on the other records a little",
+        "per_record_gradients.py",
+        "    check_gradients_stay_apart(of_mode[mode], model, draws)\n",
+        "",
+        "test_per_record_gradients.py::test_a_little_of_other_records_is_not_taken_for_rounding",
+    ),
+    Variant(
+        "memory of a plan without noise and optimizer",
+        "estimates.py",
+        "        dp_sgd.step()\n",
+        "        dp_sgd.optimizer.step = lambda: None\n        dp_sgd.step()\n",
+        "test_estimates.py::test_memory_is_what_a_run_takes",
+    ),
+    Variant(
+        "a first step at a learning rate of zero",
+        "optimization.py",
+        "skipped = 1 if config.lr_warmup_steps > 0 else 0",
+        "skipped = 0",
+        "test_optimization.py::test_the_first_step_moves_and_the_last_of_the_warm_up_has_the_whole_rate",
+    ),
+    Variant(
+        "a learning-rate schedule that is never stepped",
+        "checkpointing.py",
+        "            self.lr_scheduler.step()\n",
+        "            pass\n",
+        "test_optimization.py::test_a_run_steps_its_schedule",
+    ),
 ]
 
 # What the package and the tests import takes longer than most tests: it is imported once, and each variant gets a copy

@@ -1,11 +1,19 @@
 """The compiled gradients are those of the loop."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from diffusers_dp_curriculum.compilation import CompiledGradients
-from diffusers_dp_curriculum.per_record_gradients import per_record_gradients
-from helpers import tiny_unet
+from diffusers_dp_curriculum.losses import DenoisingLoss
+from diffusers_dp_curriculum.per_record_gradients import (
+    check_gradients_stay_apart,
+    per_record_gradients,
+    why_not_as_in_a_loop,
+)
+from diffusers_dp_curriculum.trials import random_draws
+from helpers import tiny_scheduler, tiny_unet
 from test_per_record_gradients import make_draws, relative_errors
 
 
@@ -22,3 +30,50 @@ def test_compiled_gradients_follow_the_parameters_and_take_smaller_batches(num_c
         assert relative_errors(gradients, per_record_gradients(unet, draws, "loop")).max() < 1e-5
         assert len(gradients["conv_out.weight"]) == count
         unet.conv_in.weight.data.normal_()
+
+
+class Small(torch.nn.Module):
+    """Compiled in a second."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+        self.dropout = torch.nn.Dropout(dropout)
+
+    def forward(self, inputs, timesteps, labels):
+        return SimpleNamespace(sample=self.dropout(self.conv(inputs)))
+
+
+def small_draws():
+    return random_draws(DenoisingLoss(tiny_scheduler()), (1, 8, 8), 3, 2, torch.device("cpu"))
+
+
+def test_each_mode_of_the_layers_has_its_own_trace():
+    """Dropout is in the trace of training mode, and not in that which it is compared with the loop in."""
+    network, draws = Small(dropout=0.5), small_draws()
+    gradients_of = CompiledGradients(network, num_records=3, backend="aot_eager")
+    for training in (True, False, True):
+        network.train(training)
+        one, two = gradients_of(draws), gradients_of(draws)
+        assert torch.equal(one["conv.weight"], two["conv.weight"]) != training
+    assert len(gradients_of.compiled) == 2
+    assert why_not_as_in_a_loop(gradients_of, network, draws) is None
+    check_gradients_stay_apart(gradients_of, network, draws)
+    assert set(gradients_of.compiled) == {(True, True, True), (False, False, False), (True, True, False)}
+
+
+def wrong_for_one_parameter(graph, inputs):
+    """A compiler whose code is wrong for the last of its results."""
+
+    def run(*inputs):
+        *results, last = graph(*inputs)
+        return [*results, last.flip(0)]
+
+    return run
+
+
+def test_a_wrong_compiled_graph_is_noticed():
+    network = Small()
+    gradients_of = CompiledGradients(network, num_records=3, backend=wrong_for_one_parameter)
+    reason = why_not_as_in_a_loop(gradients_of, network, small_draws())
+    assert reason == "conv.bias: it gives another gradient than an ordinary backward pass"

@@ -400,6 +400,20 @@ def test_gradients_that_depend_on_other_records_are_refused(count, strength):
         check_gradients_stay_apart(mixed, unet, draws)
 
 
+def test_a_little_of_other_records_is_not_taken_for_rounding(monkeypatch):
+    """Five percent, where bfloat16 may round away twelve."""
+    sums = folded_layers._sum_positions
+
+    def mixed(rows, num_records):
+        of_records = sums(rows, num_records)
+        return of_records + 0.05 * of_records.roll(1, 0)
+
+    monkeypatch.setattr(folded_layers, "_sum_positions", mixed)
+    unet = tiny_unet()
+    with pytest.raises(InputError, match="bias depends on the other records of its batch"):
+        choose_mode(unet, make_draws(unet, 3), 3, "auto", bf16)
+
+
 def test_a_record_that_has_no_finite_gradient_hides_no_other():
     """The logarithm of label 0 is none, in a Fourier embedding of labels."""
     torch.manual_seed(0)

@@ -1,13 +1,11 @@
-"""The plan of a run, what it says of epsilon while the run goes on, and of time and memory before."""
+"""The plan of a run, and what it says of epsilon while the run goes on."""
 
 from dataclasses import replace
 
 import pytest
-import torch
 
 from diffusers_dp_curriculum import DPCurriculumConfig, InputError, Mechanism, compute_epsilon
 from diffusers_dp_curriculum.planning import make_plan
-from test_trainer import make_config, make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -71,31 +69,3 @@ def test_previous_runs_that_leave_nothing_are_refused(target, what):
     previous = [Mechanism("central_images_mean", 5.0, 1.0, 5, 4.0)]  # epsilon 1.9, and 2.8 twice
     with pytest.raises(InputError, match=f"The {what} epsilon .* leaves nothing of the target {target}.*: raise"):
         make_plan(config, (1, 8, 8), 1000, previous)
-
-
-@pytest.mark.usefixtures("fresh_accelerator")
-def test_the_warm_up_is_measured_as_it_will_be(tmp_path):
-    """In the type of its passes, and before DP-SGD, whose batches are others."""
-    trainer = make_trainer(tmp_path / "model", mixed_precision="bf16")
-    passes = []
-    trainer.unet.register_forward_hook(lambda _, inputs, output: passes.append((len(inputs[0]), output.sample.dtype)))
-    trainer.print_plan()
-    assert passes[0] == (4, torch.bfloat16)
-    assert {dtype for _, dtype in passes} == {torch.bfloat16}
-
-
-@pytest.mark.usefixtures("fresh_accelerator")
-@pytest.mark.parametrize(
-    ("options", "flag"),
-    [
-        ({"central_batch_size": 10**13}, "central_batch_size"),  # beyond the addresses that a process has
-        ({"noise_multiplicity": 10**13}, "max_physical_batch_size"),
-        ({"noise_multiplicity": 10**13, "max_physical_batch_size": 1}, "noise_multiplicity"),
-    ],
-)
-def test_too_little_memory_is_found_before_anything_is_spent(tmp_path, options, flag):
-    trainer = make_trainer(tmp_path / "model")
-    trainer.args = make_config(tmp_path / "model", **options)
-    with pytest.raises(InputError, match=f"does not fit into the memory: lower {flag}"):
-        trainer.train()
-    assert not (tmp_path / "model").exists()

@@ -432,11 +432,12 @@ def test_no_published_file_says_where_anything_was(tmp_path):
 def test_the_launcher_can_ask_for_a_compiler(tmp_path, monkeypatch):
     """As `accelerate launch --dynamo_backend` does, by its environment variable."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
-    trainer = make_trainer(tmp_path / "model", unet=tiny_unet(dropout=0.5))
+    unet = tiny_unet(dropout=0.5)
+    dropout = unet.mid_block.resnets[0].dropout
     modes = []
-    monkeypatch.setattr(compilation, "make_fx", lambda f: modes.append(trainer.unet.training) or make_fx(f))
-    trainer.train()
-    assert modes == [True]  # traced once, with its dropout
+    monkeypatch.setattr(compilation, "make_fx", lambda f: modes.append((unet.training, dropout.training)) or make_fx(f))
+    make_trainer(tmp_path / "model", unet=unet).train()
+    assert modes == [(True, False), (True, True)]  # to be compared with the loop, and then once and for all
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(InputError, match="only float32 can be compiled"):
         make_trainer(tmp_path / "other", mixed_precision="bf16")

@@ -123,7 +123,9 @@ class DPCurriculumConfig:
     )
     learning_rate: float = _option(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).")
     lr_scheduler: str = _option("constant", f"Learning-rate schedule of DP-SGD: {', '.join(LR_SCHEDULERS)}.")
-    lr_warmup_steps: int = _option(0, "DP-SGD steps over which the learning rate rises, where the schedule has it.")
+    lr_warmup_steps: int = _option(
+        0, "DP-SGD steps w over which the learning rate rises, from 1/w of it, where the schedule has a warm-up."
+    )
     adam_beta1: float = _option(0.9, "First-moment decay of Adam.")
     adam_beta2: float = _option(0.999, "Second-moment decay of Adam.")
     adam_weight_decay: float = _option(0.0, "Decoupled weight decay of Adam.")

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,23 +33,26 @@ class Estimate:
 
     Args:
         seconds (`float`): Time of both stages.
-        step_bytes (`int`): The most memory of a step of either stage in a process; on a GPU with the network.
-        images_bytes (`int`): The records' images, a byte for each value.
-        on_gpu (`bool`): Whether `step_bytes` are a GPU's.
+        step_bytes (`int`): What a step adds to the memory of a process, of the GPU's if there is one, at its highest.
+        network_bytes (`int`): The network, which is where the steps are.
+        images_bytes (`int`): The records' images, a byte for each value, which are never on a GPU all at once.
+        on_gpu (`bool`): Whether the steps are made on a GPU.
     """
 
     seconds: float
     step_bytes: int
+    network_bytes: int
     images_bytes: int
     on_gpu: bool
 
     def __str__(self) -> str:
-        step, images = _size(self.step_bytes), _size(self.images_bytes)
+        images = f"{_size(self.images_bytes)} for the images"
+        steps = f"{_size(self.step_bytes)} for a step, {_size(self.network_bytes)} for the network"
+        total = self.step_bytes + self.network_bytes
         if self.on_gpu:
-            memory = f"{step} of the GPU's a process for network and steps, {images} of the machine's for the images"
+            memory = f"{_size(total)} of a GPU: {steps}; and beside Python itself {images}"
         else:
-            total = _size(self.step_bytes + self.images_bytes)
-            memory = f"{total} a process ({step} for a step, {images} for the images), and what Python takes"
+            memory = f"{_size(total + self.images_bytes)} a process beside Python itself: {steps}, {images}"
         return f"  expected time   {_duration(self.seconds)}\n  memory          {memory}"
 
 
@@ -80,26 +83,33 @@ def estimate(
         InputError: If the memory does not suffice.
     """
     device = next(unet.parameters()).device
+    network = [*unet.parameters(), *unet.buffers()]
+    # Held back: the memory of a process has gaps, never the same ones, and what just fits here has to fit later.
+    with dp_sgd_memory(config):
+        reserve = [torch.empty_like(tensor) for tensor in network]
     seconds, step_bytes = 0.0, 0
     if config.central_statistic != "none" and config.central_train_steps > 0:
-        remedy = "lower central_batch_size" if config.central_batch_size > 1 else "use a smaller network"
-        with (
-            enough_memory(f"A batch of {config.central_batch_size}", remedy),
-            on_trial(unet),
-            PeakMemory(device) as memory,
-        ):
-            seconds += config.central_train_steps * _warm_up_step(
-                unet, loss, images_shape, config, autocast, loss_scale
-            )
-        step_bytes = memory.num_bytes
+        with _warm_up_memory(config), on_trial(unet), PeakMemory(device) as memory:
+            step = _warm_up_step(unet, loss, images_shape, config, autocast, loss_scale)
+        seconds, step_bytes = config.central_train_steps * step, memory.num_bytes
     with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory:
-        seconds += config.max_train_steps * _dp_sgd_step(unet, loss, gradients_of, images_shape, config)
-    step_bytes = max(step_bytes, memory.num_bytes)
-    return Estimate(seconds, step_bytes, math.prod(images_shape), device.type == "cuda")
+        step = _dp_sgd_step(unet, loss, gradients_of, images_shape, config)
+    del reserve
+    return Estimate(
+        seconds + config.max_train_steps * step,
+        max(step_bytes, memory.num_bytes),
+        sum(tensor.nbytes for tensor in network),
+        math.prod(images_shape),
+        device.type == "cuda",
+    )
 
 
-@contextmanager
-def dp_sgd_memory(config: DPCurriculumConfig) -> Iterator[None]:
+def _warm_up_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:
+    remedy = "lower central_batch_size" if config.central_batch_size > 1 else "use a smaller network"
+    return enough_memory(f"A batch of {config.central_batch_size}", remedy)
+
+
+def dp_sgd_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:
     """Say what to lower where memory does not suffice for the gradients of a physical batch.
 
     Raises:
@@ -111,8 +121,7 @@ def dp_sgd_memory(config: DPCurriculumConfig) -> Iterator[None]:
         remedy = "lower noise_multiplicity"
     else:
         remedy = "use a smaller network"
-    with enough_memory(f"A batch of {physical}", remedy):
-        yield
+    return enough_memory(f"A batch of {physical}", remedy)
 
 
 def _warm_up_step(

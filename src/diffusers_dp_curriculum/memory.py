@@ -18,11 +18,9 @@ INTERVAL_SECONDS = 0.001
 
 
 class PeakMemory:
-    """A context that measures what is done in it.
+    """A context that measures by how much the memory in use has grown at its highest point, as `num_bytes`.
 
-    On a GPU, `num_bytes` is the most that PyTorch has held there at a time, the network included. Elsewhere it is what
-    the process had more at its highest point than at the beginning: nothing of what was done before is in it, such as
-    the decoding of records.
+    Nothing is in it that was done before, such as the decoding of records. On a GPU it is what PyTorch holds there.
 
     Args:
         device (`torch.device`): Where the work is done.
@@ -35,6 +33,7 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
             return self
         _return_freed_memory()
         self._process = psutil.Process()
@@ -46,15 +45,19 @@ class PeakMemory:
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
-            self.num_bytes = torch.cuda.max_memory_allocated(self.device)
+            self.num_bytes = torch.cuda.max_memory_allocated(self.device) - self._before
         else:
+            self._look()
             self._ended.set()
             self._thread.join()
             _return_freed_memory()  # what follows begins where this began
 
     def _watch(self) -> None:
         while not self._ended.wait(INTERVAL_SECONDS):
-            self.num_bytes = max(self.num_bytes, self._process.memory_info().rss - self._before)
+            self._look()
+
+    def _look(self) -> None:
+        self.num_bytes = max(self.num_bytes, self._process.memory_info().rss - self._before)
 
 
 def _return_freed_memory() -> None:

@@ -41,11 +41,11 @@ def check_records_stay_apart(
 
     Args:
         model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
-        rows (`NoiseDraws`): Two random draws or more, with one leading dimension.
+        rows (`NoiseDraws`): Random draws with one leading dimension; one alone shows only what is kept.
         autocast (`Callable`, *optional*): Makes the context of the forward pass.
         loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
         backward (`bool`, *optional*, defaults to True):
-            Whether to look at the backward pass, too. Where training has one row at a time, several need more memory.
+            Whether to make a backward pass, too, which takes much of the memory.
 
     Raises:
         InputError: If so; the layer, buffer or attribute is named.

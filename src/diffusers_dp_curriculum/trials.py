@@ -21,6 +21,8 @@ def on_trial(model: torch.nn.Module) -> Iterator[None]:
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     with seeded(next(model.parameters()).device):
         try:
+            for parameter in gradients:
+                parameter.grad = None
             model.train()
             yield
         finally:
