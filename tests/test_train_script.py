@@ -220,7 +220,7 @@ def test_a_plan_says_what_a_run_costs_and_leaves_nothing_behind(tmp_path):
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     finished = run([*arguments, "--plan"], tmp_path)
     assert finished.returncode == 0, finished.stderr
-    for words in ("noise multiplier", "whole run       epsilon 9.", "expected time   about", "GiB a process"):
+    for words in ("noise multiplier", "whole run       epsilon 9.", "expected time   about", "a process beside Python"):
         assert words in finished.stdout
     assert not (tmp_path / "model").exists()
 

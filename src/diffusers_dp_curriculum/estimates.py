@@ -14,13 +14,11 @@ from .accounting import Mechanism
 from .central_images import CentralImageDataset
 from .checkpointing import TrainingState
 from .config import DPCurriculumConfig
-from .data import ImageDataset
-from .dp_sgd import DPSGD, dp_sgd_mechanism
-from .ledger import PrivacyLedger
-from .losses import DenoisingLoss, NoiseDraws
+from .dp_optimizer import dp_optimizer_class
+from .losses import DenoisingLoss
 from .memory import PeakMemory, enough_memory
 from .optimization import start_dp_sgd
-from .per_record_gradients import Gradients, GradientsOf
+from .per_record_gradients import GradientsOf
 from .processes import num_processes
 from .randomness import MechanismRandomness
 from .trials import on_trial
@@ -164,36 +162,33 @@ def _dp_sgd_step(
     physical = min(config.max_physical_batch_size, largest)
     size = min(2 * physical, largest)
     state = _standing_still(start_dp_sgd(unet, config))
-    calls: list[tuple[float, float]] = []
-
-    def timed(draws: NoiseDraws) -> Gradients:
-        start = _now(device)
-        gradients = gradients_of(draws)
-        calls.append((start, _now(device)))
-        return gradients
-
+    randomness = MechanismRandomness(config.secure_rng)
+    optimizer = dp_optimizer_class()(
+        state.optimizer,
+        noise_multiplier=1.0,
+        max_grad_norm=config.max_grad_norm,
+        expected_batch_size=size,
+        generator=randomness.generator(device),
+        normal=randomness.normal,
+    )
     for count in (physical, size):  # the first step also pays for allocations
-        images = torch.randint(0, 256, (count * num_processes(), *images_shape[1:]), dtype=torch.uint8)
-        dp_sgd = DPSGD(
-            unet,
-            state.optimizer,
-            loss,
-            ImageDataset(images, torch.arange(len(images)) % (loss.null_label or 1)),
-            dp_sgd_mechanism(1.0, len(images), len(images), 1, config.max_grad_norm),
-            PrivacyLedger(config.target_delta),
-            config.noise_multiplicity,
-            config.max_physical_batch_size,
-            timed,
-            MechanismRandomness(config.secure_rng),
-        )
-        calls.clear()
-        start = _now(device)
-        dp_sgd.step()
+        images = torch.rand(count, *images_shape[1:]) * 2 - 1
+        labels = torch.arange(count) % (loss.null_label or 1)
+        pieces = torch.arange(count).split(physical)
+        times = []
+        for piece in pieces:
+            times.append(_now(device))
+            draws = loss.draw(images[piece].to(device), labels[piece].to(device), config.noise_multiplicity)
+            for name, gradient in gradients_of(draws).items():
+                unet.get_parameter(name).grad_sample = gradient
+            optimizer.signal_skip_step(do_skip=piece is not pieces[-1])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         state.advance()
-        whole = _now(device) - start
-    # With a second physical batch: until that begins, so that clipping is counted, too.
-    of_physical = (calls[1][0] if len(calls) > 1 else calls[0][1]) - calls[0][0]
-    return whole + (config.train_batch_size / num_processes() - size) / physical * of_physical
+        times.append(_now(device))
+    # Where a second physical batch was needed, the first one has nothing of what is done once a step.
+    of_physical = times[1] - times[0]
+    return times[-1] - times[0] + (config.train_batch_size / num_processes() - size) / physical * of_physical
 
 
 def _standing_still(state: TrainingState) -> TrainingState:
