@@ -178,6 +178,18 @@ def remember_in_a_list(module, rows):
     return rows
 
 
+def register_when_called(module, rows):
+    if not hasattr(module, "kept"):
+        module.register_buffer("kept", rows.detach().std())
+    return rows / module.kept
+
+
+def from_the_second_batch_on(module, rows):
+    module.kept += module.started * rows.detach().mean()
+    module.started = 1
+    return rows
+
+
 CLOSURE = []
 
 
@@ -204,6 +216,12 @@ KEEPERS = {
     "a counter": (
         lambda module, rows: (module.kept.add_(1), rows)[1],
         lambda m: m.register_buffer("kept", torch.zeros((), dtype=torch.int64)),
+        "the buffer layer.kept",
+    ),
+    "a buffer that the first batch makes": (register_when_called, give(), "the buffer layer.kept"),
+    "a buffer from the second batch on": (
+        from_the_second_batch_on,
+        lambda m: give(started=0)(m) or m.register_buffer("kept", torch.zeros(())),
         "the buffer layer.kept",
     ),
     "a frozen parameter": (

@@ -33,9 +33,9 @@ def check_records_stay_apart(
 ) -> None:
     """Refuse a network that mixes records, or that keeps anything of a batch.
 
-    Copies of the network make passes as in training: in its mode, on its device and in its types. Between two passes
-    one row is replaced, and of no other row may anything change, forward or backward. Then the state of the copies is
-    compared. Dropout has the same mask in each pass.
+    Two copies of the network make passes as in training: in its mode, on its device and in its types. Between two
+    passes one row is replaced, and of no other row may anything change, forward or backward. Nor may a pass change
+    parameters or buffers, or leave anything in the copies by which they differ. Dropout has the same mask in each pass.
 
     What a layer does to the gradients of parameters alone is seen by [`choose_mode`], on the gradients themselves.
 
@@ -56,26 +56,25 @@ def check_records_stay_apart(
                 f"The layer {name} ({type(module).__name__}) mixes records or keeps statistics of them, which DP-SGD "
                 "cannot bound: use GroupNorm."
             )
-    copies = [_copy(model) for _ in range(2)]
+    one, two = _copy(model), _copy(model)
     pass_on = partial(_Pass, autocast=autocast, loss_scale=loss_scale, backward=backward)
-    before = _registered(copies[0])
-    original = pass_on(copies[0], rows)
-    for name, value in _registered(copies[0]).items():
-        if value != before[name]:
-            raise InputError(
-                f"A pass in training mode changes {name}, which DP-SGD cannot bound and which would be published: use "
-                "layers without statistics or power iteration, such as GroupNorm."
-            )
     others = [_with_row_replaced(rows, number) for number in range(len(rows.noisy))]
-    passes = [pass_on(copies[1], others[0])]
-    kept = [dict(_attributes(model)) for model in copies]
-    if different := [name for name in kept[0] | kept[1] if kept[0].get(name) != kept[1].get(name)]:
+    registered = _registered(one)
+    original, passes = pass_on(one, rows), [pass_on(two, others[0])]
+    kept = _first_difference(dict(_attributes(one)), dict(_attributes(two)))
+    passes += [pass_on(one, other) for other in others[1:]]
+    again = pass_on(one, rows)
+    if changed := _first_difference(registered, _registered(one)):
         raise InputError(
-            f"The network keeps something of each batch in {different[0]}, which DP-SGD cannot bound: use layers that "
-            "keep nothing between calls."
+            f"A pass in training mode changes {changed}, which DP-SGD cannot bound and which would be published: use "
+            "layers without statistics or power iteration, such as GroupNorm."
         )
-    passes += [pass_on(copies[0], other) for other in others[1:]]
-    if not original.same(pass_on(copies[0], rows)):
+    if kept is not None:
+        raise InputError(
+            f"The network keeps something of each batch in {kept}, which DP-SGD cannot bound: use layers that keep "
+            "nothing between calls."
+        )
+    if not original.same(again):
         raise InputError(
             "The network's answer to a batch depends on the batches before it, which DP-SGD cannot bound: use layers "
             "that keep nothing between calls."
@@ -84,6 +83,10 @@ def check_records_stay_apart(
         original.check_forward(other, number)
     for number, other in enumerate(passes):
         original.check_backward(other, number)
+
+
+def _first_difference(one: dict[str, object], two: dict[str, object]) -> str | None:
+    return next((name for name in one | two if one.get(name) != two.get(name)), None)
 
 
 def _with_row_replaced(rows: NoiseDraws, number: int) -> NoiseDraws:
@@ -191,7 +194,7 @@ class _Pass:
         if one is None or two is None:
             return set() if one is two else set(range(self.num_rows))
         tolerance = same_call_tolerance(one.device) * one.abs().amax(dim=1, keepdim=True)
-        same = (one == two) | ((one - two).abs() <= tolerance) | (one.isnan() & two.isnan())
+        same = (one == two) | (one.isfinite() & ((one - two).abs() <= tolerance)) | (one.isnan() & two.isnan())
         return set((~same.all(dim=1)).nonzero().flatten().tolist())
 
     def _ended(self) -> list[tuple[str, int]]:
