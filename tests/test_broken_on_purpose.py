@@ -42,7 +42,7 @@ SUM_OVER_PROCESSES = """\
         for p in self.params:
             torch.distributed.all_reduce(p.summed_grad)
 """
-MARK_MEMORY = '            self._mark_whatever_happens("the memory of the process")\n'
+MARK_MEMORY = "                self.mark_visible(what)\n"
 TAKE_BATCH = "batch = torch.tensor(next(self.batches), dtype=torch.int64)"
 GRADIENTS = "gradients = _without_non_finite_records(self.gradients_of(draws))"
 CLIP_EACH_DRAW = """\
@@ -402,7 +402,7 @@ VARIANTS = [
         "steps forgotten although the process lives on",
         "ledger.py",
         MARK_MEMORY,
-        "            pass\n",
+        "                pass\n",
         "test_ledger.py::test_however_an_unseen_context_ends_its_releases_count_for_good",
     ),
     Variant(
