@@ -72,6 +72,16 @@ def wrong_for_one_parameter(graph, inputs):
     return run
 
 
+def test_the_first_call_draws_as_every_other():
+    network, draws = Small(dropout=0.5), small_draws()
+    gradients_of = CompiledGradients(network, num_records=3, backend="aot_eager")
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        found.append(gradients_of(draws)["conv.weight"])
+    assert torch.equal(*found)
+
+
 def test_a_wrong_compiled_graph_is_noticed():
     network = Small()
     gradients_of = CompiledGradients(network, num_records=3, backend=wrong_for_one_parameter)

@@ -73,6 +73,16 @@ def test_no_pass_that_keeps_activations_has_more_rows_than_in_training(tmp_path,
     assert max(rows, default=0) <= multiplicity * at_once
 
 
+def test_the_loop_of_large_images_is_tried_a_row_at_a_time():
+    """A CPU takes it by itself, and then no pass of training has two rows."""
+    rows, network = [], Small()
+    network.register_forward_hook(lambda _, inputs, output: rows.extend([len(inputs[0])] * torch.is_grad_enabled()))
+    config = make_config("nowhere", noise_multiplicity=1)
+    loss, shape = DenoisingLoss(tiny_scheduler()), (9, 1, 128, 128)
+    assert make_gradients_of(network, loss, shape, config, make_accelerator(config))[0] == "loop"
+    assert set(rows) == {1}
+
+
 def test_a_network_is_left_as_it_was(tmp_path):
     unet = tiny_unet(dropout=0.1)
     before = {name: value.clone() for name, value in unet.state_dict().items()}

@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .losses import NoiseDraws
 from .per_record_gradients import Autocast, Gradients, folded_gradients_of, trainable_parameters
+from .trials import seeded
 
 
 class CompiledGradients:
@@ -50,7 +51,8 @@ class CompiledGradients:
         modes = tuple(module.training for module in self.model.modules())
         if modes not in self.compiled:
             trace = make_fx(lambda parameters, tensors: self._gradients(parameters, tensors))  # it takes no methods
-            self.compiled[modes] = torch.compile(trace(*inputs), **self.options)
+            with seeded(draws.noisy.device):  # what dropout draws for the trace is not missing in the call
+                self.compiled[modes] = torch.compile(trace(*inputs), **self.options)
         with torch.no_grad():
             gradients = self.compiled[modes](*inputs)
         return {name: gradient[:count] for name, gradient in gradients.items()}

@@ -102,6 +102,15 @@ def estimate(
     )
 
 
+def largest_share(config: DPCurriculumConfig, num_records: int) -> int:
+    """The most records of a DP-SGD batch that a process gets.
+
+    The sizes of batches are random: in one run of a thousand there may be a larger one.
+    """
+    rate = config.train_batch_size / num_records
+    return math.ceil(binom.isf(1e-3 / config.max_train_steps, num_records, min(rate, 1)) / num_processes())
+
+
 def _warm_up_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:
     remedy = "lower central_batch_size" if config.central_batch_size > 1 else "use a smaller network"
     return enough_memory(f"A batch of {config.central_batch_size}", remedy)
@@ -156,9 +165,7 @@ def _dp_sgd_step(
 ) -> float:
     """Seconds of a step of DP-SGD, from one of two physical batches, at most."""
     device = next(unet.parameters()).device
-    rate = config.train_batch_size / images_shape[0]
-    # The sizes of batches are random: no more than this in any step, but for one run in a thousand.
-    largest = math.ceil(binom.isf(1e-3 / config.max_train_steps, images_shape[0], rate) / num_processes())
+    largest = largest_share(config, images_shape[0])
     physical = min(config.max_physical_batch_size, largest)
     size = min(2 * physical, largest)
     state = _standing_still(start_dp_sgd(unet, config))

@@ -9,7 +9,7 @@ from accelerate.utils import DynamoBackend
 from .compilation import CompiledGradients
 from .config import DPCurriculumConfig
 from .errors import InputError
-from .estimates import dp_sgd_memory
+from .estimates import dp_sgd_memory, largest_share
 from .losses import DenoisingLoss
 from .per_record_gradients import (
     LOSS_SCALES,
@@ -17,6 +17,7 @@ from .per_record_gradients import (
     check_gradients_stay_apart,
     choose_mode,
     per_record_gradients,
+    takes_loop,
     why_not_as_in_a_loop,
 )
 from .record_mixing import check_records_stay_apart
@@ -46,17 +47,18 @@ def make_gradients_of(
         InputError: If the network mixes or keeps records, or does not fit what is asked for or the memory.
     """
     passes = {"autocast": accelerator.autocast, "loss_scale": LOSS_SCALES[accelerator.mixed_precision]}
-    draws = partial(random_draws, loss, images_shape[1:], device=accelerator.device)
-    on_cpu, multiplicity = accelerator.device.type == "cpu", config.noise_multiplicity
-    physical = min(config.max_physical_batch_size, images_shape[0])
-    rows = multiplicity * (1 if config.grad_sample_mode == "loop" else physical)
+    device = accelerator.device
+    draws = partial(random_draws, loss, images_shape[1:], device=device)
+    on_cpu, multiplicity, requested = device.type == "cpu", config.noise_multiplicity, config.grad_sample_mode
+    physical = min(config.max_physical_batch_size, largest_share(config, images_shape[0]))
+    rows = multiplicity * (1 if takes_loop(requested, multiplicity, images_shape[-1], device) else physical)
     # A GPU has kernels for each size; on a CPU large ones would take time and show nothing more.
     sizes = (min(physical, 3), min(multiplicity, 2)) if on_cpu else (physical, multiplicity)
     with dp_sgd_memory(config):
         check_records_stay_apart(unet, draws(min(rows, 3), 1).flatten(), **passes)
         if rows == 1:  # alone it shows no mixing; two rows without a backward pass take less memory than one with
             check_records_stay_apart(unet, draws(2, 1).flatten(), backward=False, **passes)
-        mode = choose_mode(unet, draws(*sizes), multiplicity, config.grad_sample_mode, **passes)
+        mode = choose_mode(unet, draws(*sizes), multiplicity, requested, **passes)
     dynamo = accelerator.state.dynamo_plugin
     if mode == "loop" or dynamo.backend == DynamoBackend.NO:
         return mode, partial(per_record_gradients, unet, mode=mode, **passes)
@@ -65,9 +67,10 @@ def make_gradients_of(
         raise InputError("On CPU only float32 can be compiled: leave out --dynamo_backend or bf16.")
     if config.gradient_checkpointing:
         raise InputError("A compiled pass keeps what it chooses: leave out --gradient_checkpointing.")
-    compiled = CompiledGradients(unet, physical, **passes, **dynamo.to_kwargs())
+    most = min(config.max_physical_batch_size, images_shape[0])
+    compiled = CompiledGradients(unet, most, **passes, **dynamo.to_kwargs())
     with dp_sgd_memory(config):
-        # The sizes are those that it is compiled for.
+        # It is compiled for as many draws a record, and fills up the records.
         if reason := why_not_as_in_a_loop(compiled, unet, draws(physical, multiplicity), **passes):
             raise InputError(f"The compiled pass is wrong ({reason}): leave out --dynamo_backend.")
         check_gradients_stay_apart(compiled, unet, draws(physical, multiplicity))

@@ -135,6 +135,12 @@ def _loop_gradients(
 LOOP_PIXELS = 16_384
 
 
+def takes_loop(requested: str, noise_multiplicity: int, resolution: int, device: torch.device) -> bool:
+    """Whether a run takes the loop whatever the network is."""
+    enough_work = device.type == "cpu" and noise_multiplicity * resolution**2 >= LOOP_PIXELS
+    return requested == "loop" or (requested == "auto" and enough_work)
+
+
 def choose_mode(
     model: torch.nn.Module,
     draws: NoiseDraws,
@@ -161,20 +167,17 @@ def choose_mode(
             If `"folded"` is requested and the rules do not hold for this model, the parameter is named; or if a
             record's gradient depends on the other records.
     """
-    pixels = noise_multiplicity * draws.noisy[0, 0, 0].numel()
     of_mode = {
         mode: partial(per_record_gradients, model, mode=mode, autocast=autocast, loss_scale=loss_scale)
         for mode in ("folded", "loop")
     }
     mode = "folded"
-    if requested == "loop" or (requested == "auto" and draws.noisy.device.type == "cpu" and pixels >= LOOP_PIXELS):
+    if takes_loop(requested, noise_multiplicity, draws.noisy.shape[-1], draws.noisy.device):
         mode = "loop"
-    else:
-        reason = why_not_as_in_a_loop(of_mode["folded"], model, draws, autocast, loss_scale)
-        if reason is not None and requested == "folded":
+    elif reason := why_not_as_in_a_loop(of_mode["folded"], model, draws, autocast, loss_scale):
+        if requested == "folded":
             raise InputError(f'grad_sample_mode "folded" cannot take this UNet ({reason}): use "loop".')
-        if reason is not None:
-            mode = "loop"
+        mode = "loop"
     check_gradients_stay_apart(of_mode[mode], model, draws)
     return mode
 
