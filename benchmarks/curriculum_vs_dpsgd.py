@@ -41,13 +41,13 @@ from diffusers_dp_curriculum import (
     generate_dataset,
     load_image_dataset,
 )
-from diffusers_dp_curriculum.accounting import calibrate_noise_multiplier, compute_epsilon
-from diffusers_dp_curriculum.central_images import central_image_mechanism
 from diffusers_dp_curriculum.evaluation.fidelity import frechet_distance
 from diffusers_dp_curriculum.evaluation.utility import Classifier, accuracy, make_cnn, train_classifier
-from diffusers_dp_curriculum.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.mechanisms.central_images import central_image_mechanism
 from diffusers_dp_curriculum.pictures import image_grid
-from diffusers_dp_curriculum.warm_up import start_warm_up, warm_up
+from diffusers_dp_curriculum.privacy.accounting import calibrate_noise_multiplier, compute_epsilon
+from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 
 
 WITHOUT_PRIVACY = ("non_private", "real")

@@ -37,12 +37,12 @@ from diffusers_dp_curriculum import (
     PrivacyLedger,
     generate_dataset,
 )
-from diffusers_dp_curriculum.checkpointing import make_ema
-from diffusers_dp_curriculum.compilation import CompiledGradients
-from diffusers_dp_curriculum.dp_sgd import DPSGD, dp_sgd_mechanism
-from diffusers_dp_curriculum.losses import DenoisingLoss, denoising_error
-from diffusers_dp_curriculum.per_record_gradients import per_record_gradients
-from diffusers_dp_curriculum.warm_up import start_warm_up, warm_up
+from diffusers_dp_curriculum.gradients.compilation import CompiledGradients
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, denoising_error
+from diffusers_dp_curriculum.gradients.per_record_gradients import per_record_gradients
+from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
+from diffusers_dp_curriculum.training.checkpointing import make_ema
+from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 
 
 NUM_CLASSES = 10

@@ -13,9 +13,9 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from diffusers_dp_curriculum import ImageDataset, MechanismRandomness, PrivacyLedger
-from diffusers_dp_curriculum.dp_sgd import DPSGD, dp_sgd_mechanism
-from diffusers_dp_curriculum.losses import DenoisingLoss
-from diffusers_dp_curriculum.per_record_gradients import per_record_gradients
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.per_record_gradients import per_record_gradients
+from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
 
 
 NUM_RECORDS, NUM_CLASSES, REPETITIONS = 1024, 10, 5

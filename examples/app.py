@@ -20,11 +20,11 @@ import torch
 from diffusers.utils import numpy_to_pil
 
 from diffusers_dp_curriculum import InputError
-from diffusers_dp_curriculum.cards import budget, mechanism_table, num_previous_runs
 from diffusers_dp_curriculum.pictures import image_grid
-from diffusers_dp_curriculum.privacy_json import scope_in_words
-from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline
-from diffusers_dp_curriculum.statement import check_statement
+from diffusers_dp_curriculum.privacy.privacy_json import scope_in_words
+from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline
+from diffusers_dp_curriculum.sharing.cards import budget, mechanism_table, num_previous_runs
 
 
 GRID_COLUMNS = 8

@@ -29,10 +29,10 @@ from diffusers import DDPMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
 from diffusers_dp_curriculum import InputError, Mechanism, load_image_dataset
-from diffusers_dp_curriculum.accounting import calibrate_noise_multiplier
-from diffusers_dp_curriculum.auditing import Audit, audit_dp_sgd
-from diffusers_dp_curriculum.losses import DenoisingLoss
-from diffusers_dp_curriculum.output_directory import check_new_or_empty
+from diffusers_dp_curriculum.auditing.audit import Audit, audit_dp_sgd
+from diffusers_dp_curriculum.files import check_new_or_empty
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.privacy.accounting import calibrate_noise_multiplier
 
 
 def parse_args() -> argparse.Namespace:

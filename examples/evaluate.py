@@ -17,15 +17,15 @@ import torch
 from huggingface_hub import HfApi
 
 from diffusers_dp_curriculum import ImageDataset, InputError, generate_dataset, load_image_dataset
-from diffusers_dp_curriculum.cards import budget
-from diffusers_dp_curriculum.data import to_image_dataset
+from diffusers_dp_curriculum.data.image_dataset import to_image_dataset
 from diffusers_dp_curriculum.evaluation.features import load_feature_extractor
-from diffusers_dp_curriculum.evaluation.measures import check_reference, evaluate
+from diffusers_dp_curriculum.evaluation.metrics import check_reference, evaluate
 from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, table, write_report
 from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
-from diffusers_dp_curriculum.output_directory import check_new_or_empty
-from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
-from diffusers_dp_curriculum.statement import check_statement
+from diffusers_dp_curriculum.files import check_new_or_empty
+from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
+from diffusers_dp_curriculum.sharing.cards import budget
 
 
 def parse_args() -> argparse.Namespace:

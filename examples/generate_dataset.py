@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from diffusers_dp_curriculum.central_images import CentralImageDataset
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.hub import prepare_repo
-from diffusers_dp_curriculum.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
-from diffusers_dp_curriculum.statement import check_statement
-from diffusers_dp_curriculum.synthesis import apportion, generate_dataset
+from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset
+from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
+from diffusers_dp_curriculum.sampling.synthesis import apportion, generate_dataset
+from diffusers_dp_curriculum.sharing.hub import prepare_repo
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from diffusers_dp_curriculum import InputError
-from diffusers_dp_curriculum.hub import push_model
+from diffusers_dp_curriculum.sharing.hub import push_model
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ import warnings
 from pathlib import Path
 
 from diffusers_dp_curriculum import InputError, Mechanism, compute_epsilon, recompute_epsilon
-from diffusers_dp_curriculum.accounting import LooseEpsilonWarning
-from diffusers_dp_curriculum.composition import FoundStatement, compose, find_statements
-from diffusers_dp_curriculum.privacy_json import counted_runs, scope_in_words
-from diffusers_dp_curriculum.statement import understates
+from diffusers_dp_curriculum.privacy.accounting import LooseEpsilonWarning
+from diffusers_dp_curriculum.privacy.composition import FoundStatement, compose, find_statements
+from diffusers_dp_curriculum.privacy.privacy_json import counted_runs, scope_in_words
+from diffusers_dp_curriculum.privacy.statement import understates
 
 
 def parse_args() -> argparse.Namespace:

@@ -25,9 +25,9 @@ from diffusers_dp_curriculum import (
     TrainingError,
     load_image_dataset,
 )
-from diffusers_dp_curriculum.hub import prepare_repo
-from diffusers_dp_curriculum.processes import from_main
-from diffusers_dp_curriculum.run_directory import check_output_dir
+from diffusers_dp_curriculum.distributed import from_main
+from diffusers_dp_curriculum.sharing.hub import prepare_repo
+from diffusers_dp_curriculum.training.run_directory import check_output_dir
 
 
 PRESETS = files("diffusers_dp_curriculum") / "presets"

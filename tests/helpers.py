@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from diffusers_dp_curriculum import Mechanism, PrivacyLedger
-from diffusers_dp_curriculum.data import ImageDataset
+from diffusers_dp_curriculum.data.image_dataset import ImageDataset
 
 
 # The files of a published pipeline that has classes and central images, besides what keeps private/ from publication.

@@ -19,7 +19,7 @@ import psutil
 from diffusers import DiffusionPipeline
 
 from diffusers_dp_curriculum import recompute_epsilon
-from diffusers_dp_curriculum.journal import Journal
+from diffusers_dp_curriculum.privacy.journal import Journal
 
 
 TESTS = Path(__file__).parent

@@ -10,13 +10,13 @@ import torch
 from accelerate.utils import gather_object
 
 from diffusers_dp_curriculum import CentralImageDataset, DPCurriculumConfig
-from diffusers_dp_curriculum.dp_optimizer import ExactDPOptimizer
+from diffusers_dp_curriculum.distributed import any_process, from_main, num_processes, process_index
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.losses import DenoisingLoss
-from diffusers_dp_curriculum.processes import any_process, from_main, num_processes, process_index
-from diffusers_dp_curriculum.randomness import MechanismRandomness
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.mechanisms.dp_optimizer import ExactDPOptimizer
+from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
 from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
-from diffusers_dp_curriculum.warm_up import start_warm_up, warm_up
+from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 from test_dp_sgd import make_dp_sgd, parameters, take_step
 from test_trainer import make_config

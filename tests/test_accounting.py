@@ -11,14 +11,14 @@ from dp_accounting.pld import privacy_loss_distribution
 from opacus.accountants.analysis.rdp import compute_rdp
 from scipy import integrate, optimize, stats
 
-from diffusers_dp_curriculum.accounting import (
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.privacy.accounting import (
     RDP_ORDERS,
     LooseEpsilonWarning,
     Mechanism,
     calibrate_noise_multiplier,
     compute_epsilon,
 )
-from diffusers_dp_curriculum.errors import InputError
 
 
 CENTRAL = Mechanism("central_images_mean", 5.0, 0.1, 5, 9.0)

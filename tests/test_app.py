@@ -17,7 +17,7 @@ from PIL import Image
 
 from browser import CHROMIUM, Browser
 from diffusers_dp_curriculum import ClassConditionalPipeline
-from diffusers_dp_curriculum.cards import round_up
+from diffusers_dp_curriculum.sharing.cards import round_up
 from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 
 

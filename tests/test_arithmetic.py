@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import diffusers_dp_curriculum
-from diffusers_dp_curriculum import central_images
 from diffusers_dp_curriculum.arithmetic import own_arithmetic
-from diffusers_dp_curriculum.central_images import CentralImageDataset, central_image_mechanism
-from diffusers_dp_curriculum.data import ImageDataset
-from diffusers_dp_curriculum.ledger import PrivacyLedger
+from diffusers_dp_curriculum.data.image_dataset import ImageDataset
+from diffusers_dp_curriculum.mechanisms import central_images
+from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset, central_image_mechanism
+from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
 from helpers import tiny_records
 from test_central_images import records_of_one_value
 from test_dp_sgd import fixed_draws, make_dp_sgd, parameters

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from dp_accounting import dp_event, pld
 
-from diffusers_dp_curriculum import audit_bounds
-from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon
-from diffusers_dp_curriculum.audit_bounds import one_run_bound, trade_off_bound
+from diffusers_dp_curriculum.auditing import bounds
+from diffusers_dp_curriculum.auditing.bounds import one_run_bound, trade_off_bound
+from diffusers_dp_curriculum.privacy.accounting import Mechanism, compute_epsilon
 
 
 GAUSSIAN = Mechanism("dp_sgd", 1.0, 1.0, 1, 1.0)
@@ -53,7 +53,7 @@ def test_a_claim_of_pure_privacy_survives_as_often_as_the_confidence_says():
 
 @pytest.mark.parametrize("mechanism", [GAUSSIAN, SUBSAMPLED], ids=["Gaussian", "subsampled"])
 def test_the_privacy_profile_is_that_of_an_independent_implementation(mechanism):
-    epsilons, deltas = audit_bounds._privacy_profile(mechanism)
+    epsilons, deltas = bounds._privacy_profile(mechanism)
     accountant = pld.PLDAccountant()
     event = dp_event.GaussianDpEvent(mechanism.noise_multiplier)
     accountant.compose(dp_event.PoissonSampledDpEvent(mechanism.sample_rate, event), mechanism.steps)
@@ -65,11 +65,11 @@ def test_the_privacy_profile_is_that_of_an_independent_implementation(mechanism)
 
 def test_a_true_claim_survives_and_half_its_noise_does_not():
     generator = np.random.default_rng(2)
-    profile = audit_bounds._privacy_profile(GAUSSIAN)
+    profile = bounds._privacy_profile(GAUSSIAN)
 
     def refuted(sigma):
         correct = attacked_gaussian(generator, 2000, sigma, 1000)
-        return audit_bounds._too_many(*profile, 2000, 1000, correct, 0.05)
+        return bounds._too_many(*profile, 2000, 1000, correct, 0.05)
 
     assert sum(refuted(1.0) for _ in range(100)) <= 5
     assert sum(refuted(0.5) for _ in range(20)) == 20
@@ -88,4 +88,4 @@ def test_the_bound_comes_near_the_truth_and_grows_as_the_noise_falls():
 
 def test_guessing_by_chance_proves_nothing_and_certainty_is_bounded():
     assert trade_off_bound(4000, 1000, 500, SUBSAMPLED, 1e-5) == 0
-    assert 8 < trade_off_bound(4000, 1000, 1000, SUBSAMPLED, 1e-5) <= audit_bounds.MOST
+    assert 8 < trade_off_bound(4000, 1000, 1000, SUBSAMPLED, 1e-5) <= bounds.MOST

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_dp_curriculum.accounting import Mechanism, calibrate_noise_multiplier
-from diffusers_dp_curriculum.auditing import audit_dp_sgd
+from diffusers_dp_curriculum.auditing.audit import audit_dp_sgd
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.privacy.accounting import Mechanism, calibrate_noise_multiplier
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 
 

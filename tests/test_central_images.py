@@ -5,13 +5,13 @@ import time
 import pytest
 import torch
 
-from diffusers_dp_curriculum import central_images
-from diffusers_dp_curriculum.accounting import Mechanism
-from diffusers_dp_curriculum.central_images import CentralImageDataset, central_image_mechanism
-from diffusers_dp_curriculum.data import ImageDataset, load_image_dataset
+from diffusers_dp_curriculum.data.image_dataset import ImageDataset, load_image_dataset
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.ledger import PrivacyLedger
-from diffusers_dp_curriculum.randomness import MechanismRandomness, entropy_generator
+from diffusers_dp_curriculum.mechanisms import central_images
+from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset, central_image_mechanism
+from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness, entropy_generator
+from diffusers_dp_curriculum.privacy.accounting import Mechanism
+from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
 
 
 def random_records(count=40, channels=1, size=8, classes=3):

@@ -16,9 +16,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from diffusers_dp_curriculum import CentralImageDataset, InputError, TrainingError, recompute_epsilon
-from diffusers_dp_curriculum import checkpointing as checkpointing_module
-from diffusers_dp_curriculum.dp_sgd import DPSGD
-from diffusers_dp_curriculum.run_directory import note_errors_for_resume
+from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD
+from diffusers_dp_curriculum.training import checkpointing as checkpointing_module
+from diffusers_dp_curriculum.training.run_directory import note_errors_for_resume
 from helpers import tiny_records, tiny_unet
 from kill_harness import check, kill_until_done, start
 from test_trainer import make_trainer

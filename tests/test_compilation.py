@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusers_dp_curriculum.compilation import CompiledGradients
-from diffusers_dp_curriculum.losses import DenoisingLoss
-from diffusers_dp_curriculum.per_record_gradients import (
+from diffusers_dp_curriculum.gradients.compilation import CompiledGradients
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.per_record_gradients import (
     check_gradients_stay_apart,
     per_record_gradients,
     why_not_as_in_a_loop,
 )
-from diffusers_dp_curriculum.trials import random_draws
+from diffusers_dp_curriculum.gradients.trials import random_draws
 from helpers import tiny_scheduler, tiny_unet
 from test_per_record_gradients import make_draws, relative_errors
 

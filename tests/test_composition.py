@@ -9,16 +9,16 @@ from dp_accounting import dp_event, pld
 from huggingface_hub import HfApi
 
 from diffusers_dp_curriculum import InputError, Mechanism, compute_epsilon, recompute_epsilon
-from diffusers_dp_curriculum.composition import compose, find_statements, read_prior_runs
-from diffusers_dp_curriculum.journal import Journal
-from diffusers_dp_curriculum.privacy_json import counted_runs
-from diffusers_dp_curriculum.statement import check_statement
+from diffusers_dp_curriculum.privacy.composition import compose, find_statements, read_prior_runs
+from diffusers_dp_curriculum.privacy.journal import Journal
+from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
+from diffusers_dp_curriculum.privacy.statement import check_statement
 from helpers import resume_run, write_privacy_json, write_run
 
 
 CENTRAL = Mechanism("central_images_mean", 5.0, 0.1, 5, 4.0)
 STEPS = Mechanism("dp_sgd", 2.0, 0.1, 10, 1.0)
-pytestmark = pytest.mark.filterwarnings("ignore::diffusers_dp_curriculum.accounting.LooseEpsilonWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::diffusers_dp_curriculum.privacy.accounting.LooseEpsilonWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_runs_of_older_versions_are_counted_as_runs_of_their_own(tmp_path, recom
 
 def test_the_directory_of_an_older_version_is_read_with_its_journal(tmp_path, recompute, monkeypatch):
     directory = tmp_path / "old"
-    monkeypatch.setattr("diffusers_dp_curriculum.journal.FORMAT", 1)
+    monkeypatch.setattr("diffusers_dp_curriculum.privacy.journal.FORMAT", 1)
     write_run(directory, STEPS)
     monkeypatch.undo()
     code, printed, _ = recompute(directory)

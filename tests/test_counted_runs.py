@@ -3,7 +3,7 @@
 import pytest
 
 from diffusers_dp_curriculum import Mechanism
-from diffusers_dp_curriculum.counted_runs import CountedRun, branches, count_once
+from diffusers_dp_curriculum.privacy.counted_runs import CountedRun, branches, count_once
 
 
 def run(steps, sessions, name="run"):

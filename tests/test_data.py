@@ -8,8 +8,8 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_dp_curriculum import decoding
-from diffusers_dp_curriculum.data import ImageDataset, load_image_dataset, to_image_dataset
+from diffusers_dp_curriculum.data import image_decoding
+from diffusers_dp_curriculum.data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
 from image_data import (
     CLASSES,
     COLOUR,
@@ -171,11 +171,11 @@ def test_a_damaged_image_is_refused_by_its_index_alone(damaged):
 
 
 def test_a_large_data_set_is_backed_by_a_temporary_file_that_has_no_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(decoding, "MAX_BYTES_IN_MEMORY", GREY.size - 1)
+    monkeypatch.setattr(image_decoding, "MAX_BYTES_IN_MEMORY", GREY.size - 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mapped = []
-    allocate = decoding._allocate
-    monkeypatch.setattr(decoding, "_allocate", lambda shape: mapped.append(allocate(shape)) or mapped[0])
+    allocate = image_decoding._allocate
+    monkeypatch.setattr(image_decoding, "_allocate", lambda shape: mapped.append(allocate(shape)) or mapped[0])
     dataset = to_image_dataset(labelled())
     assert isinstance(mapped[0], np.memmap)
     assert dataset.images.data_ptr() == mapped.pop().ctypes.data  # the tensor is the file, not a copy
@@ -184,7 +184,7 @@ def test_a_large_data_set_is_backed_by_a_temporary_file_that_has_no_name(monkeyp
 
 
 def test_a_small_data_set_is_in_memory():
-    assert not isinstance(decoding._allocate((6, 1, 8, 8)), np.memmap)
+    assert not isinstance(image_decoding._allocate((6, 1, 8, 8)), np.memmap)
 
 
 # Columns and labels

@@ -81,7 +81,7 @@ np.save("pixels.npy", np.stack(dataset["image"]))
 def test_a_smaller_data_set_leaves_nothing_of_a_larger_one(hub, pipe, tmp_path, monkeypatch):
     options = {"num_inference_steps": 1, "privacy_json": write_privacy_json(tmp_path / "privacy.json")}
     with monkeypatch.context() as patch:
-        patch.setattr("diffusers_dp_curriculum.synthesis.MAX_SHARD_BYTES", 300)
+        patch.setattr("diffusers_dp_curriculum.sampling.synthesis.MAX_SHARD_BYTES", 300)
         generate_dataset(pipe, 3, **options).push_to_hub("shoes")
     many = [name for name in hub.files("alice/shoes", "dataset") if name.startswith("data/")]
     assert len(many) > 1

@@ -4,8 +4,8 @@ import pytest
 import torch
 from opacus.optimizers import DPOptimizer
 
-from diffusers_dp_curriculum.dp_optimizer import NORM_BLOCK, ExactDPOptimizer, norm_bounds
-from diffusers_dp_curriculum.randomness import MechanismRandomness
+from diffusers_dp_curriculum.mechanisms.dp_optimizer import NORM_BLOCK, ExactDPOptimizer, norm_bounds
+from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
 
 
 def optimizer_of(*parameters, max_grad_norm=1.0, noise_multiplier=0.0, normal=None):

@@ -11,12 +11,12 @@ import pytest
 import torch
 from scipy import stats
 
-from diffusers_dp_curriculum.dp_sgd import DPSGD, dp_sgd_mechanism
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.ledger import PrivacyLedger
-from diffusers_dp_curriculum.losses import DenoisingLoss, NoiseDraws
-from diffusers_dp_curriculum.per_record_gradients import per_record_gradients
-from diffusers_dp_curriculum.randomness import MechanismRandomness
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, NoiseDraws
+from diffusers_dp_curriculum.gradients.per_record_gradients import per_record_gradients
+from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
+from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
+from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 from test_per_record_gradients import clipped_sum, flat, naive_gradients
 

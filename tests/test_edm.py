@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMPipeline, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from diffusers_dp_curriculum import ClassConditionalPipeline, DPCurriculumConfig, DPCurriculumTrainer, InputError
-from diffusers_dp_curriculum.losses import DenoisingLoss, denoising_error
-from diffusers_dp_curriculum.synthesis import generate_dataset
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, denoising_error
+from diffusers_dp_curriculum.sampling.synthesis import generate_dataset
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 
 

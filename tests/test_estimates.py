@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.estimates import Estimate, estimate
+from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
 from diffusers_dp_curriculum.memory import PeakMemory, enough_memory
-from diffusers_dp_curriculum.randomness import MechanismRandomness
+from diffusers_dp_curriculum.training.estimates import Estimate, estimate
 from helpers import tiny_unet
 from test_trainer import make_config, make_trainer
 

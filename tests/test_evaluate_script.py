@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusers_dp_curriculum import ClassConditionalPipeline, InputError, generate_dataset, load_image_dataset
-from diffusers_dp_curriculum.hub import MODEL_FILES, publishable_files
+from diffusers_dp_curriculum.sharing.hub import MODEL_FILES, publishable_files
 from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 
 

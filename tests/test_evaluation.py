@@ -10,7 +10,7 @@ import torch
 from browser import CHROMIUM, Browser
 from diffusers_dp_curriculum import ImageDataset, InputError, load_image_dataset
 from diffusers_dp_curriculum.evaluation.features import Pixels
-from diffusers_dp_curriculum.evaluation.measures import check_reference, evaluate
+from diffusers_dp_curriculum.evaluation.metrics import check_reference, evaluate
 from diffusers_dp_curriculum.evaluation.report import table, write_report
 from helpers import tiny_records
 

@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from diffusers_dp_curriculum import folded_layers, gradients
-from diffusers_dp_curriculum.compilation import CompiledGradients
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.gradients import make_gradients_of
-from diffusers_dp_curriculum.losses import DenoisingLoss
-from diffusers_dp_curriculum.processes import make_accelerator
+from diffusers_dp_curriculum.gradients import folded_layers, selection
+from diffusers_dp_curriculum.gradients.compilation import CompiledGradients
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.selection import make_gradients_of
+from diffusers_dp_curriculum.training.accelerator import make_accelerator
 from helpers import tiny_scheduler, tiny_unet
 from test_compilation import Small, wrong_for_one_parameter
 from test_per_record_gradients import wrong_in_bfloat16
@@ -34,7 +34,7 @@ def test_a_kernel_that_is_wrong_in_the_precision_of_the_run_is_not_used(tmp_path
 def test_a_wrong_compiled_graph_is_refused(tmp_path, monkeypatch, backend):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
     monkeypatch.setattr(
-        gradients,
+        selection,
         "CompiledGradients",
         lambda *args, **options: CompiledGradients(*args, **{**options, "backend": backend}),
     )
@@ -123,6 +123,6 @@ def test_a_parameter_whose_gradient_is_mixed_is_taken_one_record_at_a_time(tmp_p
 
 
 def test_memory_that_does_not_suffice_for_the_trial_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(gradients, "random_draws", partial(lambda *_, **__: torch.empty(10**15)))
+    monkeypatch.setattr(selection, "random_draws", partial(lambda *_, **__: torch.empty(10**15)))
     with pytest.raises(InputError, match="A batch of 10 does not fit into the memory: lower max_physical_batch_size"):
         make_trainer(tmp_path / "model")

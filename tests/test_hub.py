@@ -21,10 +21,10 @@ from diffusers_dp_curriculum import (
     Mechanism,
     PrivacyLedger,
 )
-from diffusers_dp_curriculum.cards import budget
-from diffusers_dp_curriculum.composition import read_prior_runs
-from diffusers_dp_curriculum.dataset_card import make_dataset_card
-from diffusers_dp_curriculum.hub import prepare_repo, push_dataset, push_model
+from diffusers_dp_curriculum.privacy.composition import read_prior_runs
+from diffusers_dp_curriculum.sharing.cards import budget
+from diffusers_dp_curriculum.sharing.dataset_card import make_dataset_card
+from diffusers_dp_curriculum.sharing.hub import prepare_repo, push_dataset, push_model
 from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
 
 

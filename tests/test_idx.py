@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
+from diffusers_dp_curriculum.data.idx import has_idx_files, read_idx, read_idx_dataset
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.idx import has_idx_files, read_idx, read_idx_dataset
 
 
 IMAGES = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)

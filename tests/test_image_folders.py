@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from diffusers_dp_curriculum import load_image_dataset, to_image_dataset
-from diffusers_dp_curriculum.file_inventory import FileInventory
+from diffusers_dp_curriculum.data.file_inventory import FileInventory
 from image_data import CLASSES, COLOUR, GREY, LABELS, assert_is_grey, labelled, refused, write_idx, write_images
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_dp_curriculum import journal as journal_module
-from diffusers_dp_curriculum.accounting import Mechanism
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.journal import Journal, read_released
+from diffusers_dp_curriculum.privacy import journal as journal_module
+from diffusers_dp_curriculum.privacy.accounting import Mechanism
+from diffusers_dp_curriculum.privacy.journal import Journal, read_released
 
 
 HEADER = {"delta": 1e-5, "accountant": "prv", "target_epsilon": 10.0}
@@ -73,7 +73,7 @@ def test_a_missing_journal_is_not_made_up(path):
 
 def test_two_processes_cannot_write_one_journal(path):
     journal = Journal(path, HEADER)
-    open_it = f"from diffusers_dp_curriculum.journal import Journal; Journal({str(path)!r})"
+    open_it = f"from diffusers_dp_curriculum.privacy.journal import Journal; Journal({str(path)!r})"
     second = subprocess.run([sys.executable, "-c", open_it], capture_output=True, text=True)
     assert "Another process is writing" in second.stderr
     with pytest.raises(InputError, match="Another process is writing"):
@@ -193,7 +193,7 @@ def test_a_line_cut_off_may_be_deleted_as_the_refusal_says(path):
 STEPS = """
 import sys
 from test_dp_sgd import make_dp_sgd
-from diffusers_dp_curriculum.ledger import PrivacyLedger
+from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
 
 mechanism = make_dp_sgd(batch_size=3, steps=100_000, ledger=PrivacyLedger(1e-5, journal=sys.argv[1]))
 for number in range(1, 100_000):

@@ -8,12 +8,12 @@ import pytest
 from dp_accounting import dp_event, pld
 
 from diffusers_dp_curriculum import CentralImageDataset
-from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon
-from diffusers_dp_curriculum.counted_runs import CountedRun, all_mechanisms
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.ledger import PrivacyLedger
-from diffusers_dp_curriculum.privacy_json import counted_runs
-from diffusers_dp_curriculum.statement import check_publishable, recompute_epsilon
+from diffusers_dp_curriculum.privacy.accounting import Mechanism, compute_epsilon
+from diffusers_dp_curriculum.privacy.counted_runs import CountedRun, all_mechanisms
+from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
+from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
+from diffusers_dp_curriculum.privacy.statement import check_publishable, recompute_epsilon
 from helpers import tiny_records
 
 

@@ -3,7 +3,7 @@ import torch
 from diffusers import EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.losses import DenoisingLoss, denoising_error
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, denoising_error
 from helpers import tiny_scheduler
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from diffusers_dp_curriculum import DPCurriculumConfig
-from diffusers_dp_curriculum.model_card import make_model_card
+from diffusers_dp_curriculum.sharing.model_card import make_model_card
 from helpers import write_privacy_json
 
 

@@ -6,7 +6,7 @@ from diffusers.optimization import get_scheduler
 
 from diffusers_dp_curriculum import DPCurriculumConfig
 from diffusers_dp_curriculum.config import LR_SCHEDULERS
-from diffusers_dp_curriculum.optimization import start_dp_sgd
+from diffusers_dp_curriculum.training.optimization import start_dp_sgd
 from helpers import tiny_unet
 from test_trainer import make_trainer
 

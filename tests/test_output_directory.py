@@ -3,7 +3,7 @@
 import pytest
 
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.output_directory import check_new_or_empty
+from diffusers_dp_curriculum.files import check_new_or_empty
 
 
 def test_a_directory_that_holds_anything_is_refused(tmp_path):

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 
-from diffusers_dp_curriculum import folded_layers
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.losses import DenoisingLoss, NoiseDraws
-from diffusers_dp_curriculum.per_record_gradients import (
+from diffusers_dp_curriculum.gradients import folded_layers
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, NoiseDraws
+from diffusers_dp_curriculum.gradients.per_record_gradients import (
     LOSS_SCALES,
     check_gradients_stay_apart,
     choose_mode,

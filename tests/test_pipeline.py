@@ -24,8 +24,8 @@ from diffusers import (
 )
 from diffusers.utils import dynamic_modules_utils
 
-from diffusers_dp_curriculum import pipeline as pipeline_module
-from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
+from diffusers_dp_curriculum.sampling import pipeline as pipeline_module
+from diffusers_dp_curriculum.sampling.pipeline import ClassConditionalPipeline
 
 
 NAMES = {0: "ankle boot", 1: "bag", 2: "T-shirt/top"}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from diffusers_dp_curriculum import DPCurriculumConfig, InputError, Mechanism, compute_epsilon
-from diffusers_dp_curriculum.planning import make_plan
+from diffusers_dp_curriculum.training.planning import make_plan
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_dp_curriculum import InputError
-from diffusers_dp_curriculum.losses import DenoisingLoss
-from diffusers_dp_curriculum.per_record_gradients import LOSS_SCALES, choose_mode, per_record_gradients
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.per_record_gradients import LOSS_SCALES, choose_mode, per_record_gradients
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 from test_per_record_gradients import clipped_sum
 from test_trainer import make_trainer

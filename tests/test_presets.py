@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from diffusers_dp_curriculum import ClassConditionalPipeline, DPCurriculumConfig, DPCurriculumTrainer
-from diffusers_dp_curriculum.data import to_image_dataset
-from diffusers_dp_curriculum.planning import make_plan
+from diffusers_dp_curriculum.data.image_dataset import to_image_dataset
+from diffusers_dp_curriculum.training.planning import make_plan
 from test_train_script import script_module
 
 

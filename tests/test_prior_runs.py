@@ -9,10 +9,10 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from diffusers_dp_curriculum import DPCurriculumConfig, InputError, Mechanism, compute_epsilon, recompute_epsilon
-from diffusers_dp_curriculum.counted_runs import all_mechanisms
-from diffusers_dp_curriculum.journal import read_released
-from diffusers_dp_curriculum.privacy_json import counted_runs
-from diffusers_dp_curriculum.statement import check_statement
+from diffusers_dp_curriculum.privacy.counted_runs import all_mechanisms
+from diffusers_dp_curriculum.privacy.journal import read_released
+from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
+from diffusers_dp_curriculum.privacy.statement import check_statement
 from helpers import resume_run, write_privacy_json, write_run
 from test_checkpointing import interrupted
 from test_train_script import script_module

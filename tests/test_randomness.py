@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from diffusers_dp_curriculum.randomness import MechanismRandomness, entropy_generator
+from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness, entropy_generator
 
 
 def test_cpu_generators_keep_only_32_bits_of_a_seed():

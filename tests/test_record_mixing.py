@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.losses import DenoisingLoss
-from diffusers_dp_curriculum.record_mixing import check_records_stay_apart
-from diffusers_dp_curriculum.trials import random_draws
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.record_mixing import check_records_stay_apart
+from diffusers_dp_curriculum.gradients.trials import random_draws
 from helpers import tiny_scheduler, tiny_unet
 from test_per_record_gradients import Wrapped, bf16, random_unet
 from test_trainer import make_trainer

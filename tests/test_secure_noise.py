@@ -8,8 +8,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from scipy import stats
 
-from diffusers_dp_curriculum import secure_noise
-from diffusers_dp_curriculum.secure_noise import secure_normal
+from diffusers_dp_curriculum.mechanisms import secure_noise
+from diffusers_dp_curriculum.mechanisms.secure_noise import secure_normal
 
 
 def test_is_standard_normal():

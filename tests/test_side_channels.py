@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from diffusers_dp_curriculum.data import load_image_dataset
+from diffusers_dp_curriculum.data.image_dataset import load_image_dataset
 from diffusers_dp_curriculum.errors import InputError, TrainingError, confidential_errors
 
 
@@ -27,7 +27,8 @@ import json, runpy, sys
 from pathlib import Path
 
 import torch
-from diffusers_dp_curriculum import dp_sgd, per_record_gradients
+from diffusers_dp_curriculum.gradients import per_record_gradients
+from diffusers_dp_curriculum.mechanisms import dp_sgd
 
 script, notes, breaks, *arguments = sys.argv[1:]
 noted = {"batch sizes": [], "losses": [], "norms": []}

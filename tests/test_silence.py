@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from diffusers_dp_curriculum import InputError, load_image_dataset, to_image_dataset
-from diffusers_dp_curriculum.silence import no_messages, silence
+from diffusers_dp_curriculum.data.silence import no_messages, silence
 from image_data import COLOUR, GREY, encoded, make_dataset
 
 
@@ -133,7 +133,7 @@ def test_whatever_comes_after_is_heard_again(silent, error, heard):
 
 def test_a_process_without_a_terminal_decodes_too():
     code = (
-        "import os, sys\nfrom diffusers_dp_curriculum.silence import silence\nos.close(2)\n"
+        "import os, sys\nfrom diffusers_dp_curriculum.data.silence import silence\nos.close(2)\n"
         "with silence():\n    print('inside')\nprint('after')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from diffusers_dp_curriculum.accounting import Mechanism, compute_epsilon
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.ledger import PrivacyLedger
-from diffusers_dp_curriculum.privacy_json import counted_runs
-from diffusers_dp_curriculum.statement import (
+from diffusers_dp_curriculum.privacy.accounting import Mechanism, compute_epsilon
+from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
+from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
+from diffusers_dp_curriculum.privacy.statement import (
     check_journal,
     check_publishable,
     check_statement,

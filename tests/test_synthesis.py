@@ -16,8 +16,8 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils import dynamic_modules_utils
 
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.pipeline import ClassConditionalPipeline
-from diffusers_dp_curriculum.synthesis import apportion, generate_dataset
+from diffusers_dp_curriculum.sampling.pipeline import ClassConditionalPipeline
+from diffusers_dp_curriculum.sampling.synthesis import apportion, generate_dataset
 from helpers import write_privacy_json
 
 

@@ -21,14 +21,12 @@ from diffusers_dp_curriculum import (
     DPCurriculumTrainer,
     Mechanism,
     PrivacyLedger,
-    central_images,
-    compilation,
-    randomness,
-    secure_noise,
 )
 from diffusers_dp_curriculum import trainer as trainer_module
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.secure_noise import secure_normal
+from diffusers_dp_curriculum.gradients import compilation
+from diffusers_dp_curriculum.mechanisms import central_images, randomness, secure_noise
+from diffusers_dp_curriculum.mechanisms.secure_noise import secure_normal
 from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffusers_dp_curriculum import CentralImageDataset, DPCurriculumConfig
-from diffusers_dp_curriculum.losses import DenoisingLoss
-from diffusers_dp_curriculum.warm_up import make_augmentation, start_warm_up, warm_up
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.training.warm_up import make_augmentation, start_warm_up, warm_up
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 
 

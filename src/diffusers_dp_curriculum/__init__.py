@@ -1,15 +1,15 @@
 """Diffusion models under differential privacy, from easy to hard."""
 
-from .accounting import Mechanism, compute_epsilon
-from .central_images import CentralImageDataset
 from .config import DPCurriculumConfig
-from .data import ImageDataset, load_image_dataset, to_image_dataset
+from .data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
 from .errors import InputError, TrainingError
-from .ledger import PrivacyLedger
-from .pipeline import ClassConditionalPipeline
-from .randomness import MechanismRandomness
-from .statement import recompute_epsilon
-from .synthesis import generate_dataset
+from .mechanisms.central_images import CentralImageDataset
+from .mechanisms.randomness import MechanismRandomness
+from .privacy.accounting import Mechanism, compute_epsilon
+from .privacy.ledger import PrivacyLedger
+from .privacy.statement import recompute_epsilon
+from .sampling.pipeline import ClassConditionalPipeline
+from .sampling.synthesis import generate_dataset
 from .trainer import DPCurriculumTrainer
 
 

@@ -1,15 +1,19 @@
 """How much memory a piece of work takes, and one sentence where there is not enough."""
 
 import ctypes
+import math
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from scipy.stats import binom
 
+from .config import DPCurriculumConfig
+from .distributed import num_processes
 from .errors import InputError
 
 
@@ -92,3 +96,37 @@ def _is_out_of_memory(error: Exception) -> bool:
         return True
     # Those of the C++ library, of oneDNN and of cuBLAS.
     return any(words in str(error) for words in ("bad_alloc", "could not create a", "ALLOC_FAILED"))
+
+
+def largest_share(config: DPCurriculumConfig, num_records: int) -> int:
+    """The most records of a DP-SGD batch that a process gets.
+
+    The sizes of batches are random: in one run of a thousand there may be a larger one.
+    """
+    rate = config.train_batch_size / num_records
+    return math.ceil(binom.isf(1e-3 / config.max_train_steps, num_records, min(rate, 1)) / num_processes())
+
+
+def warm_up_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:
+    """Say what to lower where memory does not suffice for a batch of the warm-up.
+
+    Raises:
+        InputError: If the memory does not suffice.
+    """
+    remedy = "lower central_batch_size" if config.central_batch_size > 1 else "use a smaller network"
+    return enough_memory(f"A batch of {config.central_batch_size}", remedy)
+
+
+def dp_sgd_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:
+    """Say what to lower where memory does not suffice for the gradients of a physical batch.
+
+    Raises:
+        InputError: If so.
+    """
+    if (physical := min(config.max_physical_batch_size, config.train_batch_size)) > 1:
+        remedy = "lower max_physical_batch_size"
+    elif config.noise_multiplicity > 1:
+        remedy = "lower noise_multiplicity"
+    else:
+        remedy = "use a smaller network"
+    return enough_memory(f"A batch of {physical}", remedy)

@@ -15,32 +15,33 @@ from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
 from .arithmetic import own_arithmetic
-from .cards import update as update_card
-from .central_images import CentralImageDataset
-from .checkpointing import Checkpoint, Checkpoints, TrainingState, records_checksum, run_identity
 from .config import DPCurriculumConfig
-from .counted_runs import all_mechanisms
-from .data import to_image_dataset
-from .dp_sgd import DPSGD
+from .data.image_dataset import to_image_dataset
+from .distributed import any_process, check_all_equal, from_main, share_parameters
 from .errors import InputError, confidential_errors
-from .estimates import estimate
-from .gradients import make_gradients_of
-from .hub import push_model
-from .interruption import TerminationRequest
-from .ledger import PrivacyLedger
-from .losses import DenoisingLoss, NoiseDraws
-from .model_card import make_model_card
-from .network import check_network, check_sample_size
-from .optimization import start_dp_sgd
-from .per_record_gradients import LOSS_SCALES
-from .planning import Plan, make_plan
-from .processes import any_process, check_all_equal, from_main, make_accelerator, share_parameters
-from .randomness import MechanismRandomness
-from .run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
-from .samples import Sampler
-from .sensitive_curves import SensitiveCurves
-from .summary import summarize
-from .warm_up import start_warm_up, warm_up
+from .gradients.losses import DenoisingLoss, NoiseDraws
+from .gradients.per_record_gradients import LOSS_SCALES
+from .gradients.selection import make_gradients_of
+from .mechanisms.central_images import CentralImageDataset
+from .mechanisms.dp_sgd import DPSGD
+from .mechanisms.randomness import MechanismRandomness
+from .privacy.counted_runs import all_mechanisms
+from .privacy.ledger import PrivacyLedger
+from .sampling.preview import Sampler
+from .sharing.cards import update as update_card
+from .sharing.hub import push_model
+from .sharing.model_card import make_model_card
+from .training.accelerator import make_accelerator
+from .training.checkpointing import Checkpoint, Checkpoints, TrainingState, records_checksum, run_identity
+from .training.estimates import estimate
+from .training.interruption import TerminationRequest
+from .training.model_checks import check_network, check_sample_size
+from .training.optimization import start_dp_sgd
+from .training.planning import Plan, make_plan
+from .training.run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
+from .training.sensitive_curves import SensitiveCurves
+from .training.summary import summarize
+from .training.warm_up import start_warm_up, warm_up
 
 
 # What the card says of the noise scheduler, whichever it is.

@@ -19,7 +19,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
-from ..data_sources import HUB_TIMEOUT_SECONDS
+from ..data.sources import HUB_TIMEOUT_SECONDS
 from ..errors import InputError
 
 

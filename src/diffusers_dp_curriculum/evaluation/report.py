@@ -9,9 +9,9 @@ from typing import Any
 import jinja2
 import torch
 
-from ..data import ImageDataset
-from .figures import confusion_figure, distance_figure, strip
-from .measures import Evaluation, Measure
+from ..data.image_dataset import ImageDataset
+from .metrics import Evaluation, Measure
+from .plots import confusion_figure, distance_figure, strip
 
 
 TEMPLATE = Path(__file__).with_name("report_template.html")

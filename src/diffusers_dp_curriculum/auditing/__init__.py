@@ -1,0 +1,1 @@
+"""Attacks on the mechanisms, and the epsilon that their success proves."""

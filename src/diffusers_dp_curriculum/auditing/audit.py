@@ -1,0 +1,297 @@
+"""Auditing: attack a run of DP-SGD, and see how much epsilon the attack proves that it had.
+
+Canaries are records made to be recognised. A coin decides which of them are present; the run's releases are read for
+traces of each; guesses are made for those with the clearest traces. Epsilon-DP limits how often guesses can be right,
+so guesses that are right too often prove that epsilon is larger. What is proved is a *lower* bound: the claim stands if
+the bound is below it, and is refuted if it is above. One run is enough, as many canaries take the place of many runs
+(Steinke et al. 2023, "Privacy Auditing with One (1) Training Run", arXiv:2305.08846).
+
+An audit proves nothing in favour of a claim; it is the accounting that does. It finds mistakes. Audit on public
+records: what an audit shows of its records no privacy.json counts.
+"""
+
+import copy
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer
+
+from ..data.image_dataset import ImageDataset
+from ..errors import InputError
+from ..gradients.losses import DenoisingLoss, denoising_error
+from ..gradients.per_record_gradients import per_record_gradients
+from ..mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
+from ..privacy.accounting import Mechanism
+from ..privacy.ledger import PrivacyLedger
+from .bounds import one_run_bound, trade_off_bound
+
+
+GUESSED = 0.25  # of the canaries: those with the clearest traces, half of them guessed present, half absent
+CANARY_NORM = 100.0  # of a canary's gradient, in units of the clipping norm: only clipping keeps it from standing out
+LOSS_DRAWS = 64  # noise draws over which a black-box score is averaged
+
+
+@dataclass(frozen=True)
+class AuditBound:
+    """What one attack proves.
+
+    Args:
+        attack (`str`): `"white-box"` (reads every release) or `"black-box"` (reads the final network's losses).
+        canaries (`int`): Number of canaries, each present with probability 1/2.
+        guesses (`int`): For how many of them a guess was made.
+        correct (`int`): How many guesses were right.
+        epsilon_any_mechanism (`float`): Lower bound that holds for any mechanism, see [`one_run_bound`].
+        epsilon_gaussian (`float`): Lower bound in units of the claimed mechanism, see [`trade_off_bound`].
+    """
+
+    attack: str
+    canaries: int
+    guesses: int
+    correct: int
+    epsilon_any_mechanism: float
+    epsilon_gaussian: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The outcome of [`audit_dp_sgd`].
+
+    Args:
+        claimed_epsilon (`float`): What the ledger says of the run.
+        delta (`float`): Delta of claim and bounds.
+        confidence (`float`): Probability with which a bound, for a claim that is true, stays below it.
+        mechanism (`Mechanism`): What the ledger says was executed.
+        bounds (`tuple[AuditBound, ...]`): One for each attack.
+        scores (`dict[str, torch.Tensor]`): For each attack the canaries' scores; the larger, the more like present.
+        present (`dict[str, torch.Tensor]`): For each attack which canaries were present.
+    """
+
+    claimed_epsilon: float
+    delta: float
+    confidence: float
+    mechanism: Mechanism
+    bounds: tuple[AuditBound, ...]
+    scores: dict[str, torch.Tensor]
+    present: dict[str, torch.Tensor]
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the white-box attack proves more than the claim, by the bound for mechanisms of the claimed kind.
+
+        One bound, chosen beforehand: the best of several would refute true claims more often than `confidence` says.
+        """
+        return self.bounds[0].epsilon_gaussian > self.claimed_epsilon
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the scores, for JSON."""
+        return {
+            "claimed_epsilon": self.claimed_epsilon,
+            "delta": self.delta,
+            "confidence": self.confidence,
+            "refuted": self.refuted,
+            "mechanism": asdict(self.mechanism),
+            "bounds": [asdict(bound) for bound in self.bounds],
+        }
+
+    def __str__(self) -> str:
+        lines = ["  attack      canaries  guesses  correct   bound, any mechanism   bound, Gaussian"]
+        lines += [
+            f"  {bound.attack:10}  {bound.canaries:8}  {bound.guesses:7}  {bound.correct / bound.guesses:7.1%}   "
+            f"epsilon >= {bound.epsilon_any_mechanism:9.2f}   epsilon >= {bound.epsilon_gaussian:.2f}"
+            for bound in self.bounds
+        ]
+        verdict = "REFUTED: the white-box attack proves more" if self.refuted else "not refuted"
+        lines += [
+            f"  claim       epsilon <= {self.claimed_epsilon:.2f} at delta {self.delta:g}: {verdict} "
+            f"(confidence {self.confidence:.0%})"
+        ]
+        return "\n".join(lines)
+
+
+def audit_dp_sgd(
+    unet: torch.nn.Module,
+    loss: DenoisingLoss,
+    records: ImageDataset,
+    *,
+    noise_multiplier: float,
+    sample_rate: float = 0.5,
+    steps: int = 40,
+    max_grad_norm: float = 1.0,
+    delta: float = 1e-5,
+    noise_multiplicity: int = 1,
+    max_physical_batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    gradient_canaries: int = 4000,
+    image_canaries: int = 400,
+    confidence: float = 0.95,
+    actual_noise: float = 1.0,
+    after_step: Callable[[], object] = lambda: None,
+) -> Audit:
+    """Train by the library's own [`DPSGD`] on `records` and canaries, and attack what it releases.
+
+    There are two kinds of canaries. A *gradient canary* has a gradient of its own choosing, far above the clipping norm
+    and in a direction that no other record has: the worst case that the claim has to cover, read by the likelihood
+    ratio of everything that was released (white-box). An *image canary* is an image of noise, read by the denoising
+    loss that the trained network has on it (black-box): what somebody sees who is given the model.
+
+    Args:
+        unet (`torch.nn.Module`):
+            A `UNet2DModel`. A copy of it is trained, with a parameter `canaries` that it never uses.
+        loss (`DenoisingLoss`): Gives the noise draws.
+        records (`ImageDataset`):
+            The records between which the canaries are put. Public ones: no ledger counts what the audit tells of them.
+        noise_multiplier (`float`): What the ledger is told.
+        sample_rate (`float`, *optional*, defaults to 0.5): Probability in (0, 1] of each record, per step.
+        steps (`int`, *optional*, defaults to 40): DP-SGD steps. Few steps with many records show mistakes most clearly.
+        max_grad_norm (`float`, *optional*, defaults to 1.0): Clipping norm.
+        delta (`float`, *optional*, defaults to 1e-5): Delta of claim and bounds.
+        noise_multiplicity (`int`, *optional*, defaults to 1): Noise draws per record and step.
+        max_physical_batch_size (`int`, *optional*, defaults to 64): Records whose gradients are in memory at a time.
+        learning_rate (`float`, *optional*, defaults to 1e-3): Of Adam.
+        gradient_canaries (`int`, *optional*, defaults to 4000): Their number. More canaries prove larger bounds.
+        image_canaries (`int`, *optional*, defaults to 400): Their number.
+        confidence (`float`, *optional*, defaults to 0.95): Of each bound.
+        actual_noise (`float`, *optional*, defaults to 1.0):
+            Breaks the mechanism on purpose where it is not 1: this part of the noise that the ledger is told of is
+            really added. For seeing that an audit finds out.
+        after_step (`Callable`, *optional*): Called after each step.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+    if gradient_canaries < 100 or image_canaries < 100:
+        raise InputError(
+            f"{min(gradient_canaries, image_canaries)} canaries prove nothing: give at least 100 of a kind."
+        )
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence is {confidence}: give a number from 0.5 to below 1.")
+    if actual_noise < 0:
+        raise InputError(f"actual_noise is {actual_noise}: give 0 or more.")
+    canaries = _Canaries(records, image_canaries, gradient_canaries)
+    expected_batch_size = round(sample_rate * len(canaries.records))
+    mechanism = dp_sgd_mechanism(noise_multiplier, expected_batch_size, len(canaries.records), steps, max_grad_norm)
+    ledger = PrivacyLedger(delta)
+    unet = copy.deepcopy(unet)
+    unet.register_parameter(
+        "canaries", torch.nn.Parameter(torch.zeros(gradient_canaries, device=next(unet.parameters()).device))
+    )
+    optimizer = torch.optim.Adam([p for p in unet.parameters() if p.requires_grad], lr=learning_rate)
+    unet.train()
+    dp_sgd = _AuditedDPSGD(
+        unet,
+        optimizer,
+        loss,
+        canaries.records,
+        mechanism,
+        ledger,
+        noise_multiplicity=noise_multiplicity,
+        max_physical_batch_size=max_physical_batch_size,
+        gradients_of=lambda draws: per_record_gradients(unet, draws, "folded"),
+    )
+    dp_sgd.canaries = canaries
+    dp_sgd.optimizer.noise_multiplier *= actual_noise
+    white_box = torch.zeros(gradient_canaries, dtype=torch.float64)
+
+    def read_release(dp_optimizer: DPOptimizer) -> None:
+        """Add up the log likelihood ratios of what a step releases about each canary, present against absent."""
+        released = unet.canaries.grad.cpu().double() * dp_optimizer.expected_batch_size / max_grad_norm
+        if_sampled = (released - 0.5) / mechanism.noise_multiplier**2
+        white_box.add_(torch.logaddexp(_log(1 - mechanism.sample_rate), _log(mechanism.sample_rate) + if_sampled))
+
+    dp_sgd.optimizer.attach_step_hook(read_release)
+    for _ in range(steps):
+        dp_sgd.step()
+        after_step()
+    black_box = -_losses(unet, loss, *canaries.images())
+    scores = {"white-box": white_box, "black-box": black_box}
+    present = {"white-box": canaries.gradient_present, "black-box": canaries.image_present}
+    bounds = tuple(bound(name, scores[name], present[name], mechanism, delta, confidence) for name in scores)
+    return Audit(ledger.epsilon(), delta, confidence, mechanism, bounds, scores, present)
+
+
+def bound(
+    attack: str, scores: torch.Tensor, present: torch.Tensor, mechanism: Mechanism, delta: float, confidence: float
+) -> AuditBound:
+    """Guess from `scores` (larger for present) which canaries are `present`, and bound epsilon by the right guesses."""
+    order = scores.argsort()
+    guesses = round(GUESSED * len(scores) / 2)
+    correct = int(present[order[-guesses:]].sum() + (~present[order[:guesses]]).sum())
+    outcome = (len(scores), 2 * guesses, correct)
+    return AuditBound(
+        attack,
+        *outcome,
+        one_run_bound(*outcome, delta, confidence),
+        trade_off_bound(*outcome, mechanism, delta, confidence),
+    )
+
+
+class _Canaries:
+    """The records, then the image canaries, then a place for each gradient canary.
+
+    An absent canary stays in its place with a gradient of zero: it is zeroed out, which is what epsilon is stated for.
+    """
+
+    def __init__(self, records: ImageDataset, image_canaries: int, gradient_canaries: int):
+        count, shape = image_canaries + gradient_canaries, records.images.shape[1:]
+        generator = torch.Generator().manual_seed(secrets.randbits(32))
+        images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, records.num_classes or 1, (count,), generator=generator)
+        self.first_image = len(records)
+        self.first_gradient = len(records) + image_canaries
+        self.records = ImageDataset(
+            torch.cat([records.images, images]), torch.cat([records.labels, labels]), records.class_names
+        )
+        self.present = torch.cat([torch.ones(len(records)), torch.rand(count, generator=generator).round()]).bool()
+
+    @property
+    def image_present(self) -> torch.Tensor:
+        return self.present[self.first_image : self.first_gradient]
+
+    @property
+    def gradient_present(self) -> torch.Tensor:
+        return self.present[self.first_gradient :]
+
+    def images(self) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = slice(self.first_image, self.first_gradient)
+        return self.records.images[chosen], self.records.labels[chosen]
+
+
+class _AuditedDPSGD(DPSGD):
+    """The mechanism as it is; only where gradients come from is different for canaries."""
+
+    canaries: _Canaries
+
+    def _set_grad_samples(self, piece: torch.Tensor) -> None:
+        with_gradient = piece[piece < self.canaries.first_gradient]
+        chosen = piece[piece >= self.canaries.first_gradient]
+        super()._set_grad_samples(with_gradient)
+        present = self.canaries.present.to(self.device)
+        for name, p in self.model.named_parameters():
+            if not p.requires_grad:
+                continue
+            p.grad_sample[~present[with_gradient]] = 0
+            own = p.new_zeros(len(chosen), *p.shape)
+            if name == "canaries":
+                directions = chosen - self.canaries.first_gradient
+                own[range(len(chosen)), directions] = CANARY_NORM * self.mechanism.sensitivity
+                own[~present[chosen]] = 0
+            p.grad_sample = torch.cat([p.grad_sample, own])
+
+
+@torch.no_grad()
+def _losses(unet: torch.nn.Module, loss: DenoisingLoss, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The denoising loss of each image, averaged over many draws."""
+    unet.eval()
+    device = next(unet.parameters()).device
+    losses = []
+    for image, label in zip(images, labels, strict=True):
+        draws = loss.draw(image[None].to(device).float() / 127.5 - 1, label[None].to(device), LOSS_DRAWS)
+        losses.append(denoising_error(unet, draws.flatten()).cpu())
+    return torch.stack(losses)
+
+
+def _log(number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=torch.float64).log()

@@ -1,0 +1,1 @@
+"""The sensitive images and labels: found, decoded, checked, and kept as tensors."""

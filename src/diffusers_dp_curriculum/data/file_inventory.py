@@ -1,0 +1,121 @@
+"""How many files of a data set are used, and how many are left out and why.
+
+It shows counts alone. The names of files are as sensitive as what is in them ("patient-4711.png").
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ..errors import InputError
+
+
+# What follows a dot in a name is shown if it looks like a suffix; in names such as 1.2.840.4711 it says who it is.
+SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
+
+
+class FileInventory:
+    """The files of a data set: each is used unless there is a reason why it is left out.
+
+    Args:
+        reasons (`dict[Path, str | None]`): Why each file is left out, such as "hidden"; None if it is used.
+    """
+
+    def __init__(self, reasons: dict[Path, str | None]):
+        self.reasons = reasons
+
+    @classmethod
+    def of_directory(cls, root: Path) -> "FileInventory":
+        """All files below a directory, also through links. A hidden directory counts as one file.
+
+        Raises:
+            InputError: If a directory cannot be read, whose files would be left out without a word.
+        """
+        try:
+            return cls(dict(_walk(root)))
+        except OSError as error:
+            raise InputError(
+                f"A directory in {root} cannot be read ({type(error).__name__}): make it readable or move it away."
+            ) from None
+
+    @classmethod
+    def of_names(cls, names: Iterable[str]) -> "FileInventory":
+        """Files by their paths within a repository."""
+        return cls({Path(name): "hidden" if _is_hidden(*Path(name).parts) else None for name in names})
+
+    @property
+    def used(self) -> list[Path]:
+        """`list[Path]`: The files that are used."""
+        return [path for path, reason in self.reasons.items() if reason is None]
+
+    def leave_out(self, reason: str, condition: Callable[[Path], bool]) -> None:
+        """Leave out those of the used files that satisfy a condition."""
+        for path in self.used:
+            if condition(path):
+                self.reasons[path] = reason
+
+    def left_out_of(self, directory: Path) -> list[Path]:
+        """What is left out of a directory, but for hidden files without suffix, such as `.gitkeep`."""
+        return [
+            path
+            for path, reason in self.reasons.items()
+            if reason is not None and path.is_relative_to(directory) and not (reason == "hidden" and not path.suffix)
+        ]
+
+    def count(self, paths: Iterable[Path]) -> str:
+        """How many files have each suffix, and why they are left out, as in "2 .heic, 1 without suffix (hidden)"."""
+        by_reason: dict[str | None, Counter[str]] = {}
+        for path in paths:
+            by_reason.setdefault(self.reasons[path], Counter())[_suffix(path)] += 1
+        return "; ".join(
+            ", ".join(f"{number:,} {suffix}" for suffix, number in suffixes.most_common())
+            + (f" ({reason})" if reason else "")
+            for reason, suffixes in by_reason.items()
+        )
+
+    def provenance(self) -> dict[str, str]:
+        """What the plan says of the files, by the title of the line."""
+        used = self.used
+        left_out = [path for path, reason in self.reasons.items() if reason is not None]
+        files = f"{len(self.reasons):,} found, {len(used):,} used, {len(left_out):,} left out"
+        return {"files": files, "used": self.count(used), **({"left out": self.count(left_out)} if left_out else {})}
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if not suffix:
+        return "without suffix"
+    return suffix if SUFFIX.fullmatch(suffix) else "with another suffix"
+
+
+def _is_hidden(*names: str) -> bool:
+    return any(name.startswith(".") for name in names)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
+    visited = set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for directory, subdirectories, names in os.walk(root, followlinks=True, onerror=refuse):
+        where = Path(directory)
+        real = where.resolve()
+        if real in visited:  # a link to where it lies would never end, and one image must not be two records
+            yield where, "linked to a directory that is read already"
+            subdirectories.clear()
+            continue
+        visited.add(real)
+        for name in filter(_is_hidden, subdirectories):
+            yield where / name, "hidden"
+        subdirectories[:] = sorted(name for name in subdirectories if not _is_hidden(name))
+        for name in sorted(names):
+            path = where / name
+            if _is_hidden(name):
+                yield path, "hidden"
+            elif path.is_file():
+                yield path, None
+            else:
+                yield path, "linked to nothing" if path.is_symlink() else "no file"

@@ -1,0 +1,109 @@
+"""The IDX format, in which MNIST and Fashion-MNIST are distributed.
+
+A file is a magic number (two zero bytes, a type code, the number of dimensions), each dimension as a big-endian
+32-bit integer, then the values in row-major order.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+
+
+UINT8_TYPE_CODE = 0x08
+SPLIT_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes.
+
+    Args:
+        path (`Path`): The file, compressed with gzip if its name ends in `.gz`.
+        num_dimensions (`int`): The number of dimensions that the file must declare: 3 for images, 1 for labels.
+
+    Returns:
+        `np.ndarray`: The `uint8` values in the shape that the file declares.
+
+    Raises:
+        InputError: If the file is not IDX, holds another type or number of dimensions, or has another length than it
+            declares.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a complete gzip file, so download it again.") from error
+    header_length = 4 + 4 * num_dimensions
+    if len(content) < header_length or content[:4] != bytes([0, 0, UINT8_TYPE_CODE, num_dimensions]):
+        raise InputError(
+            f"{path} does not start as an IDX file of unsigned bytes with {num_dimensions} dimension(s) does, so "
+            "check that it is the file its name says."
+        )
+    # Dimensions as Python integers, whose product cannot overflow whatever a wrong file declares.
+    shape = np.frombuffer(content, dtype=">u4", count=num_dimensions, offset=4).tolist()
+    values = np.frombuffer(content, dtype=np.uint8, offset=header_length)
+    expected = int(np.prod(shape, dtype=object))
+    if values.size != expected:
+        raise InputError(
+            f"{path} declares {expected} values but holds {values.size}, so it is damaged: download it again."
+        )
+    return values.reshape(shape).copy()  # a copy, since what `frombuffer` returns cannot be written to
+
+
+def has_idx_files(directory: Path) -> bool:
+    """Whether a directory holds the images of any split in the IDX format."""
+    return any(_find(directory, prefix, "images", 3) for prefix in SPLIT_PREFIXES.values())
+
+
+def read_idx_dataset(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the images and the labels of one split, named as MNIST names them.
+
+    The names are `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, with `t10k` in place of `train` for the
+    split `"test"`; also with a dot before `idx`, and with `.gz` at the end.
+
+    Args:
+        directory (`Path`): The directory that holds the files.
+        split (`str`): `"train"` or `"test"`.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: The images, `uint8` of shape `(N, H, W)`, and the labels, `uint8` of shape
+        `(N,)`.
+
+    Raises:
+        InputError: If the split is unknown, a file is missing or damaged, or images and labels differ in number.
+    """
+    if split not in SPLIT_PREFIXES:
+        raise InputError(
+            f"IDX files have the splits 'train' and 'test' only, so pass one of them instead of {split!r}."
+        )
+    prefix = SPLIT_PREFIXES[split]
+    image_file = _find(directory, prefix, "images", 3)
+    label_file = _find(directory, prefix, "labels", 1)
+    if image_file is None or label_file is None:
+        raise InputError(
+            f"{directory} needs both {prefix}-images-idx3-ubyte and {prefix}-labels-idx1-ubyte (or the same with .gz) "
+            f"for the split {split!r}, so add what is missing."
+        )
+    images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
+    if len(images) != len(labels):
+        raise InputError(
+            f"{image_file} holds {len(images)} images but {label_file} holds {len(labels)} labels, so use two files "
+            "of one data set."
+        )
+    return images, labels
+
+
+def find_idx_files(directory: Path, split: str) -> list[Path]:
+    """The files that [`read_idx_dataset`] reads."""
+    prefix = SPLIT_PREFIXES[split]
+    found = [_find(directory, prefix, "images", 3), _find(directory, prefix, "labels", 1)]
+    return [path for path in found if path is not None]
+
+
+def _find(directory: Path, prefix: str, kind: str, num_dimensions: int) -> Path | None:
+    names = [
+        f"{prefix}-{kind}{separator}idx{num_dimensions}-ubyte{ending}" for separator in "-." for ending in ("", ".gz")
+    ]
+    return next((directory / name for name in names if (directory / name).is_file()), None)

@@ -1,0 +1,324 @@
+"""Loading and checking image data sets.
+
+Every source ends as an [`ImageDataset`]: the records decoded once, checked, and held as bytes. Nothing here is a
+mechanism: what is loaded is as sensitive as its source. The messages of errors name a record by its index, never by
+its file or its content.
+"""
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import torch
+
+from ..errors import InputError
+from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
+from .columns import encode_labels, find_image_column, find_label_column, read_labels
+from .file_inventory import FileInventory
+from .idx import find_idx_files, has_idx_files, read_idx_dataset
+from .image_decoding import read_images, to_tensor
+from .silence import no_messages
+from .sources import load_from_directory, load_from_hub, read_digits
+
+
+@dataclass(eq=False, repr=False)  # a printed data set must not print its records
+class ImageDataset(torch.utils.data.Dataset):
+    """Labelled images decoded once into `uint8` memory.
+
+    An item is an image, `float32` in [0, 1] of shape `(C, H, W)`, and its label, an `int`.
+
+    Args:
+        images (`torch.Tensor`):
+            `uint8` of shape `(N, C, H, W)` with `C` 1 (grey) or 3 (RGB) and `H == W`. It may be backed by a
+            memory-mapped temporary file, which is gone when the tensor is.
+        labels (`torch.Tensor`):
+            `int64` of shape `(N,)`; all zero for an unconditional data set.
+        class_names (`list[str]`, *optional*):
+            The name of each class. `None` for an unconditional data set.
+        provenance (`dict[str, str]`):
+            What the plan says of where the records and their classes come from, by the title of the line. It is for
+            the owner of the data and never published.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    class_names: list[str] | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index].float() / 255, int(self.labels[index])
+
+    @property
+    def num_channels(self) -> int:
+        """`int`: 1 for grey images, 3 for RGB."""
+        return self.images.shape[1]
+
+    @property
+    def resolution(self) -> int:
+        """`int`: Height and width of the images in pixels."""
+        return self.images.shape[-1]
+
+    @property
+    def num_classes(self) -> int | None:
+        """`int` or `None`: The number of classes; `None` for an unconditional data set."""
+        return None if self.class_names is None else len(self.class_names)
+
+
+def load_image_dataset(
+    *,
+    dataset_name: str | None = None,
+    train_data_dir: str | None = None,
+    resolution: int | None = None,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: list[str] | None = None,
+    unconditional: bool = False,
+    accept_found_classes: bool = False,
+) -> ImageDataset:
+    """Loads one split of an image data set from the Hub, from a directory, or from scikit-learn.
+
+    Args:
+        dataset_name (`str`, *optional*):
+            A data set on the Hub, or `"digits"`: scikit-learn's 1,797 handwritten digits of 8x8 pixels, of which a
+            fixed permutation puts 1,500 into the split `"train"` and 297 into `"test"`.
+        train_data_dir (`str`, *optional*):
+            A directory of images. In order of precedence: IDX files named as those of MNIST; a data set written by
+            `save_to_disk` of the `datasets` library; parquet files; image files. The directories of image files, two
+            or more, are the classes, also where one is empty; with a `metadata.csv`, `metadata.jsonl` or
+            `metadata.parquet` the records and their labels are those that it names. Splits are told apart by the names
+            that these formats give them; what has no named splits is the split `"train"`.
+        resolution (`int`, *optional*):
+            Height and width in pixels. Other images are resized to fit on their shorter side and cropped at the
+            centre. By default the images must be squares of one size, which is kept.
+        split (`str`, defaults to `"train"`):
+            The split to load.
+        image_column (`str`, *optional*):
+            The column of images; needed when there are several. IDX files and the digits have no columns.
+        label_column (`str`, *optional*):
+            The column of labels: a `ClassLabel` feature, or integers, booleans or strings with `class_names`. By
+            default the only `ClassLabel` feature; without any, the data set is unconditional.
+        class_names (`list[str]`, *optional*):
+            The classes, in order. Named labels (`ClassLabel` and strings) are looked up in it, integers and booleans
+            (false, true) index it.
+            By default the classes that the `ClassLabel` feature declares, the directories of image files, or the ten
+            digits for IDX files. The list of classes is never read from the records, since it is published.
+        unconditional (`bool`, defaults to `False`):
+            Whether to ignore the labels, and the directories of image files.
+        accept_found_classes (`bool`, defaults to `False`):
+            Whether to take a list of classes that may follow from which records there are, as that of
+            `datasets.load_dataset("imagefolder", ...)` does, without `class_names`. It will be published.
+
+    Returns:
+        `ImageDataset`: The decoded images with their labels.
+
+    Raises:
+        InputError: If the source does not exist or cannot be read, or if its records do not satisfy the above.
+    """
+    if (dataset_name is None) == (train_data_dir is None):
+        raise InputError("Pass either --dataset_name or --train_data_dir, and not both.")
+    _check_class_names(class_names)
+    if resolution is not None and resolution < 1:
+        raise InputError(f"--resolution is {resolution}, so pass a number of pixels above 0.")
+    array_options: dict[str, Any] = {
+        "resolution": resolution,
+        "class_names": class_names,
+        "unconditional": unconditional,
+    }
+    column_options: dict[str, Any] = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "accept_found_classes": accept_found_classes,
+        **array_options,
+    }
+
+    if dataset_name == "digits":
+        _refuse_columns("The digits have", image_column, label_column)
+        return _from_arrays(*read_digits(split), provenance={}, **array_options)
+    if dataset_name is not None:
+        return _from_source(load_from_hub(dataset_name, split), **column_options)
+
+    assert train_data_dir is not None
+    directory = Path(train_data_dir)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory, so pass the one that holds the images as --train_data_dir.")
+    files = FileInventory.of_directory(directory)
+    if has_idx_files(directory):
+        _refuse_columns("IDX files have", image_column, label_column)
+        images, labels = read_idx_dataset(directory, split)
+        used = find_idx_files(directory, split)
+        files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
+        return _from_arrays(images, labels, provenance=files.provenance(), **array_options)
+    # `datasets` works on a copy of the records, which must not stay behind in the user's cache.
+    with tempfile.TemporaryDirectory() as cache_dir:
+        with no_messages():
+            source = load_from_directory(
+                directory,
+                files,
+                split,
+                class_names=class_names,
+                unconditional=unconditional,
+                cache_dir=cache_dir,
+            )
+        return _from_source(source, **column_options)
+
+
+def to_image_dataset(
+    dataset: "datasets.Dataset | ImageDataset",
+    *,
+    resolution: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: list[str] | None = None,
+    unconditional: bool = False,
+    accept_found_classes: bool = False,
+) -> ImageDataset:
+    """Decodes and checks a `datasets.Dataset`; an [`ImageDataset`] is returned as it is.
+
+    Args:
+        dataset (`datasets.Dataset` or `ImageDataset`):
+            One split. Of an `ImageDataset` only the resolution is checked and, with `unconditional`, the labels are
+            dropped; its columns and classes are settled.
+        resolution (`int`, *optional*):
+            As in [`load_image_dataset`].
+        image_column (`str`, *optional*):
+            As in [`load_image_dataset`].
+        label_column (`str`, *optional*):
+            As in [`load_image_dataset`].
+        class_names (`list[str]`, *optional*):
+            As in [`load_image_dataset`].
+        unconditional (`bool`, defaults to `False`):
+            As in [`load_image_dataset`].
+        accept_found_classes (`bool`, defaults to `False`):
+            As in [`load_image_dataset`].
+
+    Returns:
+        `ImageDataset`: The decoded images with their labels.
+
+    Raises:
+        InputError: If `dataset` is not one split, or if its records do not satisfy what [`load_image_dataset`] asks.
+    """
+    if isinstance(dataset, ImageDataset):
+        if resolution not in (None, dataset.resolution):
+            raise InputError(
+                f"The images were loaded with {dataset.resolution} pixels a side, so load them with "
+                f"resolution={resolution} or ask for {dataset.resolution}."
+            )
+        dataset = _without_labels(dataset.images, dataset.provenance) if unconditional else dataset
+        _check_image_dataset(dataset)
+        return dataset
+    if not isinstance(dataset, datasets.Dataset):
+        raise InputError(
+            f"{type(dataset).__name__} is not one split of a data set, so pass a datasets.Dataset such as "
+            'dataset["train"].'
+        )
+    return _from_source(
+        Source(dataset),
+        resolution=resolution,
+        image_column=image_column,
+        label_column=label_column,
+        class_names=class_names,
+        unconditional=unconditional,
+        accept_found_classes=accept_found_classes,
+    )
+
+
+def _from_source(
+    source: Source,
+    *,
+    resolution: int | None,
+    image_column: str | None,
+    label_column: str | None,
+    class_names: list[str] | None,
+    unconditional: bool,
+    accept_found_classes: bool,
+) -> ImageDataset:
+    source = replace(source, dataset=source.dataset.with_format(None))
+    dataset = source.dataset
+    if len(dataset) == 0:
+        raise InputError("The data set is empty, so pass one that has records.")
+    image_column = find_image_column(dataset.features, image_column)
+    label_column = None if unconditional else find_label_column(dataset.features, label_column, class_names)
+    if label_column is None:
+        if not unconditional:
+            check_no_classes_are_lost(source)
+        pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
+        return _without_labels(pixels, source.provenance)
+    origin = "as given"
+    if class_names is None:
+        class_names, origin = find_classes(source, label_column, accept_found_classes)
+    # Labels before images: they are refused within seconds, images may take an hour.
+    labels, class_names = read_labels(dataset, label_column, class_names)
+    provenance = {**source.provenance, "classes": describe_classes(class_names, origin)}
+    pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
+    return ImageDataset(pixels, labels, class_names, provenance)
+
+
+def _check_image_dataset(dataset: ImageDataset) -> None:
+    """What the mechanisms' sensitivity rests on, of an `ImageDataset` that anyone may have made."""
+    images, labels = dataset.images, dataset.labels
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise InputError(
+            f"The images are {images.dtype} of shape {tuple(images.shape)}, so make them uint8 of shape "
+            "(N, 1 or 3, side, side)."
+        )
+    if len(images) == 0:
+        raise InputError("The data set is empty, so pass one that has records.")
+    if images.shape[2] != images.shape[3]:
+        raise InputError(f"The images are {images.shape[3]}x{images.shape[2]} pixels, so make them square.")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"The labels are {labels.dtype} of shape {tuple(labels.shape)}, so make them int64, one for each image."
+        )
+    if labels.min() < 0 or labels.max() >= (dataset.num_classes or 1):
+        raise InputError("A label is none of the declared classes, so correct it or declare its class in class_names.")
+    _check_class_names(dataset.class_names)
+
+
+def _check_class_names(class_names: list[str] | None) -> None:
+    if class_names is not None and len(set(class_names)) != len(class_names):
+        raise InputError(f"The classes {', '.join(class_names)} are not all different, so give each a name of its own.")
+
+
+def _refuse_columns(source: str, image_column: str | None, label_column: str | None) -> None:
+    if image_column is not None or label_column is not None:
+        raise InputError(f"{source} no columns to choose from, so leave out --image_column and --label_column.")
+
+
+def _without_labels(images: torch.Tensor, provenance: dict[str, str]) -> ImageDataset:
+    of_files = {title: text for title, text in provenance.items() if title != "classes"}
+    return ImageDataset(images, torch.zeros(len(images), dtype=torch.int64), None, of_files)
+
+
+def _from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    resolution: int | None,
+    class_names: list[str] | None,
+    unconditional: bool,
+    provenance: dict[str, str],
+) -> ImageDataset:
+    """Grey images of shape `(N, H, W)` with the integers that label them, ten digits unless names are given."""
+    if len(images) == 0:
+        raise InputError("The data set is empty, so pass one that has records.")
+    if not unconditional:
+        origin = "as given" if class_names else "the ten digits"
+        class_names = list(class_names or map(str, range(10)))
+        provenance = {**provenance, "classes": describe_classes(class_names, origin)}
+        labels = encode_labels(labels.tolist(), {index: index for index in range(len(class_names))})
+    side = resolution or images.shape[1]
+    if images.shape[1:] == (side, side):
+        pixels = torch.from_numpy(images[:, np.newaxis])
+    else:
+        pixels = to_tensor(map(PIL.Image.fromarray, images), len(images), resolution)
+    if unconditional:
+        return _without_labels(pixels, provenance)
+    return ImageDataset(pixels, labels, class_names, provenance)

@@ -1,0 +1,152 @@
+"""Where data sets come from: the Hub, a directory in one of several formats, scikit-learn.
+
+What is read here is as sensitive as its source; it goes on as records of `datasets`, or as arrays.
+"""
+
+import contextlib
+import glob
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+from huggingface_hub import DatasetCardData, HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
+from sklearn.datasets import load_digits as load_scikit_learn_digits
+
+from ..errors import InputError
+from .class_lists import Source
+from .columns import image_paths
+from .file_inventory import FileInventory
+from .image_folders import METADATA, SPLIT_DIRECTORIES, load_image_folder, no_such_split
+
+
+HUB_TIMEOUT_SECONDS = 10
+
+# What `save_to_disk` writes besides the records.
+FILES_ABOUT_SAVED = {"dataset_dict.json", "dataset_info.json", "state.json"}
+
+NUM_DIGITS_TRAIN = 1500
+
+
+def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits: `uint8` images of shape `(N, 8, 8)` and their labels."""
+    order = np.random.RandomState(0).permutation(1797)
+    records = {"train": order[:NUM_DIGITS_TRAIN], "test": order[NUM_DIGITS_TRAIN:]}
+    if split not in records:
+        raise InputError(
+            f"The digits have the splits 'train' and 'test' only, so pass one of them instead of {split!r}."
+        )
+    digits = load_scikit_learn_digits()
+    images = np.rint(digits.images * 255 / 16).astype(np.uint8)
+    return images[records[split]], digits.target[records[split]]
+
+
+def load_from_hub(name: str, split: str) -> Source:
+    """One split of a data set on the Hub."""
+    info = None
+    try:
+        # One request first, because `load_dataset` retries for long before it says that the Hub is out of reach. Who
+        # has chosen to be offline is served from the cache.
+        with contextlib.suppress(OfflineModeIsEnabled):
+            info = HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
+        dataset = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the Hub client, its HTTP library and `datasets` each raise their own
+        raise InputError(
+            f"The split {split!r} of {name!r} cannot be loaded from the Hub ({_reason(error)}), so check its name and "
+            "your connection, set HF_HUB_OFFLINE=1 to use a cached copy, or pass a local copy as --train_data_dir."
+        ) from error
+    if info is None or dataset.info.builder_name != "imagefolder":
+        return Source(dataset)
+    # The card may declare the classes, which `datasets` replaces by the directories that hold an image.
+    card = datasets.info.DatasetInfosDict.from_dataset_card_data(info.card_data or DatasetCardData())
+    declared = card.get(dataset.info.config_name)
+    return Source(
+        dataset,
+        declared.features if declared else None,
+        "as the card of the data set declares them",
+        _files_on_hub([file.rfilename for file in info.siblings or []], split, image_paths(dataset)),
+    )
+
+
+def _files_on_hub(names: list[str], split: str, images: set[str]) -> dict[str, str]:
+    """What the plan says of the files of an image folder on the Hub, of which `images` are the local copies."""
+    in_repository = [re.search(r"/snapshots/[^/]+/(.+)", image) for image in images]
+    used = {Path(found[1]) for found in in_repository if found}
+    if len(used) < len(images):  # they are in archives, of whose files nothing is known
+        return {}
+    files = FileInventory.of_names(names)
+    files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
+    return files.provenance()
+
+
+def load_from_directory(
+    directory: Path,
+    files: FileInventory,
+    split: str,
+    *,
+    class_names: list[str] | None,
+    unconditional: bool,
+    cache_dir: str,
+) -> Source:
+    """One split of what `datasets` saved, of parquet files or of image files."""
+    try:
+        if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
+            return _load_saved(directory, files, split)
+        if any(_is_parquet(path) for path in files.used):
+            return _load_parquet(directory, files, split, cache_dir)
+        return load_image_folder(
+            directory,
+            files,
+            split,
+            class_names=class_names,
+            unconditional=unconditional,
+            cache_dir=cache_dir,
+        )
+    except InputError:
+        raise
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise InputError(
+            # The error's own words may have the names of files, which are as sensitive as the images.
+            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}), so "
+            "check what --train_data_dir holds."
+        ) from None
+
+
+def _load_saved(directory: Path, files: FileInventory, split: str) -> Source:
+    saved = datasets.load_from_disk(str(directory))
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved, str(saved.split): saved}
+    if split not in splits:
+        raise no_such_split(directory, split)
+    dataset = splits[split]
+    used = {Path(file["filename"]).resolve() for file in dataset.cache_files}
+    files.leave_out(
+        f"not in the split {split!r}", lambda path: path.resolve() not in used and path.name not in FILES_ABOUT_SAVED
+    )
+    return Source(dataset, provenance=files.provenance())
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix == ".parquet" and path.name not in METADATA
+
+
+def _load_parquet(directory: Path, files: FileInventory, split: str, cache_dir: str) -> Source:
+    def splits_in_name(path: Path) -> set[str]:
+        return SPLIT_DIRECTORIES & {path.parent.name, *re.split(r"[-_.]", path.name)}
+
+    files.leave_out("no parquet file, beside those that are", lambda path: not _is_parquet(path))
+    chosen = [path for path in files.used if split in splits_in_name(path)]
+    if not chosen and split == "train":
+        chosen = [path for path in files.used if not splits_in_name(path)]
+    if not chosen:
+        raise no_such_split(directory, split)
+    files.leave_out(f"not in the split {split!r}", lambda path: path not in chosen)
+    paths = [glob.escape(str(path.resolve())) for path in chosen]
+    dataset = datasets.load_dataset("parquet", data_files={split: paths}, split=split, cache_dir=cache_dir)
+    return Source(dataset, provenance=files.provenance())
+
+
+def _reason(error: Exception) -> str:
+    """An error of a library in the first sentence of its own words."""
+    first_line = f"{error}\n".splitlines()[0]
+    return f"{type(error).__name__}: {first_line.split('. ')[0].rstrip('.:')}"

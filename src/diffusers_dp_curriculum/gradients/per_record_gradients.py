@@ -1,0 +1,292 @@
+"""The gradient of each record's mean loss over its K noise draws, in two ways that agree.
+
+`"folded"` runs the draws of all records in one pass, with the rules of `folded_layers.py`; it is the fast one.
+`"loop"` makes an ordinary backward pass for each record; it is right for any layer, and what the other is held to.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..errors import InputError
+from .folded_layers import NoRuleError, PerRecordParameter
+from .losses import NoiseDraws, denoising_error
+from .trials import on_trial, random_parameters, same_call_tolerance
+
+
+Gradients = dict[str, torch.Tensor]
+GradientsOf = Callable[[NoiseDraws], Gradients]
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def per_record_gradients(
+    model: torch.nn.Module,
+    draws: NoiseDraws,
+    mode: str,
+    autocast: Autocast = nullcontext,
+    loss_scale: float = 1.0,
+) -> Gradients:
+    """The gradient of each record's mean loss over its K draws, for every trainable parameter.
+
+    Args:
+        model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
+        draws (`NoiseDraws`): The K draws of B records.
+        mode (`str`): `"folded"` or `"loop"`, as [`choose_mode`] has it for this model.
+        autocast (`Callable`, *optional*): Makes the context of the forward pass.
+        loss_scale (`float`, *optional*, defaults to 1.0):
+            See [`LOSS_SCALES`]. The gradients are divided by it again, in the parameter's type and before anything is
+            clipped, so that it changes nothing but what a pass in a small type can represent.
+
+    Returns:
+        `dict[str, torch.Tensor]`: For each parameter's name a tensor of shape `(B, *parameter.shape)` and the
+        parameter's type, whatever the type of the pass.
+    """
+    return {"folded": _folded_gradients, "loop": _loop_gradients}[mode](model, draws, autocast, loss_scale)
+
+
+# By what the loss is multiplied before the backward pass, by the type of the pass: in fp16 the gradients of activations
+# would vanish otherwise. It is fixed: one that is adapted to overflows, as is usual, would depend on the records.
+LOSS_SCALES = {"no": 1.0, "bf16": 1.0, "fp16": 1024.0}
+
+
+def _folded_gradients(
+    model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast, loss_scale: float = 1.0
+) -> Gradients:
+    return folded_gradients_of(trainable_parameters(model), model, draws, autocast, loss_scale)
+
+
+class _BothPasses(torch.nn.Module):
+    """Forward and backward pass as one call.
+
+    With gradient checkpointing the second one computes layers anew, for which the model must have its stand-ins still.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, draws: NoiseDraws, autocast: Autocast, factor: float, leaves: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        with autocast():
+            error = denoising_error(self.model, draws)
+        return torch.autograd.grad(error * factor, leaves, allow_unused=True, materialize_grads=True)
+
+
+def folded_gradients_of(
+    parameters: dict[str, torch.Tensor],
+    model: torch.nn.Module,
+    draws: NoiseDraws,
+    autocast: Autocast,
+    loss_scale: float = 1.0,
+) -> Gradients:
+    """All records in one pass, as a function of the trainable parameters; see `folded_layers.py`."""
+    num_records = len(draws.noisy)
+    stand_ins = {name: PerRecordParameter.of(name, p, num_records) for name, p in parameters.items()}
+    leaves = [stand_in.per_record for stand_in in stand_ins.values()]
+    # The mean over B records of their means over K draws, times B, is the sum of what each record is differentiated by.
+    inputs = (draws.transpose().flatten(), autocast, num_records * loss_scale, leaves)
+    # Each place once: a parameter can be in several modules, and a module have several names, by each of which PyTorch
+    # would exchange it, and then put back what it found at the last one.
+    names = {parameter: name for name, parameter in trainable_parameters(model).items()}
+    both_passes = _BothPasses(model)
+    in_place = {
+        f"{module_name}.{name}": stand_ins[names[parameter]]
+        for module_name, module in both_passes.named_modules()
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        if parameter in names
+    }
+    gradients = functional_call(both_passes, in_place, inputs, tie_weights=False)
+    return _unscaled(dict(zip(stand_ins, gradients, strict=True)), loss_scale)
+
+
+def _unscaled(gradients: Gradients, loss_scale: float) -> Gradients:
+    return gradients if loss_scale == 1 else {name: gradient / loss_scale for name, gradient in gradients.items()}
+
+
+def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that DP-SGD trains, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _loop_gradients(
+    model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast, loss_scale: float = 1.0
+) -> Gradients:
+    trainable = trainable_parameters(model)
+    gradients = {name: p.new_empty(len(draws.noisy), *p.shape) for name, p in trainable.items()}
+    for number in range(len(draws.noisy)):
+        with autocast():
+            error = denoising_error(model, draws.of_record(number))
+        of_record = torch.autograd.grad(
+            error * loss_scale, trainable.values(), allow_unused=True, materialize_grads=True
+        )
+        for name, gradient in zip(trainable, of_record, strict=True):
+            gradients[name][number] = gradient
+    return _unscaled(gradients, loss_scale)
+
+
+# From how many pixels of its draws on a record keeps two CPU cores busy alone (benchmarks/dp_step.py: 32 draws of 28x28
+# do, 8 do not). The loop is then as fast, and its memory is that of one record.
+LOOP_PIXELS = 16_384
+
+
+def takes_loop(requested: str, noise_multiplicity: int, resolution: int, device: torch.device) -> bool:
+    """Whether a run takes the loop whatever the network is."""
+    enough_work = device.type == "cpu" and noise_multiplicity * resolution**2 >= LOOP_PIXELS
+    return requested == "loop" or (requested == "auto" and enough_work)
+
+
+def choose_mode(
+    model: torch.nn.Module,
+    draws: NoiseDraws,
+    noise_multiplicity: int,
+    requested: str,
+    autocast: Autocast = nullcontext,
+    loss_scale: float = 1.0,
+) -> str:
+    """The mode for a model: `"folded"` if its rules give this model's gradients, else `"loop"`.
+
+    On a CPU it is also the loop where one record's draws are work enough. Both modes are tried where and as training
+    happens, with random parameters.
+
+    Args:
+        model (`torch.nn.Module`): The network, which is left as it was.
+        draws (`NoiseDraws`): Random ones, of a few records.
+        noise_multiplicity (`int`): K, draws per record in training.
+        requested (`str`): `"auto"`, or a mode to insist on.
+        autocast (`Callable`, *optional*): Makes the context of the forward pass.
+        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
+
+    Raises:
+        InputError:
+            If `"folded"` is requested and the rules do not hold for this model, the parameter is named; or if a
+            record's gradient depends on the other records.
+    """
+    of_mode = {
+        mode: partial(per_record_gradients, model, mode=mode, autocast=autocast, loss_scale=loss_scale)
+        for mode in ("folded", "loop")
+    }
+    mode = "folded"
+    if takes_loop(requested, noise_multiplicity, draws.noisy.shape[-1], draws.noisy.device):
+        mode = "loop"
+    elif reason := why_not_as_in_a_loop(of_mode["folded"], model, draws, autocast, loss_scale):
+        if requested == "folded":
+            raise InputError(f'grad_sample_mode "folded" cannot take this UNet ({reason}): use "loop".')
+        mode = "loop"
+    check_gradients_stay_apart(of_mode[mode], model, draws)
+    return mode
+
+
+# What the modes may differ by, over the length of a gradient, is what the type of the passes rounds away: 16 times the
+# distance of 1 to the next number, 2^-7 in bfloat16 and 2^-10 in float16. Measured on the networks of
+# tests/test_per_record_gradients.py, and on one of 28x28 and (32, 64) channels: at most 2.2 times that distance in
+# bfloat16, and 4.2 times in float16. Float32 on a GPU counts as TF32, which convolutions compute in there with the 10
+# bits of float16's mantissa. A wrong rule or kernel errs by the length of the gradient itself.
+ROUNDING = 16
+LEAST_TOLERANCE = 1e-3
+NEGLIGIBLE = 1e-3  # of all parameters together; a key's bias in attention has no gradient but for rounding
+
+
+def why_not_as_in_a_loop(
+    gradients_of: GradientsOf,
+    model: torch.nn.Module,
+    draws: NoiseDraws,
+    autocast: Autocast = nullcontext,
+    loss_scale: float = 1.0,
+) -> str | None:
+    """Which parameter's gradients are not those of an ordinary backward pass for each record; None if all are.
+
+    Both are computed in training mode with random parameters, but without the layers of dropout, whose masks are drawn
+    for a batch. A network that draws random numbers of its own otherwise has no gradients to compare, and differs.
+
+    Args:
+        gradients_of (`Callable`): Gives the draws' per-record gradients.
+        model (`torch.nn.Module`): The network, which is left as it was.
+        draws (`NoiseDraws`): Random ones, of as many records as `gradients_of` is to be tried with.
+        autocast (`Callable`, *optional*): Makes the context of the forward pass.
+        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
+    """
+    device, count = draws.noisy.device, len(draws.noisy)
+    with on_trial(model), random_parameters(model):
+        for module in model.modules():
+            if isinstance(module, _DropoutNd):
+                module.eval()
+        try:
+            found = gradients_of(draws)
+        except NoRuleError as error:
+            return str(error)
+        total = dict.fromkeys(found, 0.0)
+        difference = dict.fromkeys(found, 0.0)
+        for number in {0, count // 2, count - 1}:  # one at a time, as they take memory
+            alone = draws.of_records(torch.tensor([number], device=device))
+            expected = _loop_gradients(model, alone, autocast, loss_scale)
+            if not all(gradient.isfinite().all() for gradient in expected.values()):
+                continue  # DP-SGD leaves such a record out
+            for name, gradient in expected.items():
+                total[name] += gradient.square().sum().item()
+                difference[name] += (found[name][number] - gradient[0]).square().sum().item()
+    if not any(total.values()):
+        return "its gradients are zero or not finite"
+    differs = _first_that_differs(difference, total, _rounding(device, autocast))
+    return None if differs is None else f"{differs}: it gives another gradient than an ordinary backward pass"
+
+
+def _first_that_differs(difference: dict[str, float], total: dict[str, float], tolerance: float) -> str | None:
+    """The first parameter that differs by more than the tolerance, from sums of squares; NaN differs from anything."""
+    negligible = NEGLIGIBLE * sum(total.values()) ** 0.5
+    for name in total:
+        if not difference[name] ** 0.5 <= tolerance * (total[name] ** 0.5 + negligible):
+            return name
+    return None
+
+
+def _rounding(device: torch.device, autocast: Autocast) -> float:
+    with autocast():
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        else:
+            dtype = torch.float32 if device.type == "cpu" else torch.float16
+    return max(LEAST_TOLERANCE, ROUNDING * torch.finfo(dtype).eps)
+
+
+def check_gradients_stay_apart(gradients_of: GradientsOf, model: torch.nn.Module, draws: NoiseDraws) -> None:
+    """Refuse gradients of a record that depend on the other records: DP-SGD clips each record's own.
+
+    They are computed twice as in training, dropout included, the second time with another record in one's place.
+
+    Args:
+        gradients_of (`Callable`): Gives the draws' per-record gradients.
+        model (`torch.nn.Module`): The network, which is left as it was.
+        draws (`NoiseDraws`): Random ones; of a single record there are no others.
+
+    Raises:
+        InputError: If so; the parameter is named.
+    """
+    device, count = draws.noisy.device, len(draws.noisy)
+    if count == 1:
+        return
+    records = torch.arange(count, device=device)
+    kept = records[[0, -1]] if count > 2 else records[:1]
+    replaced = torch.where(records == 1, 0, records)
+
+    def of_kept(draws: NoiseDraws) -> Gradients:
+        with on_trial(model), random_parameters(model):
+            return {name: gradient[kept] for name, gradient in gradients_of(draws).items()}
+
+    before, after = of_kept(draws), of_kept(draws.of_records(replaced))
+    total, difference = {}, {}
+    for name, gradient in before.items():
+        finite = gradient.reshape(len(gradient), -1).isfinite().all(dim=1)
+        total[name] = gradient[finite].square().sum().item()
+        difference[name] = (after[name][finite] - gradient[finite]).square().sum().item()
+    differs = _first_that_differs(difference, total, same_call_tolerance(device))
+    if differs is not None:
+        raise InputError(
+            f"A record's gradient of {differs} depends on the other records of its batch, which DP-SGD cannot bound: "
+            "use layers that treat each record alone."
+        )

@@ -1,0 +1,77 @@
+"""The function that gives a run its per-record gradients, tried on random numbers before any record is read."""
+
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+
+from ..config import DPCurriculumConfig
+from ..errors import InputError
+from ..memory import dp_sgd_memory, largest_share
+from .compilation import CompiledGradients
+from .losses import DenoisingLoss
+from .per_record_gradients import (
+    LOSS_SCALES,
+    GradientsOf,
+    check_gradients_stay_apart,
+    choose_mode,
+    per_record_gradients,
+    takes_loop,
+    why_not_as_in_a_loop,
+)
+from .record_mixing import check_records_stay_apart
+from .trials import random_draws
+
+
+def make_gradients_of(
+    unet: torch.nn.Module,
+    loss: DenoisingLoss,
+    images_shape: tuple[int, int, int, int],
+    config: DPCurriculumConfig,
+    accelerator: Accelerator,
+) -> tuple[str, GradientsOf]:
+    """Per-record gradients as the configuration and `accelerate launch --dynamo_backend` ask for them, and their mode.
+
+    The network, and the very function that is returned, are tried where and as training happens: on its device, in its
+    types, in training mode, compiled or not. No pass here has more rows than one of training.
+
+    Args:
+        unet (`torch.nn.Module`): The network, which is left as it was.
+        loss (`DenoisingLoss`): Gives the noise draws.
+        images_shape (`tuple[int, int, int, int]`): The number of records, then channels, height and width.
+        config (`DPCurriculumConfig`): The hyper-parameters.
+        accelerator (`Accelerator`): Its device, precision and compiler are those of the run.
+
+    Raises:
+        InputError: If the network mixes or keeps records, or does not fit what is asked for or the memory.
+    """
+    passes = {"autocast": accelerator.autocast, "loss_scale": LOSS_SCALES[accelerator.mixed_precision]}
+    device = accelerator.device
+    draws = partial(random_draws, loss, images_shape[1:], device=device)
+    on_cpu, multiplicity, requested = device.type == "cpu", config.noise_multiplicity, config.grad_sample_mode
+    physical = min(config.max_physical_batch_size, largest_share(config, images_shape[0]))
+    rows = multiplicity * (1 if takes_loop(requested, multiplicity, images_shape[-1], device) else physical)
+    # A GPU has kernels for each size; on a CPU large ones would take time and show nothing more.
+    sizes = (min(physical, 3), min(multiplicity, 2)) if on_cpu else (physical, multiplicity)
+    with dp_sgd_memory(config):
+        check_records_stay_apart(unet, draws(min(rows, 3), 1).flatten(), **passes)
+        if rows == 1:  # alone it shows no mixing; two rows without a backward pass take less memory than one with
+            check_records_stay_apart(unet, draws(2, 1).flatten(), backward=False, **passes)
+        mode = choose_mode(unet, draws(*sizes), multiplicity, requested, **passes)
+    dynamo = accelerator.state.dynamo_plugin
+    if mode == "loop" or dynamo.backend == DynamoBackend.NO:
+        return mode, partial(per_record_gradients, unet, mode=mode, **passes)
+    if on_cpu and accelerator.mixed_precision != "no":
+        # PyTorch's compiler takes the group normalisation's gradient for float32 there, which it is not.
+        raise InputError("On CPU only float32 can be compiled: leave out --dynamo_backend or bf16.")
+    if config.gradient_checkpointing:
+        raise InputError("A compiled pass keeps what it chooses: leave out --gradient_checkpointing.")
+    most = min(config.max_physical_batch_size, images_shape[0])
+    compiled = CompiledGradients(unet, most, **passes, **dynamo.to_kwargs())
+    with dp_sgd_memory(config):
+        # It is compiled for as many draws a record, and fills up the records.
+        if reason := why_not_as_in_a_loop(compiled, unet, draws(physical, multiplicity), **passes):
+            raise InputError(f"The compiled pass is wrong ({reason}): leave out --dynamo_backend.")
+        check_gradients_stay_apart(compiled, unet, draws(physical, multiplicity))
+    return mode, compiled

@@ -1,0 +1,195 @@
+"""Mechanism 2: DP-SGD with noise multiplicity, on Opacus' optimizer.
+
+This is one of the two places that read sensitive records. Per step each record takes part independently with
+probability q; its gradient is the mean over K noise draws and is clipped once (DPDM, Dockhorn et al., TMLR 2023,
+arXiv:2210.09929), so that K does not change the sensitivity. Opacus' optimizer, as `dp_optimizer.py` has it, clips,
+sums, adds noise and divides by the expected batch size.
+
+With several processes there is one sample for all of them, of which each takes an equal share. They clip and sum their
+records; the sums are added up; the main process adds the noise to the total. So a step is the same mechanism whatever
+the number of processes, and no record is in it twice.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from torch.nn.utils import get_total_norm
+
+from ..arithmetic import own_arithmetic
+from ..data.image_dataset import ImageDataset
+from ..distributed import num_processes, process_index
+from ..errors import InputError
+from ..gradients.losses import DenoisingLoss, NoiseDraws
+from ..privacy.accounting import Mechanism
+from ..privacy.ledger import PrivacyLedger
+from .dp_optimizer import dp_optimizer_class
+from .randomness import MechanismRandomness
+
+
+SAMPLER_STEPS = 2**24  # Opacus' sampler compares a random number of 24 bits with the sample rate
+
+
+def dp_sgd_mechanism(
+    noise_multiplier: float, expected_batch_size: int, dataset_size: int, steps: int, max_grad_norm: float
+) -> Mechanism:
+    """The ledger entry of `steps` steps of DP-SGD.
+
+    Args:
+        noise_multiplier (`float`): sigma; the noise on the summed gradient has standard deviation sigma * C.
+        expected_batch_size (`int`): Records a step on average, q * N; at most N.
+        dataset_size (`int`): N.
+        steps (`int`): Number of optimizer steps.
+        max_grad_norm (`float`): C, the L2 norm that a record's gradient is clipped to.
+    """
+    sample_rate = math.ceil(expected_batch_size / dataset_size * SAMPLER_STEPS) / SAMPLER_STEPS
+    return Mechanism("dp_sgd", noise_multiplier, sample_rate, steps, max_grad_norm)
+
+
+class DPSGD:
+    """DP-SGD over a data set: [`step`] is one execution of the mechanism.
+
+    Making one reseeds PyTorch's global generators from the operating system: which draws a record gets depends on its
+    place in the batch, and so on which other records were sampled. Were the draws known (from a seed), the gradients of
+    all the others would tell of a record's presence.
+
+    Args:
+        model (`torch.nn.Module`): A `UNet2DModel`; its trainable parameters must be those of `optimizer`.
+        optimizer (`torch.optim.Optimizer`): The optimizer that takes the private gradients.
+        loss (`DenoisingLoss`): Gives the noise draws.
+        records (`ImageDataset`): The sensitive records.
+        mechanism (`Mechanism`): Noise multiplier, sample rate, number of steps and clipping norm (its sensitivity).
+        ledger (`PrivacyLedger`): Where each step is recorded before it is made.
+        noise_multiplicity (`int`): K, noise draws per record and step.
+        max_physical_batch_size (`int`): Records whose gradients are in memory at a time.
+        gradients_of (`Callable`): Gives the draws' per-record gradients, as [`per_record_gradients`] does.
+        randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
+        observe (`Callable`, *optional*):
+            Is shown the draws of every physical batch. What it finds is NOT covered by the ledger.
+
+    Raises:
+        InputError:
+            If the steps would pass the ledger's target, or the sample rate is not one that the sampler can realise;
+            nothing has been read or recorded then.
+    """
+
+    @own_arithmetic()
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: DenoisingLoss,
+        records: ImageDataset,
+        mechanism: Mechanism,
+        ledger: PrivacyLedger,
+        noise_multiplicity: int,
+        max_physical_batch_size: int,
+        gradients_of: Callable[[NoiseDraws], dict[str, torch.Tensor]],
+        randomness: MechanismRandomness | None = None,
+        observe: Callable[[NoiseDraws], object] | None = None,
+    ):
+        randomness = randomness or MechanismRandomness()
+        if mechanism.sample_rate * SAMPLER_STEPS % 1:
+            raise InputError(
+                f"The sampler cannot realise the sample rate {mechanism.sample_rate}: make the mechanism by "
+                "dp_sgd_mechanism, which rounds it up."
+            )
+        ledger.check_affordable(mechanism)
+        if randomness.why_not_private:
+            ledger.mark_not_private(randomness.why_not_private)
+        self.model = model
+        self.loss = loss
+        self.records = records
+        self.mechanism = mechanism
+        self.ledger = ledger
+        self.noise_multiplicity = noise_multiplicity
+        self.max_physical_batch_size = max_physical_batch_size
+        self.gradients_of = gradients_of
+        self.randomness = randomness
+        self.observe = observe
+        self.device = next(model.parameters()).device
+        self.steps_left = mechanism.steps
+        self.optimizer = dp_optimizer_class()(
+            optimizer,
+            noise_multiplier=mechanism.noise_multiplier,
+            max_grad_norm=mechanism.sensitivity,
+            expected_batch_size=mechanism.sample_rate * len(records),
+            generator=randomness.generator(self.device),
+            normal=randomness.normal,
+        )
+        self.batches = iter(
+            UniformWithReplacementSampler(
+                num_samples=len(records),
+                sample_rate=mechanism.sample_rate,
+                steps=mechanism.steps,
+                generator=randomness.shared_generator(),
+            )
+        )
+        randomness.reseed_global()
+
+    def step(self) -> None:
+        """Sample a batch, sum the clipped gradients of its records, add noise, and let the optimizer step.
+
+        Raises:
+            InputError: If all steps of the mechanism have been taken; nothing has been read or recorded then.
+        """
+        if self.steps_left == 0:
+            raise InputError(f"All {self.mechanism.steps} steps have been taken: plan another mechanism for more.")
+        self.steps_left -= 1
+        with self.ledger.execution(replace(self.mechanism, steps=1)):
+            self._execute()
+
+    def _execute(self) -> None:
+        self._forget_an_interrupted_step()
+        batch = torch.tensor(next(self.batches), dtype=torch.int64)
+        share = batch[process_index() :: num_processes()]
+        # An empty share is one empty piece: it takes part in the same noisy step as any other. The processes may have
+        # different numbers of pieces; they meet in the last one.
+        pieces = share.split(self.max_physical_batch_size)
+        for number, piece in enumerate(pieces):
+            self._set_grad_samples(piece)
+            self.optimizer.signal_skip_step(do_skip=number < len(pieces) - 1)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _forget_an_interrupted_step(self) -> None:
+        """A step that raised must leave no sums behind: the next one would release its records twice."""
+        self.optimizer._step_skip_queue.clear()
+        self.optimizer._is_last_step_skipped = False
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _set_grad_samples(self, piece: torch.Tensor) -> None:
+        if len(piece) == 0:
+            gradients = {name: p.new_zeros(0, *p.shape) for name, p in self.model.named_parameters() if p.requires_grad}
+        else:
+            images = self.records.images[piece].to(self.device).float() / 127.5 - 1
+            labels = self.records.labels[piece].to(self.device)
+            draws = self._draw(piece, images, labels)
+            if self.observe is not None:
+                self.observe(draws)
+            gradients = _without_non_finite_records(self.gradients_of(draws))
+        for name, gradient in gradients.items():
+            self.model.get_parameter(name).grad_sample = gradient
+
+    def _draw(self, piece: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> NoiseDraws:
+        if self.randomness.insecure_noise_seed is None:
+            return self.loss.draw(images, labels, self.noise_multiplicity)
+        of_records = []
+        for number, record in enumerate(piece.tolist()):
+            self.randomness.seed_draws_insecurely(self.steps_left, record)
+            alone = slice(number, number + 1)
+            of_records.append(self.loss.draw(images[alone], labels[alone], self.noise_multiplicity))
+        return NoiseDraws.cat(of_records)
+
+
+def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A record whose gradient is not finite contributes nothing, rather than ruining the sum."""
+    if get_total_norm(gradients.values()).isfinite():
+        return gradients
+    sums = torch.stack([gradient.reshape(len(gradient), -1).sum(dim=1) for gradient in gradients.values()])
+    finite = sums.isfinite().all(dim=0)
+    return {
+        name: gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0) for name, gradient in gradients.items()
+    }

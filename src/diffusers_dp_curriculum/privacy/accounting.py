@@ -1,0 +1,241 @@
+"""What mechanisms cost together: epsilon of a composition, and the noise that makes it meet a target.
+
+Every mechanism of this library is a Poisson-subsampled Gaussian mechanism, so a triple (noise multiplier, sample rate,
+steps) says all that an accountant needs. The accountants themselves are those of Opacus.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+from opacus.accountants import PRVAccountant, RDPAccountant
+
+from ..errors import InputError
+
+
+# Opacus stops at order 63, too early for large noise multipliers, where the best order is in the hundreds.
+# Beyond 1,000 its binomial coefficients overflow.
+RDP_ORDERS = (
+    [1.01, 1.02, 1.05]
+    + [1 + x / 10 for x in range(1, 100)]
+    + list(range(12, 64))
+    + [80, 96, 128, 160, 192, 256, 384, 512, 768, 1000]
+)
+
+ROUGH_RDP_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]  # whole numbers are quick
+
+# Beyond these PRV needs gigabytes; nothing that is worth publishing is there. (From about 700 on it overflows and
+# refuses by itself; this compares a rough bound, which is larger.)
+MAX_PRV_EPSILON = 10_000
+MAX_PRV_STEPS = 10_000_000
+MIN_DELTA = 1e-12
+
+LOOSE = (
+    "The rdp accountant's best order is at the end of its range: this epsilon is valid but larger than need be; the "
+    "prv accountant has a better one."
+)
+
+
+class LooseEpsilonWarning(UserWarning):
+    """An epsilon is an upper bound as always, but its own accountant says that it is not tight."""
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """`steps` executions of one Poisson-subsampled Gaussian mechanism.
+
+    Args:
+        name (`str`): What was released, for instance `"central_images_mean"` or `"dp_sgd"`.
+        noise_multiplier (`float`): Standard deviation of the noise over the sensitivity, > 0.
+        sample_rate (`float`): Probability with which each record takes part in a step, in (0, 1].
+        steps (`int`): Number of executions, >= 1.
+        sensitivity (`float`):
+            L2 norm of the most that zeroing out one record changes in the released sum, in the sum's own units.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    name: str
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    sensitivity: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise InputError(f"The noise multiplier of {self.name} is {self.noise_multiplier}: give a number above 0.")
+        if not 0 < self.sample_rate <= 1:
+            raise InputError(f"The sample rate of {self.name} is {self.sample_rate}: give a number in (0, 1].")
+        if self.steps < 1:
+            raise InputError(f"{self.name} has {self.steps} steps: give at least 1.")
+        if not (math.isfinite(self.sensitivity) and self.sensitivity > 0):
+            raise InputError(f"The sensitivity of {self.name} is {self.sensitivity}: give a number above 0.")
+
+
+def merge_neighbours(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:
+    """The same executions in the same order, where neighbours that differ in their steps alone are one entry.
+
+    Args:
+        mechanisms (`Iterable[Mechanism]`): What was executed, in order.
+    """
+    return [
+        replace(kind, steps=sum(mechanism.steps for mechanism in alike))
+        for kind, alike in groupby(mechanisms, lambda mechanism: replace(mechanism, steps=1))
+    ]
+
+
+def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: str = "prv") -> float:
+    """Epsilon at `delta` of the composition of `mechanisms`, for zeroing out one record (see docs/privacy.md).
+
+    Args:
+        mechanisms (`Iterable[Mechanism]`): What was executed, in any order.
+        delta (`float`): From 1e-12 to 1.
+        accountant (`str`, *optional*, defaults to `"prv"`):
+            `"prv"` (numerical composition, Gopi et al. 2021, arXiv:2106.02848; its upper bound is returned) or `"rdp"`
+            (Rényi DP of the sampled Gaussian mechanism, Mironov et al. 2019, arXiv:1908.10530).
+
+    Returns:
+        `float`: An upper bound on epsilon; 0 if nothing was executed.
+
+    Warns:
+        LooseEpsilonWarning: If the bound is valid but the accountant says that it is not tight.
+
+    Raises:
+        InputError: If there is no such accountant, or it cannot bound this composition.
+    """
+    check_accounting(delta, accountant)
+    # Order does not matter: equal settings are put together, so that equal spending has one epsilon to the last digit.
+    steps: dict[tuple[float, float], int] = {}
+    for m in mechanisms:
+        steps[m.noise_multiplier, m.sample_rate] = steps.get((m.noise_multiplier, m.sample_rate), 0) + m.steps
+    if not steps:
+        return 0.0
+    try:
+        epsilon, loose = _epsilon(
+            tuple((sigma, q, count) for (sigma, q), count in sorted(steps.items())), delta, accountant
+        )
+    except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        raise InputError(
+            f"The {accountant} accountant cannot bound this composition ({error}): raise the noise multipliers, or try "
+            f"`--accountant {'prv' if accountant == 'rdp' else 'rdp'}`."
+        ) from error
+    if not math.isfinite(epsilon):
+        raise InputError(f"The {accountant} accountant finds no finite epsilon: raise the noise multipliers.")
+    if loose:
+        warnings.warn(LOOSE, LooseEpsilonWarning, stacklevel=2)
+    return max(epsilon, 0.0)
+
+
+def check_accounting(delta: float, accountant: str) -> None:
+    """Refuse a delta or an accountant that cannot be used.
+
+    Raises:
+        InputError: If so.
+    """
+    if not MIN_DELTA <= delta < 1:
+        raise InputError(f"delta is {delta}: give a number from {MIN_DELTA:g} to 1, below 1/N.")
+    if accountant not in ("prv", "rdp"):
+        raise InputError(f'The accountant is "{accountant}": choose "prv" or "rdp".')
+
+
+# A run asks for the epsilon of its plan several times, and Opacus takes up to a second to answer.
+@lru_cache(maxsize=256)
+def _epsilon(history: tuple[tuple[float, float, int], ...], delta: float, accountant: str) -> tuple[float, bool]:
+    """Epsilon, and whether the accountant says that it is not tight."""
+    return _rdp_epsilon(history, delta, RDP_ORDERS) if accountant == "rdp" else (_prv_epsilon(history, delta), False)
+
+
+def _prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    accountant = PRVAccountant()
+    accountant.history = list(history)
+    rough, _ = _rdp_epsilon(history, delta, ROUGH_RDP_ORDERS)
+    if rough > MAX_PRV_EPSILON or sum(steps for _, _, steps in history) > MAX_PRV_STEPS:
+        raise ValueError(f"it takes at most {MAX_PRV_STEPS:,} steps and an epsilon of {MAX_PRV_EPSILON:,}")
+    # It composes by Fourier transforms in float64, whose rounding, a step's 2^-52 times the steps, it does not count.
+    if (rounding := sum(steps for _, _, steps in history) * 2.0**-52) > delta / 10:
+        raise ValueError(f"its rounding errors may reach {rounding:.1g}, which is not far enough below delta")
+    with warnings.catch_warnings(), np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        # Its RDP orders only choose how wide the grid of the privacy loss is; a loose choice is a wide, safe grid.
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        # The bound lies `eps_error` above the estimate: half a percent at most. The finer, the more memory and time.
+        eps_error = max(rough / 500, 0.01)
+        epsilon = accountant.get_epsilon(delta, eps_error=eps_error)
+        if epsilon < 200 * eps_error:
+            epsilon = accountant.get_epsilon(delta, eps_error=max(epsilon / 200, 1e-4))
+    return float(epsilon)
+
+
+def _rdp_epsilon(
+    history: tuple[tuple[float, float, int], ...], delta: float, orders: Sequence[float]
+) -> tuple[float, bool]:
+    accountant = RDPAccountant()
+    accountant.history = list(history)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        epsilon = accountant.get_epsilon(delta, alphas=orders)
+    return float(epsilon), any("Optimal order" in str(warning.message) for warning in caught)
+
+
+def calibrate_noise_multiplier(
+    target_epsilon: float,
+    delta: float,
+    mechanism: Mechanism,
+    prior: Sequence[Mechanism] = (),
+    accountant: str = "prv",
+    tolerance: float = 0.005,
+) -> float:
+    """The smallest noise multiplier with which `prior` and `mechanism` together stay within the target.
+
+    Args:
+        target_epsilon (`float`): Budget of everything together.
+        delta (`float`): From 1e-12 to 1.
+        mechanism (`Mechanism`): The mechanism to calibrate; its own noise multiplier is ignored.
+        prior (`Sequence[Mechanism]`, *optional*): What the same budget pays for besides.
+        accountant (`str`, *optional*, defaults to `"prv"`): See [`compute_epsilon`].
+        tolerance (`float`, *optional*, defaults to 0.005): Epsilon ends in `((1 - tolerance) * target, target]`.
+
+    Raises:
+        InputError: If `prior` alone exceeds the target, or no noise multiplier up to 10,000 meets it.
+    """
+    prior_epsilon = compute_epsilon(prior, delta, accountant)
+    if prior_epsilon >= target_epsilon:
+        raise InputError(
+            f"The central images alone cost epsilon {prior_epsilon:.3f}, which leaves nothing of the target "
+            f"{target_epsilon:g} for DP-SGD: raise central_noise_multiplier, or lower central_sample_rate or "
+            "central_images_per_class."
+        )
+
+    def epsilon(sigma: float) -> float:
+        try:
+            return compute_epsilon([*prior, replace(mechanism, noise_multiplier=sigma)], delta, accountant)
+        except InputError:
+            return math.inf  # accountants give up where there is next to no noise
+
+    low, high = 0.5, 1.0
+    while (epsilon_high := epsilon(high)) > target_epsilon:
+        low, high = high, 2 * high
+        if high > 10_000:
+            raise InputError(
+                f"No noise multiplier up to 10,000 keeps {mechanism.steps} steps at sample rate "
+                f"{mechanism.sample_rate:.4g} within epsilon {target_epsilon:g}: take fewer steps or a larger target."
+            )
+    while (epsilon_low := epsilon(low)) <= target_epsilon:
+        low, high, epsilon_high = low / 2, low, epsilon_low
+    # Between the two, log epsilon is close to linear in log sigma; aim at the middle of what is tolerated.
+    aim = (1 - tolerance / 2) * target_epsilon
+    while epsilon_high <= (1 - tolerance) * target_epsilon and high / low > 1 + 1e-6:
+        fraction = 0.5
+        if math.isfinite(epsilon_low):
+            fraction = math.log(epsilon_low / aim) / math.log(epsilon_low / epsilon_high)
+        middle = low * (high / low) ** min(max(fraction, 0.02), 0.98)
+        epsilon_middle = epsilon(middle)
+        if epsilon_middle <= target_epsilon:
+            high, epsilon_high = middle, epsilon_middle
+        else:
+            low, epsilon_low = middle, epsilon_middle
+    return high

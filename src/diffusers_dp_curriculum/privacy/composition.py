@@ -1,0 +1,234 @@
+"""Several runs on the same records: found by where they are, each counted once, and added up."""
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from ..errors import InputError
+from .accounting import LOOSE
+from .counted_runs import CountedRun, count_once
+from .journal import Released, read_released
+from .ledger import PUBLIC_ASSUMPTIONS, package_versions
+from .privacy_json import counted_runs, make_statement, scope_in_words
+from .statement import check_epsilon, check_same_run, journal_in, leaves_out, read_statement
+
+
+@dataclass(frozen=True)
+class FoundStatement:
+    """A statement about a run, and where it was found.
+
+    Args:
+        name (`str`): What messages call it.
+        content (`dict`): As in a privacy.json.
+        stated_epsilon (`object`): What the privacy.json says, in a directory whose journal is the statement.
+        outdated (`str`, *optional*): A sentence about a privacy.json that counts less than the journal beside it.
+    """
+
+    name: str
+    content: dict[str, Any]
+    stated_epsilon: object
+    outdated: str | None = None
+
+    def check(self) -> None:
+        """Refuse to count a run that gives no privacy, or that states less than it has released.
+
+        Raises:
+            InputError: If it is such a run.
+        """
+        if self.content.get("private") is not True:
+            raise InputError(
+                f"{self.name} is not private, so no epsilon covers what it has released: share nothing of that run, "
+                "and leave it out."
+            )
+        check_epsilon(self.content, self.name)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What several statements amount to together.
+
+    Args:
+        statement (`dict`): All of it, as in a privacy.json.
+        counted (`list[tuple[str, CountedRun]]`): Each run that is counted, after what messages call it.
+        remarks (`list[str]`): A sentence about each choice that was made.
+    """
+
+    statement: dict[str, Any]
+    counted: list[tuple[str, CountedRun]]
+    remarks: list[str]
+
+
+def find_statements(run: str) -> list[FoundStatement]:
+    """Find what states the privacy of a run, which is one statement unless the Hub has two repositories of the name.
+
+    In the directory of a run its journal decides, which has what was released by now, also of an interrupted run.
+
+    Args:
+        run (`str`):
+            A privacy.json, the directory of a run, of its published files or of a synthetic data set, or the Hub id of
+            a model or data set.
+
+    Raises:
+        InputError: If nothing is found, or what is found cannot be read or contradicts itself.
+    """
+    path = Path(run)
+    try:
+        if path.is_dir():
+            return [_in_directory(path, run)]
+        if path.name == "privacy.json" and journal_in(path.parent) is not None:
+            return [_in_directory(path.parent, run)]
+        if path.is_file():
+            return [_in_file(path, run)]
+    except OSError as error:
+        raise InputError(f"{run} cannot be read ({error.strerror}): make it readable.") from error
+    return _on_the_hub(run)
+
+
+def compose(
+    statements: Sequence[FoundStatement], delta: float | None = None, accountant: str | None = None
+) -> Composition:
+    """Add up what several runs on the same records have released, each run counted once.
+
+    A composition holds at any delta. The smallest of the statements keeps to what was agreed on for each of them.
+
+    Args:
+        statements (`Sequence[FoundStatement]`): What is to be added up.
+        delta (`float`, *optional*): Delta of all of it together; by default the smallest of the statements.
+        accountant (`str`, *optional*): By default the one that all of them have, or `"prv"`.
+
+    Raises:
+        InputError: If one of them is not private or understates epsilon, or the accountant cannot bound all of it.
+    """
+    counted, remarks = _count(statements)
+    deltas = {float(found.content["delta"]) for found in statements}
+    accountants = {found.content["accountant"] for found in statements}
+    if delta is None:
+        delta = min(deltas)
+        if len(deltas) > 1:
+            remarks.append(f"The statements have several deltas: all of it is added up at the smallest, {delta:g}.")
+    if accountant is None:
+        accountant = accountants.pop() if len(accountants) == 1 else "prv"
+        if accountants:
+            remarks.append(f"The statements are by several accountants: all of it is added up by {accountant}.")
+    runs = [run for _, run in counted]
+    sizes = [found.content.get("dataset_size") for found in statements]
+    assumptions = [text for found in statements for text in found.content.get("public_assumptions", [])]
+    statement = make_statement(
+        runs,
+        delta,
+        accountant,
+        scope=f"The figure is for {len(runs)} run{'s' * (len(runs) > 1)}: further runs on the same records add up.",
+        dataset_size=sizes[0] if all(size == sizes[0] for size in sizes) else None,
+        not_private=None,
+        remarks=[text for found in statements for text in found.content.get("remarks", []) if text != LOOSE],
+        public_assumptions=dict.fromkeys(assumptions),
+        versions=package_versions(),
+    )
+    return Composition(statement, counted, remarks)
+
+
+def read_prior_runs(runs: Sequence[str]) -> list[CountedRun]:
+    """The previous runs that a new run is to count, with those that they count themselves.
+
+    Args:
+        runs (`Sequence[str]`): Where they are, as [`find_statements`] takes it.
+
+    Raises:
+        InputError: If one of them is not found, is not private or understates epsilon.
+
+    Warns:
+        UserWarning: If one of them is counted once although it was found twice, or may be counted twice.
+    """
+    counted, remarks = _count([found for run in runs for found in find_statements(run)])
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
+    return [run for _, run in counted]
+
+
+def _count(statements: Sequence[FoundStatement]) -> tuple[list[tuple[str, CountedRun]], list[str]]:
+    runs = []
+    for found in statements:
+        found.check()
+        own, *previous = counted_runs(found.content)
+        runs.append((found.name, own))
+        runs += [(f"previous run {number} of {found.name}", run) for number, run in enumerate(previous, start=1)]
+    counted, remarks = count_once(runs)
+    return counted, [found.outdated for found in statements if found.outdated] + remarks
+
+
+def _in_file(path: Path, name: str) -> FoundStatement:
+    content = read_statement(path, name)
+    return FoundStatement(name, content, content.get("epsilon"))
+
+
+def _in_directory(directory: Path, name: str) -> FoundStatement:
+    journal, file = journal_in(directory), directory / "privacy.json"
+    if journal is None and not file.is_file():
+        raise InputError(f"{name} holds neither a privacy.json nor the journal of a run: give a directory of one.")
+    if journal is None:
+        return _in_file(file, name)
+    released = read_released(journal)
+    content = _of_journal(released)
+    if not file.is_file():
+        return FoundStatement(name, content, None)
+    stated = _in_file(file, str(file))
+    stated.check()
+    check_same_run(file, stated.content)
+    outdated = None
+    if leaves_out(stated.content, CountedRun.of_journal(released)):
+        outdated = (
+            f"{file} counts less than {journal}, which decides: the run was continued after it was saved, so save the "
+            "pipeline again before anything more of it is published."
+        )
+    for key in ("dataset_size", "public_assumptions"):
+        content[key] = stated.content.get(key, content[key])
+    content["remarks"] = list(dict.fromkeys([*content["remarks"], *stated.content.get("remarks", [])]))
+    return FoundStatement(name, content, stated.stated_epsilon, outdated)
+
+
+def _of_journal(released: Released) -> dict[str, Any]:
+    """What a privacy.json of the run would say now."""
+    runs = CountedRun.of_journal(released)
+    return make_statement(
+        runs,
+        released.header["delta"],
+        released.header["accountant"],
+        scope=scope_in_words(len(runs) - 1),
+        dataset_size=None,
+        not_private=released.not_private,
+        public_assumptions=PUBLIC_ASSUMPTIONS,
+        versions=package_versions(),
+    )
+
+
+def _on_the_hub(repo_id: str) -> list[FoundStatement]:
+    """The statement of each repository of this name, of which there may be two: a model, and a data set."""
+    found = []
+    for kind, repo_type in (("model", "model"), ("data set", "dataset")):
+        # Not into the cache, whose copy of an earlier download would do without a connection, but may count less.
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                path = hf_hub_download(repo_id, "privacy.json", repo_type=repo_type, local_dir=directory)
+            except LocalEntryNotFoundError as error:
+                raise InputError(
+                    f"{repo_id} is no path, and the Hub is out of reach: check the path, or try again."
+                ) from error
+            except (EntryNotFoundError, RepositoryNotFoundError):
+                continue
+            except Exception as error:  # the Hub's client and its HTTP library each raise their own
+                raise InputError(
+                    f"{repo_id} is no path, and cannot be fetched from the Hub ({type(error).__name__}): check it."
+                ) from error
+            found.append(_in_file(Path(path), f"{repo_id} ({kind})"))
+    if not found:
+        raise InputError(
+            f"{repo_id} is no path, and there is no repository with a privacy.json of this name on the Hub: check the "
+            "name, and that you are logged in if it is a private one."
+        )
+    return found

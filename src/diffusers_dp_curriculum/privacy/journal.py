@@ -1,0 +1,329 @@
+"""The journal: the file that knows what a run has released, whatever becomes of the run.
+
+One JSON line an event, synced to disk before the event happens, chained by checksums, and written by one process at a
+time. Four kinds of events follow the header:
+
+- `release`: a mechanism is about to be executed. It counts from here on, unless the event says `unseen`: then nothing
+  that depends on it leaves the process before an event `visible`;
+- `visible`: something that depends on all releases before it is about to leave the process, for instance a checkpoint,
+  a picture, or control itself, which goes back to the caller with the network in memory;
+- `resume`: a new session of the run starts from the checkpoint that was made after the first `position` events;
+- `not_private`: the run gives no privacy, for a reason.
+
+Only a process that dies without a word (SIGKILL, a power cut) leaves unseen releases behind. They are dropped by the
+next `resume`, since nothing that depends on them exists any more.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import sync
+from .accounting import Mechanism
+
+
+FORMAT = 2
+OLDER_FORMATS = (1,)  # can be read, not resumed: they name neither runs nor sessions, nor what nobody has seen
+PAGE = 4096  # bytes; larger pages are multiples of it
+RESERVE_BYTES = 16 * PAGE
+
+
+class Journal:
+    """An open journal, locked for this process until [`close`] or the end of the process.
+
+    Args:
+        path (`str` or `Path`): The file.
+        header (`dict`, *optional*):
+            Starts a new journal with it; an empty file, of a process killed before it wrote its header, counts as none.
+            Otherwise an existing journal is opened for appending.
+
+    Raises:
+        InputError:
+            If a new journal would replace a file, or an existing one is missing, in use or damaged, or the disk is
+            full.
+    """
+
+    def __init__(self, path: str | Path, header: dict[str, Any] | None = None):
+        self.path = Path(path)
+        try:
+            flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0)
+            self._file = os.fdopen(os.open(path, flags, 0o600), "r+", encoding="utf-8", errors="replace", newline="\n")
+        except FileNotFoundError as error:
+            raise InputError(f"There is no journal {error.filename} to resume: give the directory of a run.") from None
+        try:
+            # The lock belongs to the open file: however the process ends, the operating system releases it.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(
+                f"Another process is writing {path}, or another trainer in this one: wait for it to end, or end it."
+            ) from None
+        try:
+            if header is not None and self._size() > 0:
+                raise InputError(f"{path} is the journal of another run: choose another directory.")
+            self._reserve()
+            self.events: list[dict[str, Any]] = []
+            self._known_size = 0
+            if header is None:
+                self._read_again()
+            else:
+                run = {"run": secrets.token_hex(8), "session": secrets.token_hex(8)}
+                self.append("header", {"format": FORMAT, **run, **header})
+                sync(self.path.parent)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the journal was started with."""
+        return self.events[0]["header"]
+
+    @property
+    def position(self) -> int:
+        """The number of events so far: what a checkpoint remembers."""
+        return len(self.events)
+
+    @property
+    def check(self) -> int:
+        """The checksum of all events so far, which no other journal of this length has."""
+        return self.events[-1]["check"]
+
+    def release(self, mechanism: Mechanism, unseen: bool) -> None:
+        """Write that `mechanism` is about to be executed.
+
+        Args:
+            mechanism (`Mechanism`): With the number of its steps.
+            unseen (`bool`):
+                Whether a `visible` event will be written before anything that depends on it leaves the process.
+        """
+        self.append("release", {**asdict(mechanism), "unseen": unseen})
+
+    def resume(self, position: int, check: int | None = None) -> None:
+        """Write that a new session starts from the checkpoint that was made at `position`.
+
+        Args:
+            position (`int`): The journal's [`position`] when the checkpoint was made.
+            check (`int`, *optional*): The journal's [`check`] at that time.
+
+        Raises:
+            InputError: If the checkpoint was made after the last event that is here, or by a copy of the run.
+        """
+        if position > self.position:
+            raise InputError(
+                f"{self.path} ends before the checkpoint was made ({self.position} events of {position}), so lines are "
+                "missing: restore it from a backup, or give the run up and count all of its target epsilon."
+            )
+        if check is not None and self.events[position - 1]["check"] != check:
+            raise InputError(
+                f"The checkpoint is of a copy of this run that was resumed elsewhere, and {self.path} knows nothing of "
+                "its steps: resume it where it was made, or from a checkpoint of this run."
+            )
+        self.append("resume", {"position": position, "session": secrets.token_hex(8)})
+
+    def append(self, kind: str, content: object) -> None:
+        """Write an event; it is on disk when this returns.
+
+        A process killed while it writes leaves all of the line or none: one call writes it, and it never crosses the
+        border of a page, between two of which the operating system may end a killed process.
+        """
+        if self._size() != self._known_size:  # the call before was interrupted, by Ctrl-C for instance
+            self._read_again()
+        event = {"n": len(self.events), kind: content}
+        event["check"] = _checksum(event, self.events[-1]["check"] if self.events else 0)
+        line = json.dumps(event) + "\n"
+        left_of_page = PAGE - self._known_size % PAGE
+        if left_of_page < len(line) <= PAGE:
+            line = " " * left_of_page + line
+        if not self._write(line) and not (kind == "visible" and self._free_reserve() and self._write(line)):
+            raise InputError(f"The disk of {self.path} is full: make room, and resume the run.")
+        self.events.append(event)
+        self._known_size += len(line)
+
+    def counted(self) -> list[Mechanism]:
+        """The releases that count, in order.
+
+        Those that the run at its present state is made of do, and those that anything was made of that could be seen.
+        Others were lost with their process, and are part of nothing.
+        """
+        return _counted(self.events)
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._file.close()
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def _read_again(self) -> None:
+        size = self._size()
+        self.events = _read(os.pread(self._file.fileno(), size, 0).decode("utf-8", errors="replace"), self.path)
+        self._known_size = size
+
+    def _write(self, line: str) -> bool:
+        """Write all of a line to disk or nothing; whether there was room, which some file systems say at the sync."""
+        try:
+            if os.write(self._file.fileno(), line.encode()) == len(line):
+                os.fsync(self._file.fileno())
+                return True
+        except OSError as error:
+            # A line that was not synced must not be taken for one: the system reports such an error only once.
+            os.ftruncate(self._file.fileno(), self._known_size)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return False
+        os.ftruncate(self._file.fileno(), self._known_size)
+        return False
+
+    def _reserve(self) -> None:
+        """Hold back some room, so that on a full disk it can still be written that what the process holds counts."""
+        reserve = self._reserve_path()
+        try:
+            if not reserve.exists() or reserve.stat().st_size < RESERVE_BYTES:
+                reserve.write_bytes(bytes(RESERVE_BYTES))
+                sync(reserve)
+        except OSError as error:
+            raise InputError(f"{reserve} cannot be written ({error.strerror}): make room, and start again.") from None
+
+    def _free_reserve(self) -> bool:
+        """Give the room back to the disk; whether there was any."""
+        reserve = self._reserve_path()
+        there = reserve.exists()
+        reserve.unlink(missing_ok=True)
+        return there
+
+    def _reserve_path(self) -> Path:
+        return self.path.with_suffix(".reserve")
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a journal says of its run.
+
+    Args:
+        run (`str`, *optional*):
+            The run's own random name, which a copy of its directory has as well; None in an older format.
+        sessions (`dict[str, int]`):
+            For each session of the run, by its random name, how many of its releases count. A copy that was resumed
+            elsewhere has other sessions.
+        header (`dict`): What the journal was started with.
+        mechanisms (`list[Mechanism]`): The releases that count, in order, one entry each.
+        not_private (`str`, *optional*): The reason for which the run gives no privacy, if there is one.
+    """
+
+    run: str | None
+    sessions: dict[str, int]
+    header: dict[str, Any]
+    mechanisms: list[Mechanism]
+    not_private: str | None
+
+    @staticmethod
+    def of(events: list[dict[str, Any]]) -> "Released":
+        """Read a journal's events."""
+        header = events[0]["header"]
+        reasons = [event["not_private"] for event in events if "not_private" in event]
+        not_private = reasons[0] if reasons else None
+        if header["format"] in OLDER_FORMATS:
+            return Released(None, {}, header, _counted(events), not_private)
+        known = set(_known(events))
+        session, sessions = header["session"], {header["session"]: 0}
+        for number, event in enumerate(events):
+            if "resume" in event:
+                session = event["resume"]["session"]
+                sessions[session] = 0
+            elif number in known:
+                sessions[session] += 1
+        return Released(header["run"], sessions, header, _counted(events), not_private)
+
+
+def read_released(path: str | Path) -> Released:
+    """What the run of a journal has released so far; the journal may be in use.
+
+    Of a journal in an older format every release counts, as it does not say which of them nobody has seen. The file is
+    only read, so this takes no lock. A run that continues may make further releases the moment after, but what it
+    had written anywhere before this call is made of these.
+
+    Args:
+        path (`str` or `Path`): The file.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    path = Path(path)
+    return Released.of(_read(path.read_bytes().decode("utf-8", errors="replace"), path, (FORMAT, *OLDER_FORMATS)))
+
+
+def _counted(events: list[dict[str, Any]]) -> list[Mechanism]:
+    return [_mechanism(events[number]["release"]) for number in _known(events)]
+
+
+def _known(events: list[dict[str, Any]]) -> list[int]:
+    """The numbers of the releases that count. Of a session that was killed, it is the last ones that do not."""
+    last: list[int | None] = [None]  # after so many events: the last release that the run is made of
+    before: dict[int, int | None] = {}  # of each release: the one before it, which the run was made of then
+    known: set[int] = set()
+
+    def know(release: int | None) -> None:
+        while release is not None and release not in known:
+            known.add(release)
+            release = before[release]
+
+    for number, event in enumerate(events):
+        release = last[-1]
+        if "release" in event:
+            before[number] = release
+            release = number
+            if not event["release"].get("unseen"):
+                know(release)
+        elif "visible" in event:
+            know(release)
+        elif "resume" in event:
+            release = last[event["resume"]["position"]]
+            know(release)
+        last.append(release)
+    know(last[-1])
+    return sorted(known)
+
+
+def _mechanism(release: dict[str, Any]) -> Mechanism:
+    return Mechanism(**{name: value for name, value in release.items() if name != "unseen"})
+
+
+def _read(text: str, path: Path, formats: tuple[int, ...] = (FORMAT,)) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    lines = text.split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            event = json.loads(line)
+            previous = events[-1]["check"] if events else 0
+            intact = event["n"] == len(events) and event["check"] == _checksum(event, previous)
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            raise InputError(
+                f"Line {number} of {path} is damaged, so what the run has released is not known: restore the file from "
+                "a backup, or give the run up and count all of its target epsilon as spent."
+            )
+        events.append(event)
+    if lines[-1].strip():
+        # No kill does this (see `append`): the machine failed before what the line announces began, or the file was
+        # damaged since. Which of them is for a person to say.
+        raise InputError(
+            f"The last line of {path} is cut off: if the machine failed during the run, delete that line (what it "
+            "announces had not begun) and resume; otherwise restore the file from a backup."
+        )
+    if not events or events[0].get("header", {}).get("format") not in formats:
+        raise InputError(f"{path} is not a journal of this version: resume with the version that wrote it.")
+    return events
+
+
+def _checksum(event: dict[str, Any], previous: int) -> int:
+    content = {name: value for name, value in event.items() if name != "check"}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode(), previous)

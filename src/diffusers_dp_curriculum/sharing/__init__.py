@@ -1,0 +1,1 @@
+"""What is published: cards, artifacts and the Hub. Post-processing."""

@@ -1,0 +1,41 @@
+"""The data set card: README.md of a synthetic data set, with the budget of the model that it came from."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from .cards import as_text, mechanism_table, privacy_statement, round_up
+from .model_card import REPO_ID_TO_COME, mechanisms_in_words
+
+
+TEMPLATE = Path(__file__).parent / "templates" / "dataset_card_template.md"
+TAGS = ["synthetic", "differential-privacy", "dp-sgd", "opacus", "image"]
+
+
+def make_dataset_card(privacy: dict[str, Any], num_images: int, counts: dict[str, int] | None) -> DatasetCard:
+    """Render the card of a synthetic data set.
+
+    Args:
+        privacy (`dict`): The content of the model's privacy.json.
+        num_images (`int`): Images in all.
+        counts (`dict[str, int]`, *optional*): Images of each class, in the order of the labels; None without classes.
+    """
+    task = "unconditional-image-generation" if counts is None else "image-classification"
+    return DatasetCard.from_template(
+        DatasetCardData(task_categories=[task], tags=TAGS),
+        template_path=str(TEMPLATE),
+        epsilon=round_up(privacy["epsilon"]),
+        statement=privacy_statement(
+            privacy,
+            "This data set",
+            "the data that its model was trained on",
+            counts is not None,
+            mechanisms_in_words(privacy),
+        ),
+        privacy=privacy,
+        mechanisms=mechanism_table(privacy),
+        num_images=num_images,
+        counts=None if counts is None else {as_text(name): count for name, count in counts.items()},
+        repo_id=REPO_ID_TO_COME,
+    )

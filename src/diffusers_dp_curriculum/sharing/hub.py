@@ -1,0 +1,338 @@
+"""Publishing: which files may leave, and how they get to the Hub, whole and in one commit.
+
+What is pushed is named here, file by file. Whatever else lies in a directory stays there.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+from ..errors import InputError
+from ..privacy.counted_runs import CountedRun
+from ..privacy.privacy_json import counted_runs
+from ..privacy.statement import check_journal, check_replaces, check_statement
+from .cards import budget, check_budget, merge, update
+from .model_card import mechanisms_in_words, with_repo_id
+
+
+# The allow-lists: paths as regular expressions, with the name that a file goes by if nothing is pushed without it.
+MODEL_FILES = {
+    r"README\.md": "README.md",
+    r"privacy\.json": "privacy.json",
+    r"samples\.png": "samples.png",
+    r"central_images\.png": None,
+    r"model_index\.json": "model_index.json",
+    r"pipeline\.py": None,
+    r"scheduler/scheduler_config\.json": "scheduler/scheduler_config.json",
+    r"unet/config\.json": "unet/config.json",
+    r"unet/diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors": "unet/diffusion_pytorch_model.safetensors",
+    r"unet/diffusion_pytorch_model\.safetensors\.index\.json": None,
+}
+DATASET_FILES: dict[str, str | None] = {
+    r"README\.md": "README.md",
+    r"privacy\.json": "privacy.json",
+    r"data/train-\d{5}-of-\d{5}\.parquet": "data/train-*.parquet",
+}
+# What a repository may hold before the first push: that is how a person or the Hub begins one.
+BEGINNING = re.compile(r"README\.md|\.gitattributes|LICENSE[^/]*")
+
+# What to do about an answer of the Hub; None is no answer.
+ADVICE = {
+    None: "check the connection",
+    400: "correct what it says",
+    401: "log in with `hf auth login`, or set HF_TOKEN to a valid token",
+    402: "make room in the account, or pay for more",
+    403: "use a token that may write there, or make room in the account if that is what it says",
+    404: "check the name, and that the token may see it",
+    409: "wait for whoever else changes the repository",
+    412: "look at what somebody else has just changed there",
+    413: "make room in the account, or push less",
+    429: "wait some minutes, as the Hub asks",
+}
+
+
+def push_model(
+    output_dir: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    counted: Sequence[CountedRun] | None = None,
+) -> CommitInfo:
+    """Push the publishable files of a finished run to a model repository, in one commit.
+
+    Files that an earlier push brought and that are no longer part of the model are deleted in the same commit; files
+    that others put there since stay. Text that people wrote into README.md stays too, here and on the Hub.
+
+    Args:
+        output_dir (`str` or `Path`): The directory that `save_pipeline` wrote.
+        repo_id (`str`): `"user/name"`, or a name in the namespace of the token's owner.
+        commit_message (`str`, *optional*): One line; the privacy budget by default.
+        private (`bool`, *optional*):
+            Whether the repository is private if it has to be created, the namespace's default being used by default.
+        token (`str`, *optional*): That of `hf auth login` or `HF_TOKEN` by default.
+        create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
+        counted (`Sequence[CountedRun]`, *optional*): What the run counts; read from its journal by default.
+
+    Returns:
+        `huggingface_hub.CommitInfo`: Address and id of the commit.
+
+    Raises:
+        InputError:
+            If the run is not finished or not private, or anything keeps the push from succeeding. The sentence says
+            what to do; nothing is lost, and the same call pushes again. A repository that was filled by other means
+            is refused, as its files may have the names of ours, and so is one that has a statement of the same run
+            with releases that are not counted here.
+    """
+    directory = Path(output_dir)
+    files = publishable_files(directory, MODEL_FILES)
+    privacy = check_statement(directory / "privacy.json")
+    # Read before the journal is: whatever a run that goes on may write meanwhile, these are made of what it counts.
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    check_journal(directory, privacy, counted)
+    local = files["README.md"].read_text(encoding="utf-8")
+    check_budget(local, privacy, str(files["README.md"]))
+    seen = directory / "private" / "README.hub.md"  # the card on the Hub as it was when it was last seen here
+
+    def card(hub_card: str | None, repo_id: str) -> str:
+        base = seen.read_text(encoding="utf-8") if seen.is_file() else None
+        merged = merge(with_repo_id(local, repo_id), hub_card, base)
+        if merged is None:
+            assert hub_card is not None  # otherwise there is nothing to merge
+            seen.parent.mkdir(mode=0o700, exist_ok=True)
+            seen.write_text(hub_card, encoding="utf-8")
+            raise InputError(
+                f"README.md was edited both in {directory} and on the Hub: carry over what you want to keep from the "
+                f"Hub's, which is now {seen}, and push again."
+            )
+        return merged
+
+    commit, pushed = _push(
+        repo_id,
+        "model",
+        contents,
+        MODEL_FILES,
+        privacy,
+        card,
+        commit_message or f"Diffusion model, {budget(privacy)}-differentially private",
+        f"Spent on {mechanisms_in_words(privacy)}.",
+        private,
+        token,
+        create_pr,
+        again=f"`dp-curriculum push {directory} {repo_id}`",
+    )
+    files["README.md"].write_text(pushed, encoding="utf-8")
+    if seen.parent.is_dir() and not create_pr:
+        seen.write_text(pushed, encoding="utf-8")
+    return commit
+
+
+def push_dataset(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Push a synthetic data set to a data set repository, in one commit; see [`push_model`].
+
+    Args:
+        directory (`str` or `Path`): Holds `data/train-*.parquet`, README.md and privacy.json.
+
+    The others are those of [`push_model`], as are the errors. Text on the Hub's card stays.
+    """
+    directory = Path(directory)
+    files = publishable_files(directory, DATASET_FILES)
+    privacy = check_statement(directory / "privacy.json")
+    local = files["README.md"].read_text(encoding="utf-8")
+    check_budget(local, privacy, str(files["README.md"]))
+
+    def card(hub_card: str | None, repo_id: str) -> str:
+        addressed = with_repo_id(local, repo_id)
+        return addressed if hub_card is None else update(hub_card, addressed)
+
+    commit, _ = _push(
+        repo_id,
+        "dataset",
+        files,
+        DATASET_FILES,
+        privacy,
+        card,
+        commit_message or f"Synthetic images from a {budget(privacy)}-differentially private model",
+        "",
+        private,
+        token,
+        create_pr,
+        again="the same command",
+    )
+    return commit
+
+
+def prepare_repo(repo_id: str, repo_type: str, private: bool | None, token: str | None) -> str:
+    """Make sure that there is a repository of ours that the token may write to: before training, lest it fail after.
+
+    Returns:
+        `str`: The repository's full id.
+
+    Raises:
+        InputError: If not.
+    """
+    with _explained(repo_id, token, again="the same command"):
+        return _open_repo(HfApi(token=token), repo_id, repo_type, private).id
+
+
+def publishable_files(directory: Path, allowed: dict[str, str | None]) -> dict[str, Path]:
+    """The files of `directory` that are on an allow-list, by their path in the repository.
+
+    Raises:
+        InputError: If one that is needed is missing, or one is a link and so might be any file at all.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory: give that of a finished run.")
+    top = sorted(directory.iterdir())
+    found = {}
+    for path in [*top, *(path for folder in top if folder.is_dir() for path in sorted(folder.iterdir()))]:
+        name = path.relative_to(directory).as_posix()
+        if not _is_allowed(name, allowed):
+            continue
+        if path.is_symlink() or (path.parent != directory and path.parent.is_symlink()) or not path.is_file():
+            raise InputError(f"{path} is a link or no file: put the file itself there before it is pushed.")
+        found[name] = path
+    for pattern, needed in allowed.items():
+        if needed is not None and not any(re.fullmatch(pattern, path) for path in found):
+            raise InputError(f"{directory} has no {needed}, so it is not finished: finish it before it is pushed.")
+    return found
+
+
+def _is_allowed(name: str, allowed: dict[str, str | None]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in allowed)
+
+
+def _push(
+    repo_id: str,
+    repo_type: str,
+    files: Mapping[str, Path | bytes],
+    allowed: dict[str, str | None],
+    privacy: dict[str, Any],
+    card: Callable[[str | None, str], str],
+    commit_message: str,
+    commit_description: str,
+    private: bool | None,
+    token: str | None,
+    create_pr: bool,
+    again: str,
+) -> tuple[CommitInfo, str]:
+    """Commit `files`, with README.md replaced by what `card` makes of the repository's and its id."""
+    with _explained(repo_id, token, again):
+        api = HfApi(token=token, library_name="diffusers-dp-curriculum")
+        head = _open_repo(api, repo_id, repo_type, private)
+        published = _read_file(api, head, repo_type, "privacy.json")
+        if published is not None:
+            check_replaces(privacy, _as_statement(published, head.id), head.id)
+        pushed = card(_read_file(api, head, repo_type, "README.md"), head.id)
+        check_budget(pushed, privacy, f"README.md of {head.id} on the Hub")  # of which `card` keeps what people wrote
+        operations = [
+            CommitOperationAdd(name, pushed.encode() if name == "README.md" else content)
+            for name, content in files.items()
+        ]
+        operations += [
+            CommitOperationDelete(sibling.rfilename)
+            for sibling in head.siblings
+            if sibling.rfilename not in files and _is_allowed(sibling.rfilename, allowed)
+        ]
+        commit = api.create_commit(
+            head.id,
+            operations,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            repo_type=repo_type,
+            parent_commit=head.sha,  # what happens there meanwhile is not overwritten unseen
+            create_pr=create_pr,
+        )
+        return commit, pushed
+
+
+def _open_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> ModelInfo | DatasetInfo:
+    """The repository as it is, created if need be, and refused if what is in it is none of ours."""
+    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    head = api.repo_info(repo_id, repo_type=repo_type)
+    if private and not head.private:
+        raise InputError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")
+    # Its files may well have the names of ours: `datasets` writes data/train-00000-of-00001.parquet for real images.
+    names = [sibling.rfilename for sibling in head.siblings]
+    foreign = [name for name in names if not BEGINNING.fullmatch(name)]
+    if foreign and "privacy.json" not in names:
+        raise InputError(
+            f"{repo_id} holds {foreign[0]} and no privacy.json, so it is none of this library's: choose another name, "
+            "or move its files elsewhere before."
+        )
+    return head
+
+
+def _read_file(api: HfApi, head: ModelInfo | DatasetInfo, repo_type: str, name: str) -> str | None:
+    """The text of a file of a repository; None if it has no such file."""
+    if name not in [sibling.rfilename for sibling in head.siblings]:
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        path = api.hf_hub_download(head.id, name, repo_type=repo_type, revision=head.sha, local_dir=directory)
+        return Path(path).read_text(encoding="utf-8")
+
+
+def _as_statement(text: str, repo_id: str) -> dict[str, Any]:
+    """The content of a privacy.json on the Hub."""
+    try:
+        statement = json.loads(text)
+        counted_runs(statement)
+    except ValueError as error:
+        raise InputError(
+            f"privacy.json of {repo_id} on the Hub is not one of this library's ({error}): restore it there, or choose "
+            "another name."
+        ) from None
+    return statement
+
+
+@contextmanager
+def _explained(repo_id: str, token: str | None, again: str) -> Iterator[None]:
+    """Say of whatever goes wrong within what it is, what to do, and that nothing is lost."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the Hub's client, its HTTP library and the file system each raise their own
+        problem, advice = _explain(error)
+        if token:
+            problem = problem.replace(token, "***")
+        raise InputError(
+            f"The push to {repo_id} did not succeed ({problem}): {advice}; nothing is lost, and {again} pushes again."
+        ) from None  # the original may show headers
+
+
+def _explain(error: BaseException) -> tuple[str, str]:
+    """What went wrong, in the Hub's words if it said anything, and what to do about it."""
+    if isinstance(error, HFValidationError):
+        return _one_line(str(error)), "give a repository as USER/NAME"
+    if str(error).startswith("Invalid metadata"):
+        return _one_line(str(error)), "correct the lines at the top of README.md"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set", "unset it"
+    while error.__cause__ is not None and getattr(error, "response", None) is None:
+        error = error.__cause__
+    response = getattr(error, "response", None)
+    said = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
+    advice = ADVICE.get(response.status_code if response is not None else None, "wait for the Hub to recover")
+    return _one_line(said.splitlines()[0]), advice
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".:")

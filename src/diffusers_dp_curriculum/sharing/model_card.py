@@ -1,0 +1,89 @@
+"""The model card: README.md of a published pipeline, with the privacy budget at the top."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..config import DPCurriculumConfig
+from .cards import SECTION, as_text, mechanism_table, num_previous_runs, privacy_statement, round_up
+
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card_template.md"
+IN_WORDS = {
+    "central_images_mean": "the central images (DP means)",
+    "central_images_mode": "the central images (DP modes)",
+    "dp_sgd": "training by DP-SGD",
+}
+TAGS = ["diffusers", "differential-privacy", "dp-sgd", "opacus", "image-generation"]
+REPO_ID_TO_COME = "PATH_OR_REPO_ID"  # until the model is pushed
+LOADED_FROM = re.compile(r'(from_pretrained|load_dataset)\("[^"]*"')
+HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+def make_model_card(
+    privacy: dict[str, Any],
+    config: DPCurriculumConfig,
+    network: dict[str, Any],
+    class_names: list[str] | None,
+    has_central_images: bool,
+) -> ModelCard:
+    """Render the card of a finished run; nothing in it was computed on the sensitive records outside the ledger.
+
+    Args:
+        privacy (`dict`): The content of privacy.json.
+        config (`DPCurriculumConfig`): The hyper-parameters, all of them public.
+        network (`dict`): What was trained: name and value of each of its properties.
+        class_names (`list[str]`, *optional*): None for an unconditional model.
+        has_central_images (`bool`): Whether central_images.png lies beside the card.
+    """
+    metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS)
+    metadata.license = config.hub_license
+    if config.hub_dataset_name and HUB_DATASET_ID.fullmatch(config.hub_dataset_name):
+        metadata.datasets = [config.hub_dataset_name]
+    return ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        title=f"Diffusion model under differential privacy, epsilon {round_up(privacy['epsilon'])}"
+        if privacy["private"]
+        else "Diffusion model WITHOUT privacy",
+        statement=privacy_statement(
+            privacy, "This model", "its training data", class_names is not None, mechanisms_in_words(privacy)
+        ),
+        privacy=privacy,
+        mechanisms=mechanism_table(privacy),
+        epsilon=round_up(privacy["epsilon"]),
+        delta=round_up(privacy["delta"]),
+        class_names=None if class_names is None else [as_text(name) for name in class_names],
+        example_labels=_example_labels(class_names),
+        has_central_images=has_central_images,
+        dataset_name=None if config.hub_dataset_name is None else as_text(config.hub_dataset_name),
+        hyper_parameters=network | config.hyper_parameters(),
+        guidance_scale=config.guidance_scale,
+        num_inference_steps=config.num_inference_steps,
+        churn=f", s_churn={config.s_churn}, s_tmin={config.s_tmin}, s_tmax={config.s_tmax}" if config.s_churn else "",
+        repo_id=REPO_ID_TO_COME,
+    )
+
+
+def mechanisms_in_words(privacy: dict[str, Any]) -> str:
+    """What the budget of a privacy.json was spent on, each kind of mechanism once, and previous runs."""
+    names = dict.fromkeys(mechanism["name"] for mechanism in privacy["mechanisms"] if mechanism.get("run", 0) == 0)
+    spent_on = [IN_WORDS.get(name, as_text(name)) for name in names]
+    if (previous := num_previous_runs(privacy)) > 0:
+        spent_on.append(f"{previous} previous run{'s' * (previous > 1)}")
+    return " and ".join(spent_on)
+
+
+def with_repo_id(card: str, repo_id: str) -> str:
+    """The card, of a model or a data set, with the address from which the snippets of its generated sections load."""
+    return SECTION.sub(lambda section: LOADED_FROM.sub(rf'\1("{repo_id}"', section[0]), card)
+
+
+def _example_labels(class_names: list[str] | None) -> str:
+    """Two classes for the snippet, by name if the names are such as a card can hold."""
+    names = class_names[:2] if class_names else []
+    if names and names[0] != "0" and all(as_text(name) == name for name in names):
+        return repr(names)
+    return "[0, 1]" if len(names) > 1 else "[0, 0]"

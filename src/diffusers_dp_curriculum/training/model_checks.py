@@ -1,0 +1,48 @@
+"""Whether a network fits the data set and the mechanism."""
+
+import torch
+from diffusers import UNet2DModel
+
+from ..data.image_dataset import ImageDataset
+from ..errors import InputError
+
+
+def check_sample_size(unet: UNet2DModel) -> int:
+    """The side of the network's images in pixels, which has to be known before any image is decoded.
+
+    Raises:
+        InputError: If it is not one number.
+    """
+    if not isinstance(unet.config.sample_size, int):
+        raise InputError(f"The UNet has sample_size={unet.config.sample_size}: make it with that of the images.")
+    return unet.config.sample_size
+
+
+def check_network(unet: UNet2DModel, records: ImageDataset) -> None:
+    """Refuse a network that cannot be trained on `records`.
+
+    Raises:
+        InputError: If sizes, channels or classes do not fit, or nothing of it is trainable in float32.
+    """
+    config = unet.config
+    halvings = len(config.block_out_channels) - 1
+    if config.sample_size % 2**halvings:
+        raise InputError(
+            f"A resolution of {config.sample_size} cannot be halved {halvings} times, as the UNet's "
+            f"{halvings + 1} levels need: choose a multiple of {2**halvings}, or a network with fewer levels."
+        )
+    if {config.in_channels, config.out_channels} != {records.num_channels}:
+        raise InputError(
+            f"The images have {records.num_channels} channels, and the UNet takes {config.in_channels} and gives "
+            f"{config.out_channels}: make a UNet with in_channels=out_channels={records.num_channels}."
+        )
+    wanted = None if records.num_classes is None else records.num_classes + 1
+    if config.num_class_embeds != wanted:
+        raise InputError(
+            f"The UNet has num_class_embeds={config.num_class_embeds} where the data set needs {wanted} (its classes "
+            "and the null class; None without classes): make the UNet with that."
+        )
+    if not any(p.requires_grad for p in unet.parameters()):
+        raise InputError("No parameter of the UNet is trainable: set requires_grad of those that should be.")
+    if any(p.dtype != torch.float32 for p in unet.parameters()):
+        raise InputError("The UNet is not in float32, which DP arithmetic needs: convert it with unet.float().")

@@ -1,0 +1,41 @@
+"""Stage 2 before its first step: Adam, its learning-rate schedule, and the average of the weights."""
+
+import torch
+from diffusers.optimization import get_scheduler
+
+from ..config import DPCurriculumConfig
+from .checkpointing import TrainingState, make_ema
+
+
+def start_dp_sgd(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:
+    """DP-SGD before its first step.
+
+    A schedule of diffusers begins at 0, and a private step at a learning rate of 0 spends budget on nothing. So one
+    with a warm-up of w steps begins at its second value and is one step longer: the first step has 1/w of the learning
+    rate, step w all of it, and the last one is as far from the end of the decay as without a warm-up.
+
+    Args:
+        unet (`torch.nn.Module`): The network; what of it is trainable is trained.
+        config (`DPCurriculumConfig`): The fields on DP-SGD's optimizer and on the average are used.
+    """
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in unet.parameters() if p.requires_grad],
+                "initial_lr": config.learning_rate,  # a schedule that does not begin at its beginning asks for it
+            }
+        ],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+    )
+    skipped = 1 if config.lr_warmup_steps > 0 else 0
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps + skipped,
+        last_epoch=skipped - 1,
+    )
+    return TrainingState("dp_sgd", unet, optimizer, make_ema(unet, config), lr_scheduler)

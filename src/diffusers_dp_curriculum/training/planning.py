@@ -1,0 +1,153 @@
+"""What a run will do and cost, worked out from public values before any sensitive record is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..config import DPCurriculumConfig
+from ..errors import InputError
+from ..mechanisms.central_images import central_image_mechanism
+from ..mechanisms.dp_sgd import dp_sgd_mechanism
+from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The mechanisms of a run, with the DP-SGD noise multiplier that makes them meet the target together.
+
+    Args:
+        target_epsilon (`float`): The budget of the whole run, and of the previous runs that it counts.
+        delta (`float`): Delta of the whole run.
+        accountant (`str`): `"prv"` or `"rdp"`.
+        central (`Mechanism`, *optional*): The central-image queries; None without the first stage.
+        dp_sgd (`Mechanism`): The DP-SGD steps.
+        epsilon_after (`dict[int, float]`):
+            Epsilon spent after so many DP-SGD steps, 0 and the last included, with the previous runs.
+        previous (`tuple[Mechanism, ...]`): What the previous runs that this one counts have released.
+    """
+
+    target_epsilon: float
+    delta: float
+    accountant: str
+    central: Mechanism | None
+    dp_sgd: Mechanism
+    epsilon_after: dict[int, float]
+    previous: tuple[Mechanism, ...] = ()
+
+    def epsilon_spent(self, executed: Sequence[Mechanism]) -> float:
+        """An upper bound on epsilon after what this run has executed, previous runs included.
+
+        The accountant takes its time: it is asked for a few numbers of DP-SGD steps only, the next one here.
+
+        Args:
+            executed (`Sequence[Mechanism]`): By this run; the previous runs are in the plan.
+        """
+        steps = sum(mechanism.steps for mechanism in executed if mechanism.name == self.dp_sgd.name)
+        others = [mechanism for mechanism in executed if mechanism.name != self.dp_sgd.name]
+        later = next((after for after in sorted(self.epsilon_after) if after >= steps), None)
+        if later is None:
+            return self.target_epsilon
+        dp_sgd = [replace(self.dp_sgd, steps=later)] if later > 0 else []
+        return min(self._epsilon(*self.previous, *others, *dp_sgd), self.target_epsilon)
+
+    def _epsilon(self, *mechanisms: Mechanism) -> float:
+        return compute_epsilon(mechanisms, self.delta, self.accountant)
+
+    def __str__(self) -> str:
+        previous, included = "", ""
+        if self.previous:
+            previous = f"  previous runs   epsilon {self._epsilon(*self.previous):.3f} alone\n"
+            included = ", previous runs included"
+        central = "none (DP-SGD alone)"
+        if self.central is not None:
+            central = (
+                f"{self.central.steps} queries ({self.central.name}), noise multiplier "
+                f"{self.central.noise_multiplier:g}, sample rate {self.central.sample_rate:g}, "
+                f"epsilon {self._epsilon(self.central):.3f} alone"
+            )
+        return (
+            f"  target          epsilon {self.target_epsilon:g} at delta {self.delta:g}, for zeroing out one record\n"
+            f"{previous}"
+            f"  central images  {central}\n"
+            f"  DP-SGD          {self.dp_sgd.steps} steps, noise multiplier {self.dp_sgd.noise_multiplier:.4f}, sample "
+            f"rate {self.dp_sgd.sample_rate:.4g}, clipping norm {self.dp_sgd.sensitivity:g}\n"
+            f"  whole run       epsilon {self.epsilon_after[self.dp_sgd.steps]:.3f} by the {self.accountant} accountant"
+            f"{included}"
+        )
+
+
+def make_plan(
+    config: DPCurriculumConfig,
+    image_shape: tuple[int, int, int],
+    dataset_size: int,
+    previous: Sequence[Mechanism] = (),
+) -> Plan:
+    """Plan a run and calibrate its DP-SGD noise.
+
+    Args:
+        config (`DPCurriculumConfig`): The hyper-parameters.
+        image_shape (`tuple[int, int, int]`): Channels, height and width of the records.
+        dataset_size (`int`): N, the number of records (public).
+        previous (`Sequence[Mechanism]`, *optional*): What previous runs have released, for which the target pays too.
+
+    Raises:
+        InputError: If the budget and the hyper-parameters do not go together.
+    """
+    if config.target_delta >= 1 / dataset_size:
+        raise InputError(
+            f"target_delta {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, where publishing a whole "
+            "record would count as private: give a smaller one."
+        )
+    if config.train_batch_size > dataset_size:
+        raise InputError(
+            f"train_batch_size {config.train_batch_size} is larger than the data set ({dataset_size} records): give at "
+            "most the number of records."
+        )
+    central = None
+    if config.central_statistic != "none":
+        central = central_image_mechanism(
+            image_shape,
+            config.central_images_per_class,
+            config.central_statistic,
+            config.central_noise_multiplier,
+            config.central_sample_rate,
+            config.central_pool_factor,
+            config.central_mode_bins,
+        )
+    before = [*previous] if central is None else [*previous, central]
+    if previous:
+        _check_something_is_left(config, previous, before)
+    # The noise multiplier is what remains to be found; any stands in for it.
+    dp_sgd = dp_sgd_mechanism(1.0, config.train_batch_size, dataset_size, config.max_train_steps, config.max_grad_norm)
+    sigma = calibrate_noise_multiplier(config.target_epsilon, config.target_delta, dp_sgd, before, config.accountant)
+    dp_sgd = replace(dp_sgd, noise_multiplier=sigma)
+    milestones = {int(step) for step in np.linspace(0, config.max_train_steps, 11)}
+    epsilon_after = {
+        steps: compute_epsilon(
+            before + ([replace(dp_sgd, steps=steps)] if steps else []), config.target_delta, config.accountant
+        )
+        for steps in sorted(milestones)
+    }
+    return Plan(
+        config.target_epsilon,
+        config.target_delta,
+        config.accountant,
+        central,
+        dp_sgd,
+        epsilon_after,
+        tuple(previous),
+    )
+
+
+def _check_something_is_left(
+    config: DPCurriculumConfig, previous: Sequence[Mechanism], before: Sequence[Mechanism]
+) -> None:
+    """Refuse previous runs that leave nothing of the target, by themselves or with the central images."""
+    for what, mechanisms in (("previous runs", previous), ("previous runs and the central images", before)):
+        epsilon = compute_epsilon(mechanisms, config.target_delta, config.accountant)
+        if epsilon >= config.target_epsilon:
+            raise InputError(
+                f"The {what} alone cost epsilon {epsilon:.3f}, which leaves nothing of the target "
+                f"{config.target_epsilon:g} for DP-SGD: raise target_epsilon, or do not run on these records again."
+            )

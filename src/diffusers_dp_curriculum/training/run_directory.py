@@ -1,0 +1,175 @@
+"""The directory of a run: whether it may be written to, and the journal in it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..config import DPCurriculumConfig
+from ..errors import InputError
+from ..privacy.composition import read_prior_runs
+from ..privacy.counted_runs import CountedRun
+from ..privacy.journal import Journal, read_released
+from ..privacy.ledger import PrivacyLedger
+from ..privacy.statement import journal_in
+from .checkpointing import Checkpoint, Checkpoints
+
+
+SEEN = "seen-by-process-"
+
+# What may lie in private/ before anything is released.
+MADE_FIRST = {".gitignore", "journal.jsonl", "journal.reserve"}
+
+
+def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
+    """Refuse a directory that a run must not write to.
+
+    Args:
+        output_dir (`Path`): Where the run is to write.
+        resume_from_checkpoint (`str`, *optional*): Given for a run that may be there already.
+
+    Raises:
+        InputError: If `output_dir` is a file, holds anything but the run to resume, or cannot be created.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        if resume_from_checkpoint is None:
+            raise InputError(
+                f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "
+                "another --output_dir, move it away, or resume it by --resume_from_checkpoint latest."
+            )
+        if not (output_dir / "private").is_dir():
+            raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
+    elif resume_from_checkpoint not in (None, "latest"):
+        raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
+    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
+
+
+def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
+    """The previous runs that a run counts: those that a new run is given, or those that the run to resume began with.
+
+    Args:
+        config (`DPCurriculumConfig`): `prior_runs`, `output_dir` and `resume_from_checkpoint` are used.
+
+    Raises:
+        InputError: If one of them cannot be counted, or the run to resume was started with others.
+    """
+    journal = journal_in(Path(config.output_dir))
+    if journal is None or config.resume_from_checkpoint is None:
+        return read_prior_runs(config.prior_runs or [])
+    existing = CountedRun.of_header(read_released(journal).header)
+    if config.prior_runs is not None:
+        try:
+            given = read_prior_runs(config.prior_runs)
+        except InputError as error:
+            raise InputError(
+                f"prior_runs cannot be compared with those that the run in {config.output_dir} was started with "
+                f"({error}): leave prior_runs out to resume it with those."
+            ) from error
+        _check_prior_runs(existing, given, config)
+    return existing
+
+
+def open_ledger(
+    config: DPCurriculumConfig, checkpoints: Checkpoints, prior_runs: Sequence[CountedRun] = ()
+) -> tuple[PrivacyLedger, Checkpoint | None]:
+    """Make the directories and the journal of a new run, or open those of the run to resume.
+
+    The checkpoint is chosen when the journal is locked: until then another process may be writing a newer one.
+
+    Args:
+        config (`DPCurriculumConfig`): `output_dir`, `resume_from_checkpoint` and the target are used.
+        checkpoints (`Checkpoints`): The checkpoints of the run.
+        prior_runs (`Sequence[CountedRun]`, *optional*): The previous runs with which the run was planned.
+
+    Returns:
+        `tuple[PrivacyLedger, Checkpoint or None]`: The ledger, and the checkpoint from which the run continues.
+
+    Raises:
+        InputError: If the directory must not be written to, or its run has another target or other previous runs.
+    """
+    output_dir = Path(config.output_dir)
+    private = output_dir / "private"
+    check_output_dir(output_dir, config.resume_from_checkpoint)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        private.mkdir(mode=0o700, exist_ok=True)
+        _keep_private_at_home(output_dir)
+    except OSError as error:
+        raise InputError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
+    if not _has_run(private):
+        journal = private / "journal.jsonl"
+        ledger = PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon, prior_runs)
+        return ledger, None
+    existing = Journal(private / "journal.jsonl")
+    try:
+        _check_target(existing, config)
+        _check_prior_runs(CountedRun.of_header(existing.header), prior_runs, config)
+        checkpoints.remove_partial()
+        checkpoint = checkpoints.load(config.resume_from_checkpoint or "latest")
+        _count_what_others_saw(existing, private)
+        if checkpoint is None:
+            return PrivacyLedger.resume(existing, 0), None
+        return PrivacyLedger.resume(existing, checkpoint.position, checkpoint.check), checkpoint
+    except BaseException:
+        existing.close()
+        raise
+
+
+@contextmanager
+def note_errors_for_resume(output_dir: Path, process_index: int) -> Iterator[None]:
+    """Leave a note in `private/` if another process than the main one, which writes the journal, ends with an error.
+
+    The main process may be killed without a word then, while the error was there to be read.
+
+    Args:
+        output_dir (`Path`): The directory of the run.
+        process_index (`int`): The number of this process.
+    """
+    try:
+        yield
+    except BaseException:
+        note = output_dir / "private" / f"{SEEN}{process_index}"
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a further machine may have none yet
+        note.touch()
+        raise
+
+
+def _count_what_others_saw(journal: Journal, private: Path) -> None:
+    notes = list(private.glob(f"{SEEN}*"))
+    if notes:
+        journal.append("visible", "an error of another process")
+    for note in notes:
+        note.unlink()
+
+
+def _keep_private_at_home(output_dir: Path) -> None:
+    """Keep `git add` and an upload of the whole directory (`hf upload`) from taking private/ along."""
+    ignored = output_dir / ".gitignore"  # the Hub obeys the one at the top of an upload
+    if not ignored.exists():
+        ignored.write_text("private/\n", encoding="utf-8")
+    (output_dir / "private" / ".gitignore").write_text("*\n", encoding="utf-8")
+
+
+def _check_target(journal: Journal, config: DPCurriculumConfig) -> None:
+    for name in ("target_epsilon", "target_delta", "accountant"):
+        value = journal.header[name.replace("target_delta", "delta")]
+        if value != getattr(config, name):
+            raise InputError(f"The run in {config.output_dir} has {name} {value}: resume it with that.")
+
+
+def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun], config: DPCurriculumConfig) -> None:
+    if len(existing) != len(given) or not all(run in existing for run in given):
+        raise InputError(
+            f"The run in {config.output_dir} was started with other prior_runs than are given, or they have released "
+            "more since: leave prior_runs out to resume it with those, or start a new run that counts all of them."
+        )
+
+
+def _has_run(private: Path) -> bool:
+    """Whether anything can have been released: a process killed right at its start leaves an empty journal at most."""
+    journal = private / "journal.jsonl"
+    return any(path.name not in MADE_FIRST for path in private.iterdir()) or (
+        journal.exists() and journal.stat().st_size > 0
+    )

@@ -1,0 +1,53 @@
+"""What a person reads when a run is done: what it made, where everything is, and what it cost."""
+
+from pathlib import Path
+
+from ..privacy.accounting import Mechanism
+from ..privacy.ledger import PrivacyLedger
+from ..privacy.privacy_json import scope_in_words
+from ..sharing.cards import round_up
+
+
+PUBLISHED = {
+    "samples.png": "samples, a row for each class",
+    "central_images.png": "the DP central images",
+    "README.md": "model card",
+    "privacy.json": "the budget, for anyone to recompute",
+    "model_index.json": "the pipeline, with unet/ and scheduler/",
+}
+
+
+def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool) -> str:
+    """Two tables: the files that may be published, and the mechanisms that read the records.
+
+    Args:
+        output_dir (`Path`): The directory of the run.
+        ledger (`PrivacyLedger`): What was executed.
+        conditional (`bool`): Whether the pipeline has classes, and so code of its own.
+    """
+    mechanisms = [("mechanism", "steps", "noise multiplier", "sample rate"), *map(_row, ledger.mechanisms)]
+    for number, run in enumerate(ledger.prior_runs, start=1):
+        mechanisms += [(f"previous run {number}", "", "", ""), *map(_row, run.mechanisms)]
+    trust = ", trust_remote_code=True" if conditional else ""
+    headline = f"Published files are in {output_dir} (share all of it but private/):"
+    if ledger.not_private:
+        headline = f"NOT PRIVATE, share nothing of {output_dir}: {ledger.not_private}."
+    return "\n".join(
+        [
+            headline,
+            *(f"  {name:<21} {what}" for name, what in PUBLISHED.items() if (output_dir / name).exists()),
+            f'  to sample             DiffusionPipeline.from_pretrained("{output_dir}"{trust})',
+            *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}".rstrip() for name, steps, sigma, rate in mechanisms),
+            f"  together              epsilon {round_up(ledger.epsilon())} at delta {round_up(ledger.delta)}",
+            f"  {scope_in_words(len(ledger.prior_runs))}",
+        ]
+    )
+
+
+def _row(mechanism: Mechanism) -> tuple[str, str, str, str]:
+    return (
+        mechanism.name,
+        f"{mechanism.steps:,}",
+        f"{mechanism.noise_multiplier:.4g}",
+        f"{mechanism.sample_rate:.4g}",
+    )
