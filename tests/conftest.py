@@ -1,17 +1,17 @@
 import os
 import runpy
 import sys
-from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from hub_server import HubServer
+from helpers import REPOSITORY
+from helpers.hub_server import HubServer
 
 
-RECOMPUTE = Path(__file__).parents[1] / "examples" / "recompute_epsilon.py"
+RECOMPUTE = REPOSITORY / "examples" / "recompute_epsilon.py"
 
 # The networks of the tests are too small to share between cores: with one thread they run several times faster, here
 # and in the processes that the tests start.

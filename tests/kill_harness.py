@@ -20,16 +20,16 @@ from diffusers import DiffusionPipeline
 
 from diffusers_dp_curriculum import recompute_epsilon
 from diffusers_dp_curriculum.privacy.journal import Journal
+from helpers import TESTS
 
 
-TESTS = Path(__file__).parent
 RUN = """
 import sys
 import time
 import torch
 from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
 from helpers import tiny_records, tiny_scheduler, tiny_unet
-from test_trainer import make_config
+from helpers.runs import make_config
 
 torch.manual_seed(0)
 args = make_config(

@@ -1,4 +1,4 @@
-"""What `test_processes.py` launches: facts about a step and about a run, written by the main process.
+"""What `test_distributed.py` launches: facts about a step and about a run, written by the main process.
 
 accelerate launch --multi_gpu --num_processes 2 several_processes.py DIRECTORY
 """
@@ -18,8 +18,8 @@ from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
 from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 from helpers import tiny_records, tiny_scheduler, tiny_unet
-from test_dp_sgd import make_dp_sgd, parameters, take_step
-from test_trainer import make_config
+from helpers.dp_sgd_steps import make_dp_sgd, parameters, take_step
+from helpers.runs import make_config
 
 
 def run_of_five_steps(directory):

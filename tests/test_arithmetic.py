@@ -14,10 +14,9 @@ from diffusers_dp_curriculum.data.image_dataset import ImageDataset
 from diffusers_dp_curriculum.mechanisms import central_images
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset, central_image_mechanism
 from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
-from helpers import tiny_records
-from test_central_images import records_of_one_value
-from test_dp_sgd import fixed_draws, make_dp_sgd, parameters
-from test_trainer import make_trainer
+from helpers import records_of_one_value, tiny_records
+from helpers.dp_sgd_steps import fixed_draws, make_dp_sgd, parameters
+from helpers.runs import make_trainer
 
 
 @contextlib.contextmanager

@@ -23,11 +23,10 @@ from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 
 from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
-from helpers import tiny_records, tiny_scheduler, tiny_unet
+from helpers import REPOSITORY, tiny_records, tiny_scheduler, tiny_unet
 
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n\n?)?^```(?P<language>\w*)\n(?P<code>.*?)^```$"
     r"(?:\n\n^```text\n(?P<printed>.*?)^```$)?",
@@ -128,7 +127,7 @@ class Parsed(Exception):  # noqa: N818
 
 def run_script(script: str, arguments: list[str], monkeypatch, parse_only: bool) -> None:
     """Run a script as `python` does, or as far as to its flags, which must all be known to it."""
-    if parse_only and "Parser(" not in (ROOT / script).read_text(encoding="utf-8"):
+    if parse_only and "Parser(" not in (REPOSITORY / script).read_text(encoding="utf-8"):
         assert not arguments, f"{script} reads no flags"
         return
     parse = argparse.ArgumentParser.parse_known_args
@@ -147,11 +146,11 @@ def run_script(script: str, arguments: list[str], monkeypatch, parse_only: bool)
             shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])
-        patch.syspath_prepend(str((ROOT / script).parent))
+        patch.syspath_prepend(str((REPOSITORY / script).parent))
         if parse_only:
             patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_leave)
         try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
         except Parsed:
             return
         except SystemExit as end:
@@ -167,13 +166,13 @@ def run_command(words: list[str], monkeypatch, parse_only: bool = False) -> None
         case ["python", script, *arguments]:
             run_script(script, arguments, monkeypatch, parse_only)
         case ["pip", "install", *arguments]:
-            pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+            pyproject = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
             for extra in re.findall(r"\w+", "".join(re.findall(r"\[.*\]", " ".join(arguments)))):
                 assert f"\n{extra} = [" in pyproject, f"There is no extra {extra}"
-            assert (ROOT / "constraints.txt").is_file()
+            assert (REPOSITORY / "constraints.txt").is_file()
         case ["pytest", *arguments]:
             for file in arguments:
-                assert not file.endswith(".py") or (ROOT / file).is_file(), f"{file} is no file"
+                assert not file.endswith(".py") or (REPOSITORY / file).is_file(), f"{file} is no file"
         case ["ruff" | "mypy" | "mkdocs", *_]:
             pass
         case ["srun", "bash", "-c", line]:

@@ -1,8 +1,6 @@
 """A network trained with the EDM loss, alone and by the trainer, and what diffusers' EDM schedulers sample from it."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from diffusers_dp_curriculum import ClassConditionalPipeline, DPCurriculumConfig
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, denoising_error
 from diffusers_dp_curriculum.sampling.synthesis import generate_dataset
 from helpers import tiny_records, tiny_scheduler, tiny_unet
+from helpers.scripts import script_module
 
 
 def test_both_schedulers_sample_what_the_network_learned():
@@ -71,11 +70,7 @@ def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
 
 
 def test_a_data_set_by_churn_or_by_the_other_solver(tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        "generate", Path(__file__).parents[1] / "examples/generate_dataset.py"
-    )
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = script_module("generate_dataset")
     pipeline = ClassConditionalPipeline(tiny_unet(), EDMEulerScheduler())
     generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=2.0)
     settings = json.loads((tmp_path / "churned" / "generation.json").read_text())

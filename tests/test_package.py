@@ -5,15 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from diffusers_dp_curriculum import cli
-from helpers import write_privacy_json
+from helpers import REPOSITORY, write_privacy_json
 
 
-REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "src" / "diffusers_dp_curriculum"
 
 

@@ -15,9 +15,10 @@ from PIL import Image, PngImagePlugin
 
 from diffusers_dp_curriculum.data.image_dataset import load_image_dataset
 from diffusers_dp_curriculum.errors import InputError, TrainingError, confidential_errors
+from helpers import REPOSITORY
 
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "train_dp_curriculum.py"
+SCRIPT = REPOSITORY / "examples" / "train_dp_curriculum.py"
 NUM_RECORDS, EXPECTED_BATCH = 900, 700
 NAME, COMMENT = "patient-4711", "diagnosis-0815"
 

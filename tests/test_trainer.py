@@ -17,7 +17,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from diffusers_dp_curriculum import (
     CentralImageDataset,
     ClassConditionalPipeline,
-    DPCurriculumConfig,
     DPCurriculumTrainer,
     Mechanism,
     PrivacyLedger,
@@ -28,32 +27,10 @@ from diffusers_dp_curriculum.gradients import compilation
 from diffusers_dp_curriculum.mechanisms import central_images, randomness, secure_noise
 from diffusers_dp_curriculum.mechanisms.secure_noise import secure_normal
 from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet
+from helpers.runs import make_config, make_trainer
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
-
-def make_config(output_dir, **options):
-    settings = {
-        "output_dir": str(output_dir),
-        "central_sample_rate": 0.5,
-        "central_train_steps": 3,
-        "central_batch_size": 4,
-        "train_batch_size": 10,
-        "max_train_steps": 4,
-        "noise_multiplicity": 2,
-        "num_inference_steps": 2,
-    }
-    return DPCurriculumConfig(**{**settings, **options})
-
-
-def make_trainer(output_dir, unet=None, records=None, **options):
-    return DPCurriculumTrainer(
-        unet=tiny_unet() if unet is None else unet,
-        noise_scheduler=tiny_scheduler(),
-        args=make_config(output_dir, **options),
-        train_dataset=tiny_records() if records is None else records,
-    )
 
 
 @pytest.fixture(scope="module")

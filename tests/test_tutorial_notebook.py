@@ -1,15 +1,15 @@
 """The notebook, cell by cell in a kernel of its own."""
 
-from pathlib import Path
-
 import nbclient
 import nbformat
 import pytest
 
+from helpers import REPOSITORY
+
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
-    notebook = nbformat.read(Path(__file__).parents[1] / "examples" / "tutorial.ipynb", as_version=4)
+    notebook = nbformat.read(REPOSITORY / "examples" / "tutorial.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     pictures = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in str(output)]
     assert len(pictures) == 3

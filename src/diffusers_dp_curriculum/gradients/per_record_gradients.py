@@ -184,9 +184,9 @@ def choose_mode(
 
 # What the modes may differ by, over the length of a gradient, is what the type of the passes rounds away: 16 times the
 # distance of 1 to the next number, 2^-7 in bfloat16 and 2^-10 in float16. Measured on the networks of
-# tests/test_per_record_gradients.py, and on one of 28x28 and (32, 64) channels: at most 2.2 times that distance in
-# bfloat16, and 4.2 times in float16. Float32 on a GPU counts as TF32, which convolutions compute in there with the 10
-# bits of float16's mantissa. A wrong rule or kernel errs by the length of the gradient itself.
+# tests/gradients/test_per_record_gradients.py, and on one of 28x28 and (32, 64) channels: at most 2.2 times that
+# distance in bfloat16, and 4.2 times in float16. Float32 on a GPU counts as TF32, which convolutions compute in there
+# with the 10 bits of float16's mantissa. A wrong rule or kernel errs by the length of the gradient itself.
 ROUNDING = 16
 LEAST_TOLERANCE = 1e-3
 NEGLIGIBLE = 1e-3  # of all parameters together; a key's bias in attention has no gradient but for rounding

@@ -1,0 +1,108 @@
+"""The audit: it lets the mechanism pass as it is, and finds out a mechanism that says more noise than it adds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_dp_curriculum.auditing.audit import audit_dp_sgd
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.privacy.accounting import Mechanism, calibrate_noise_multiplier
+from helpers import REPOSITORY, tiny_records, tiny_scheduler, tiny_unet
+
+
+SCRIPT = REPOSITORY / "examples" / "audit.py"
+CLAIM = 4.0
+STEPS = 12
+
+
+def small_audit(steps=STEPS, **options):
+    planned = Mechanism("dp_sgd", 1.0, 0.5, steps, 1.0)
+    settings = {
+        "noise_multiplier": calibrate_noise_multiplier(CLAIM, 1e-5, planned),
+        "steps": steps,
+        "max_grad_norm": 0.3,
+        "gradient_canaries": 1000,
+        "image_canaries": 100,
+    }
+    unet = tiny_unet(block_out_channels=(8, 8))
+    return audit_dp_sgd(unet, DenoisingLoss(tiny_scheduler(), null_label=3), tiny_records(), **settings | options)
+
+
+def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_something():
+    audit = small_audit()
+    white_box, black_box = audit.bounds
+    assert 0.97 * CLAIM < audit.claimed_epsilon <= CLAIM
+    assert (white_box.attack, white_box.canaries, white_box.guesses) == ("white-box", 1000, 250)
+    assert 0.5 < white_box.epsilon_gaussian < audit.claimed_epsilon
+    assert (black_box.attack, black_box.canaries, black_box.guesses) == ("black-box", 100, 24)
+    assert black_box.epsilon_gaussian < audit.claimed_epsilon
+    assert not audit.refuted
+    assert "not refuted" in str(audit)
+    assert json.loads(json.dumps(audit.to_dict()))["refuted"] is False
+
+
+def test_a_mechanism_without_noise_is_found_out():
+    # Of 500 present canaries one in 2^12 would be sampled in none of 12 steps, and leave no trace.
+    audit = small_audit(actual_noise=0.0, steps=2 * STEPS)
+    white_box = audit.bounds[0]
+    assert white_box.correct == white_box.guesses
+    assert white_box.epsilon_gaussian > audit.claimed_epsilon
+    assert audit.refuted
+    assert "REFUTED" in str(audit)
+
+
+def test_an_absent_canary_leaves_no_trace_and_a_present_one_the_clipping_norm():
+    """Without noise, what a step releases of each canary is its clipped gradient, or nothing."""
+    audit = small_audit(actual_noise=0.0, sample_rate=1.0, steps=1)
+    # The score of one step without sampling is (released - 1/2) / sigma^2, in units of the clipping norm.
+    released = audit.scores["white-box"] * audit.mechanism.noise_multiplier**2 + 0.5
+    present = audit.present["white-box"]
+    assert 400 < present.sum() < 600
+    assert torch.allclose(released, present.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_canaries": 10}, "10 canaries prove nothing"),
+        ({"image_canaries": 0}, "0 canaries prove nothing"),
+        ({"confidence": 1.0}, "confidence is 1.0"),
+        ({"actual_noise": -1.0}, "actual_noise is -1.0"),
+        ({"sample_rate": 0.0}, "sample rate"),
+    ],
+)
+def test_bad_input_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        small_audit(**options)
+
+
+def test_the_script_overwrites_no_earlier_audit_and_says_so_before_it_loads_anything(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import audit
+
+    (tmp_path / "audit.json").write_text("{}")
+    flags = ["--output_dir", str(tmp_path), "--train_data_dir", str(tmp_path / "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["audit.py", *flags])
+    with pytest.raises(InputError, match="neither new nor an empty directory"):
+        audit.main()
+    assert (tmp_path / "audit.json").read_text() == "{}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actual_noise", [1.0, 0.5, 0.0])
+def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):
+    command = [sys.executable, SCRIPT, "--actual_noise", str(actual_noise), "--output_dir", tmp_path]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    broken = actual_noise < 1
+    assert finished.returncode == (1 if broken else 0), finished.stderr
+    assert ("REFUTED" in finished.stdout) == broken
+    audit = json.loads((tmp_path / "audit.json").read_text())
+    proved = audit["bounds"][0]["epsilon_gaussian"]
+    assert 7.9 < audit["claimed_epsilon"] <= 8
+    assert proved > audit["claimed_epsilon"] if broken else 1 < proved < audit["claimed_epsilon"]
+    assert Image.open(tmp_path / "audit.png").size[0] > 1000

@@ -1,0 +1,248 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusers_dp_curriculum import DPCurriculumConfig, InputError, load_image_dataset
+from helpers import REPOSITORY
+from helpers.scripts import script_module
+
+
+SCRIPT = REPOSITORY / "examples" / "train_dp_curriculum.py"
+TINY = {
+    "block_out_channels": "8",
+    "central_train_steps": "2",
+    "train_batch_size": "4",
+    "max_train_steps": "2",
+    "noise_multiplicity": "2",
+    "num_inference_steps": "2",
+    "central_noise_multiplier": "20",
+}
+
+
+def run(arguments, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPT), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    )
+
+
+def write_image_folder(path, count=12, size=(9, 11)):
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        directory = path / ["cat", "dog"][number % 2]
+        directory.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(directory / f"{number}.png")
+
+
+def test_image_folder_to_pipeline_and_data_set(tmp_path):
+    """A user's own colour photographs, through the real launcher, to a synthetic data set."""
+    write_image_folder(tmp_path / "photos")
+    (tmp_path / "photos" / "cat" / "unread.heic").touch()
+    output_dir = tmp_path / "model"
+    options = {"train_data_dir": tmp_path / "photos", "resolution": 8, "output_dir": output_dir, **TINY}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    finished = run(arguments, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "Plan for 12 records" in finished.stdout
+    of_the_owner = (
+        "  files           13 found, 12 used, 1 left out\n",
+        "  left out        1 .heic (in no format that Pillow reads)\n",
+        "  classes         0 = cat, 1 = dog: taken from the directories found, also empty ones (--class_names fixes ",
+    )
+    for line in of_the_owner:
+        assert line in finished.stdout
+    for path in output_dir.rglob("*"):
+        if path.is_file() and "private" not in path.parts:
+            assert not any(words in path.read_bytes() for words in (b"heic", b"1 left out", b"directories found"))
+    assert f"Published files are in {output_dir}" in finished.stdout
+    assert "epsilon=" in finished.stderr  # the progress bars
+    assert json.loads((output_dir / "privacy.json").read_text())["epsilon"] <= 10
+    assert "0 = cat, 1 = dog." in (output_dir / "README.md").read_text()
+
+    again = run(arguments, tmp_path)
+    assert again.returncode != 0
+    assert "already holds another run" in again.stderr
+
+    generate = [sys.executable, SCRIPT.with_name("generate_dataset.py"), output_dir]
+    options = ["--images_per_class", "3", "--num_inference_steps", "2", "--output_dir", tmp_path / "synthetic"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    subprocess.run([*generate, *options], check=True, capture_output=True, env=environment)
+    dataset = datasets.load_dataset(str(tmp_path / "synthetic"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert dataset.features["label"].names == ["cat", "dog"]
+    assert len(dataset) == 6
+    assert (tmp_path / "synthetic" / "privacy.json").read_bytes() == (output_dir / "privacy.json").read_bytes()
+
+
+def test_refusal_is_one_sentence_without_a_traceback_of_ours(tmp_path):
+    finished = run(["--preset", "letters", "--output_dir", str(tmp_path / "model")], tmp_path)
+    assert finished.returncode != 0
+    assert 'error: There is no preset "letters": choose one of camelyon17, celeba_128, ' in finished.stderr
+    assert 'train_dp_curriculum.py", line' not in finished.stderr
+    assert not (tmp_path / "model").exists()
+
+
+SEEN_BY_A_TRACKER = """
+import runpy, sys
+script = sys.argv.pop(1)
+sys.argv[0] = script
+try:
+    runpy.run_path(script, run_name="__main__")
+finally:
+    print("a tracker would record", sys.argv)
+"""
+
+
+@pytest.mark.parametrize(
+    "flags", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub-token", "hf_secret"]]
+)
+def test_a_token_on_the_command_line_is_warned_of_and_hidden_from_trackers(tmp_path, flags):
+    command = [sys.executable, "-c", SEEN_BY_A_TRACKER, SCRIPT, *flags, "--preset", "digits", "--learning_rate", "-1"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "learning_rate is -1.0" in finished.stderr  # refused before the token is looked for
+    command[-2:] = ["--plan", "--output_dir", "model", "--max_train_steps", "1"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("A token on the command line is seen by everybody") == 1
+    assert "a tracker would record" in finished.stdout
+    assert "***" in finished.stdout
+    assert "hf_secret" not in finished.stdout + finished.stderr
+
+
+def test_ctrl_c_says_how_to_resume_and_shows_no_traceback(tmp_path):
+    arguments = ["--preset", "digits", "--output_dir", "model", "--max_train_steps", "5000"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "stderr").open("w"),
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    journal = tmp_path / "model" / "private" / "journal.jsonl"
+    while not journal.exists() or "checkpoint-0" not in journal.read_text():
+        assert process.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"Interrupted after \d+ steps: resume with the same settings", printed)
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    assert "Press it again to stop at once" in (tmp_path / "stderr").read_text()
+    assert len(list((tmp_path / "model" / "private" / "checkpoints").iterdir())) == 2
+
+
+def test_without_arguments_the_preset_is_digits():
+    script, config = script_module().parse_arguments([])
+    assert script.dataset_name == "digits"
+    assert config.output_dir == "dp-curriculum-digits"
+    assert config.target_epsilon <= 10
+
+
+def test_flags_override_the_preset_and_own_images_get_the_recipe():
+    parse = script_module().parse_arguments
+    recipe = parse([])[1]
+    script, config = parse(["--preset", "digits", "--train_data_dir", "photos", "--max_train_steps", "7"])
+    assert (script.dataset_name, script.train_data_dir, config.max_train_steps) == (None, "photos", 7)
+    assert config.output_dir == "dp-curriculum-model"
+    assert config.central_sample_rate == recipe.central_sample_rate
+    script, config = parse(["--train_data_dir", "photos"])
+    assert config == DPCurriculumConfig()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_ratee", "3"], "There is no flag --learning_ratee"),
+        (["--target_eps", "3"], "There is no flag --target_eps"),
+        (["--preset", "letters"], 'There is no preset "letters"'),
+        (["--target_epsilon", "-1"], "target_epsilon is -1.0"),
+        (["--output_dir", ""], "output_dir is empty"),
+    ],
+)
+def test_bad_flags_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        script_module().parse_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ddpm_num_steps": 1}, "ddpm_num_steps is 1"),
+        ({"ddpm_beta_schedule": "steep"}, 'no ddpm_beta_schedule "steep"'),
+        ({"layers_per_block": 0}, "layers_per_block is 0"),
+        ({"attention_levels": 9}, "attention_levels is 9"),
+        ({"block_out_channels": [16, 30]}, "give multiples of 8"),
+        ({"block_out_channels": [0, 8]}, "give multiples of 8"),
+        ({"model_config_name_or_path": str(Path(__file__).parent)}, "has no config of a UNet2DModel"),
+    ],
+)
+def test_networks_and_schedules_that_cannot_be_are_refused(changes, message):
+    module = script_module()
+    script, _ = module.parse_arguments([])
+    for name, value in changes.items():
+        setattr(script, name, value)
+    with pytest.raises(InputError, match=message):
+        module.make_scheduler(script), module.make_unet(script, load_image_dataset(dataset_name="digits"))
+
+
+def test_network_fits_the_data_set():
+    module = script_module()
+    script, _ = module.parse_arguments([])
+    unet = module.make_unet(script, load_image_dataset(dataset_name="digits"))
+    assert (unet.config.sample_size, unet.config.in_channels, unet.config.num_class_embeds) == (8, 1, 11)
+
+
+def test_a_plan_says_what_a_run_costs_and_leaves_nothing_behind(tmp_path):
+    write_image_folder(tmp_path / "photos")
+    options = {"train_data_dir": tmp_path / "photos", "resolution": 8, "output_dir": tmp_path / "model", **TINY}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    finished = run([*arguments, "--plan"], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    for words in ("noise multiplier", "whole run       epsilon 9.", "expected time   about", "a process beside Python"):
+        assert words in finished.stdout
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_found_list_of_classes_is_refused_unless_it_is_named_or_accepted(
+    tmp_path, monkeypatch, capsys, fresh_accelerator
+):
+    write_image_folder(tmp_path / "photos", size=(8, 8))
+    found = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "photos"), cache_dir=str(tmp_path / "cache"))
+    found.save_to_disk(tmp_path / "saved")
+    options = {"train_data_dir": tmp_path / "saved", "output_dir": tmp_path / "model", **TINY}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    module = script_module()
+    monkeypatch.setattr(sys, "argv", ["train", *arguments, "--plan"])
+    with pytest.raises(InputError, match="--class_names cat dog .* --accept_found_classes"):
+        module.main()
+    for flags, words in (
+        (["--accept_found_classes"], "0 = cat, 1 = dog: accepted although they may be those directories alone"),
+        (["--class_names", "bird", "cat", "dog"], "0 = bird, 1 = cat, 2 = dog: as given; published with the model"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train", *arguments, "--plan", *flags])
+        module.main()
+        assert words in capsys.readouterr().out
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("flag", ["edm_sigma_data", "class_names", "accept_found_classes"])
+def test_flags_that_are_published_say_so(flag):
+    """Whoever reads the help must not be led to measure the records."""
+    options = {option.name: option.metadata["help"] for option in fields(script_module().ScriptArguments)}
+    assert "publish" in options[flag].lower()
+    assert "must not be measured on the records" in options["edm_sigma_data"]

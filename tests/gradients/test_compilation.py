@@ -1,0 +1,67 @@
+"""The compiled gradients are those of the loop."""
+
+import pytest
+import torch
+
+from diffusers_dp_curriculum.gradients.compilation import CompiledGradients
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.per_record_gradients import (
+    check_gradients_stay_apart,
+    per_record_gradients,
+    why_not_as_in_a_loop,
+)
+from diffusers_dp_curriculum.gradients.trials import random_draws
+from helpers import tiny_scheduler, tiny_unet
+from helpers.networks import Small
+from helpers.reference_gradients import make_draws, relative_errors
+from helpers.wrong_kernels import wrong_for_one_parameter
+
+
+@pytest.mark.parametrize("num_classes", [3, None])
+def test_compiled_gradients_follow_the_parameters_and_take_smaller_batches(num_classes):
+    """`aot_eager` takes the whole way of a compiler but for the making of machine code."""
+    torch.manual_seed(0)
+    unet = tiny_unet(num_classes=num_classes)
+    unet.conv_in.bias.requires_grad_(False)
+    gradients_of = CompiledGradients(unet, num_records=4, backend="aot_eager")
+    for count in (4, 1, 3):
+        draws = make_draws(unet, count)
+        gradients = gradients_of(draws)
+        assert relative_errors(gradients, per_record_gradients(unet, draws, "loop")).max() < 1e-5
+        assert len(gradients["conv_out.weight"]) == count
+        unet.conv_in.weight.data.normal_()
+
+
+def small_draws():
+    return random_draws(DenoisingLoss(tiny_scheduler()), (1, 8, 8), 3, 2, torch.device("cpu"))
+
+
+def test_each_mode_of_the_layers_has_its_own_trace():
+    """Dropout is in the trace of training mode, and not in that which it is compared with the loop in."""
+    network, draws = Small(dropout=0.5), small_draws()
+    gradients_of = CompiledGradients(network, num_records=3, backend="aot_eager")
+    for training in (True, False, True):
+        network.train(training)
+        one, two = gradients_of(draws), gradients_of(draws)
+        assert torch.equal(one["conv.weight"], two["conv.weight"]) != training
+    assert len(gradients_of.compiled) == 2
+    assert why_not_as_in_a_loop(gradients_of, network, draws) is None
+    check_gradients_stay_apart(gradients_of, network, draws)
+    assert set(gradients_of.compiled) == {(True, True, True), (False, False, False), (True, True, False)}
+
+
+def test_the_first_call_draws_as_every_other():
+    network, draws = Small(dropout=0.5), small_draws()
+    gradients_of = CompiledGradients(network, num_records=3, backend="aot_eager")
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        found.append(gradients_of(draws)["conv.weight"])
+    assert torch.equal(*found)
+
+
+def test_a_wrong_compiled_graph_is_noticed():
+    network = Small()
+    gradients_of = CompiledGradients(network, num_records=3, backend=wrong_for_one_parameter)
+    reason = why_not_as_in_a_loop(gradients_of, network, small_draws())
+    assert reason == "conv.bias: it gives another gradient than an ordinary backward pass"

@@ -1,0 +1,94 @@
+"""Small networks, data sets and directories of runs for the tests."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from diffusers_dp_curriculum import Mechanism, PrivacyLedger
+from diffusers_dp_curriculum.data.image_dataset import ImageDataset
+
+
+REPOSITORY = Path(__file__).parents[2]
+TESTS = REPOSITORY / "tests"  # where processes start that import helpers
+
+# The files of a published pipeline that has classes and central images, besides what keeps private/ from publication.
+PUBLISHED = [
+    "README.md",
+    "central_images.png",
+    "model_index.json",
+    "pipeline.py",
+    "privacy.json",
+    "samples.png",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+]
+
+
+def tiny_unet(num_classes=3, size=8, channels=1, **options):
+    settings = {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "num_class_embeds": None if num_classes is None else num_classes + 1,
+    }
+    return UNet2DModel(**{**settings, **options})
+
+
+def tiny_scheduler(prediction_type="v_prediction"):
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type)
+
+
+def tiny_records(count=60, num_classes=3, size=8, channels=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    if num_classes is None:
+        return ImageDataset(images, torch.zeros(count, dtype=torch.int64), None)
+    labels = torch.arange(count) % num_classes
+    return ImageDataset(images, labels, [f"class {label}" for label in range(num_classes)])
+
+
+def records_of_one_value(value):
+    """A thousand records of each class, whose means are known."""
+    images = torch.full((3000, 1, 8, 8), value, dtype=torch.uint8)
+    return ImageDataset(images, torch.arange(3000) % 3, ["0", "1", "2"])
+
+
+def write_privacy_json(path, **changes):
+    """A privacy.json as a run writes it, but for the changes."""
+    ledger = PrivacyLedger(1e-5, "rdp")
+    ledger.record(Mechanism("central_images_mean", 5.0, 0.1, 5, 4.0))
+    ledger.record(Mechanism("dp_sgd", 2.0, 0.1, 10, 1.0))
+    path.write_text(json.dumps({**ledger.statement(60), **changes}, indent=2))
+    return path
+
+
+def write_run(directory, *mechanisms, saved=True, delta=1e-5, accountant="rdp", **options):
+    """The directory of a run as far as its budget goes: the journal, and privacy.json if it was saved."""
+    (directory / "private").mkdir(parents=True)
+    ledger = PrivacyLedger(delta, accountant, directory / "private" / "journal.jsonl", **options)
+    return _execute(ledger, directory, mechanisms, saved)
+
+
+def resume_run(directory, *mechanisms, saved=True):
+    """Resume what `write_run` wrote, where it stopped."""
+    journal = directory / "private" / "journal.jsonl"
+    position = len(journal.read_text().splitlines())
+    return _execute(PrivacyLedger.resume(journal, position), directory, mechanisms, saved)
+
+
+def _execute(ledger, directory, mechanisms, saved):
+    for mechanism in mechanisms:
+        ledger.record(mechanism)
+    if saved:
+        ledger.mark_visible("pipeline")
+        (directory / "privacy.json").write_text(json.dumps(ledger.statement(60), indent=2))
+    ledger.close()
+    return directory

@@ -1,0 +1,48 @@
+"""Small runs, whole or interrupted."""
+
+import os
+import signal
+
+import pytest
+
+from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
+from helpers import tiny_records, tiny_scheduler, tiny_unet
+
+
+def make_config(output_dir, **options):
+    settings = {
+        "output_dir": str(output_dir),
+        "central_sample_rate": 0.5,
+        "central_train_steps": 3,
+        "central_batch_size": 4,
+        "train_batch_size": 10,
+        "max_train_steps": 4,
+        "noise_multiplicity": 2,
+        "num_inference_steps": 2,
+    }
+    return DPCurriculumConfig(**{**settings, **options})
+
+
+def make_trainer(output_dir, unet=None, records=None, **options):
+    return DPCurriculumTrainer(
+        unet=tiny_unet() if unet is None else unet,
+        noise_scheduler=tiny_scheduler(),
+        args=make_config(output_dir, **options),
+        train_dataset=tiny_records() if records is None else records,
+    )
+
+
+def interrupted(output_dir, after, **options):
+    """A run that SIGTERM reaches during the step after which it has taken `after` in both stages."""
+    trainer = make_trainer(output_dir, **options)
+    original = trainer._after_step
+
+    def after_step(state, *others, **flags):
+        if trainer._number(state) == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(state, *others, **flags)
+
+    trainer._after_step = after_step
+    with pytest.raises(SystemExit) as end:
+        trainer.train()
+    assert end.value.code == 0

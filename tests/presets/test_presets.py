@@ -1,0 +1,151 @@
+"""The presets: each on a generated data set that has the real one's columns, sizes and labels."""
+
+import json
+from dataclasses import fields
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+
+from diffusers_dp_curriculum import ClassConditionalPipeline, DPCurriculumConfig, DPCurriculumTrainer
+from diffusers_dp_curriculum.data.image_dataset import to_image_dataset
+from diffusers_dp_curriculum.training.planning import make_plan
+from helpers.scripts import script_module
+
+
+SCRIPT = script_module()
+PRESETS = sorted(path.name.removesuffix(".yaml") for path in SCRIPT.PRESETS.iterdir())
+OURS = ["digits", "fashion_mnist_16"]
+PUBLISHED = [name for name in PRESETS if name not in OURS]
+
+TEN = datasets.ClassLabel(num_classes=10)
+GREY = {"image": (28, 28), "label": TEN}
+CELEBA = {
+    "image": (218, 178, 3),
+    "celeb_id": datasets.Value("int64"),
+    "Eyeglasses": datasets.Value("bool"),
+    "Male": datasets.Value("bool"),
+}
+# Of each data set on the Hub: its records, and its columns with their features; of an image, its shape.
+SCHEMAS = {
+    "mnist": (60_000, GREY),
+    "fashion_mnist": (60_000, GREY),
+    "cifar10": (50_000, {"img": (32, 32, 3), "label": TEN}),
+    "celeba_32": (162_770, CELEBA),
+    "celeba_64": (162_770, CELEBA),
+    "celeba_128": (162_770, CELEBA),
+    "camelyon17": (
+        302_436,
+        {
+            "image": (96, 96, 3),
+            "label": datasets.ClassLabel(num_classes=2),
+            "center": datasets.ClassLabel(num_classes=5),
+            "patient": datasets.Value("int64"),
+        },
+    ),
+}
+
+
+def generated(schema, count=20):
+    """A data set with a schema of the above: noise with labels in turn."""
+    generator = np.random.default_rng(0)
+    columns, features = {}, {}
+    for name, feature in schema.items():
+        if isinstance(feature, tuple):
+            pixels = generator.integers(0, 256, (count, *feature), dtype=np.uint8)
+            columns[name], features[name] = [PIL.Image.fromarray(image) for image in pixels], datasets.Image()
+        else:
+            columns[name], features[name] = [number % 2 for number in range(count)], feature
+    return datasets.Dataset.from_dict(columns).cast(datasets.Features(features))
+
+
+def load(preset, *flags):
+    """What the training script makes of a preset and further flags, on a generated data set."""
+    script, config = SCRIPT.parse_arguments(["--preset", preset, *map(str, flags)])
+    records = to_image_dataset(
+        generated(SCHEMAS[preset][1]),
+        resolution=script.resolution,
+        image_column=script.image_column,
+        label_column=script.label_column,
+        class_names=script.class_names,
+    )
+    return script, config, records
+
+
+def test_every_row_of_the_table_has_a_preset():
+    assert sorted(SCHEMAS) == PUBLISHED
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_made_of_known_flags_that_combine_with_others(preset):
+    known = {field.name for kind in (SCRIPT.ScriptArguments, DPCurriculumConfig) for field in fields(kind)}
+    values = yaml.safe_load((SCRIPT.PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
+    assert set(values) <= known
+    flags = ["--max_train_steps", "7", "--layers_per_block", "1", "--train_data_dir", "photos"]
+    script, config = SCRIPT.parse_arguments(["--preset", preset, *flags])
+    assert (config.max_train_steps, script.layers_per_block) == (7, 1)
+    assert (script.dataset_name, script.label_column, script.class_names) == (None, None, None)
+    assert config.noise_multiplicity == values["noise_multiplicity"]
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_every_value_has_its_source(preset):
+    lines = (SCRIPT.PRESETS / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in values if "  # " not in line and not line.startswith("output_dir")] == []
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_builds_and_plans_on_the_schema(preset):
+    """The network of the stated size, without its weights, and both budgets over all of the real data set's records."""
+    script, config, records = load(preset)
+    with torch.device("meta"):
+        unet = SCRIPT.make_unet(script, records)
+    unet(
+        torch.empty(2, records.num_channels, records.resolution, records.resolution, device="meta"),
+        torch.empty(2, device="meta"),
+        torch.empty(2, dtype=torch.int64, device="meta"),
+    )
+    million = unet.num_parameters() / 1e6
+    low, high = {1: (1.5, 1.7), 3: (2.0, 4.5)}[records.num_channels]  # paper: about 1.5 and 3.9
+    assert low < million < high
+    attention = [name for name in unet.config.down_block_types if name == "AttnDownBlock2D"]
+    assert len(attention) == script.attention_levels
+    image_shape = tuple(records.images.shape[1:])
+    for epsilon in (1.0, 10.0):
+        config.target_epsilon, config.accountant = epsilon, "rdp"  # the quicker accountant
+        plan = make_plan(config, image_shape, SCHEMAS[preset][0])
+        assert 0.9 * epsilon < plan.epsilon_after[config.max_train_steps] <= epsilon
+        assert plan.epsilon_after[0] < 0.6 * epsilon  # the central images leave room for DP-SGD
+
+
+SMALL = {  # what a CPU can do in seconds; all else is the preset's
+    "central_images_per_class": 2,
+    "central_noise_multiplier": 50,
+    "central_train_steps": 2,
+    "central_batch_size": 2,
+    "train_batch_size": 2,
+    "max_train_steps": 2,
+    "noise_multiplicity": 2,
+    "max_physical_batch_size": 2,
+    "num_inference_steps": 2,
+    "target_delta": 1e-3,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_trains_and_samples_on_the_schema(preset, tmp_path):
+    flags = [text for name, value in SMALL.items() for text in (f"--{name}", value)]
+    script, config, records = load(preset, *flags, "--output_dir", tmp_path / "model")
+    trainer = DPCurriculumTrainer(SCRIPT.make_unet(script, records), SCRIPT.make_scheduler(script), config, records)
+    trainer.train()
+    trainer.save_pipeline()
+    assert json.loads((tmp_path / "model" / "privacy.json").read_text())["epsilon"] <= config.target_epsilon
+    pipeline = ClassConditionalPipeline.from_pretrained(tmp_path / "model")
+    images = pipeline([0, 1], num_inference_steps=2, output_type="pt").images
+    assert images.shape == (2, records.num_channels, script.resolution, script.resolution)
+    assert images.isfinite().all()

@@ -1,0 +1,112 @@
+"""Real launches of two and three processes beside one: the same mechanism, whatever their number."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from helpers import TESTS
+
+
+def launch(num_processes, script, *arguments):
+    """`accelerate launch` on this machine's CPU, as a user would; a single process without a process group."""
+    several = ["--multi_gpu"] if num_processes > 1 else []  # which is its name on a CPU, too
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(num_processes)),
+        *("--main_process_port", "0", script, *arguments),
+    ]
+    return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PATH})
+
+
+PATH = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """What each process of a launch found, by the number of processes."""
+    known = {}
+
+    def of(num_processes):
+        if num_processes not in known:
+            directory = tmp_path_factory.mktemp("launch")
+            finished = launch(num_processes, "several_processes.py", directory)
+            assert finished.returncode == 0, finished.stderr
+            known[num_processes] = torch.load(directory / "facts.pt", weights_only=True), finished, directory
+        return known[num_processes]
+
+    return of
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_step_is_the_same_whatever_the_number_of_processes(facts, count):
+    """Sampling, noise and draws held fixed."""
+    alone, together = facts(1)[0][0], facts(count)[0]
+    assert len(together) == count
+    for name in ("gradient", "empty_shares", "warm_up"):
+        for of_process in together:
+            assert (of_process[name] - alone[name]).norm() < 1e-5 * alone[name].norm().clamp(min=1)
+            assert torch.equal(of_process[name], together[0][name])
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_is_the_same_whatever_the_number_of_processes(facts, count):
+    alone, together = facts(1)[0][0]["run"], [of_process["run"] for of_process in facts(count)[0]]
+    for run in together:
+        assert (run["parameters"] - alone["parameters"]).abs().max() < 1e-5
+        assert torch.equal(run["parameters"], together[0]["parameters"])
+        assert torch.equal(run["central_images"], alone["central_images"])
+        for name in ("epsilon", "steps", "not_private"):
+            assert run[name] == alone[name]
+
+
+@pytest.mark.parametrize("name", ["noise", "secure_noise"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_noise_of_the_released_sum_does_not_depend_on_the_number_of_processes(facts, count, name):
+    for of_process in facts(count)[0]:
+        assert of_process[name].std() == pytest.approx(2.0 * 0.5, rel=0.02)
+        assert torch.equal(of_process[name], facts(count)[0][0][name])
+
+
+def test_noise_is_added_once_to_the_whole_sum_in_double_precision(facts):
+    """Whatever were added later, or rounded before, would not be hidden by the noise."""
+    (alone,), (main, other) = ([of_process["before_the_noise"] for of_process in facts(count)[0]] for count in (1, 2))
+    assert other is None
+    assert alone.dtype == main.dtype == torch.float64
+    assert (alone != alone.float().double()).any()
+    assert (main - alone).norm() < 1e-13 * alone.norm()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_expected_batch_size_does_not_depend_on_the_number_of_processes(facts, count):
+    assert all(of_process["expected_batch_size"] == pytest.approx(20) for of_process in facts(count)[0])
+
+
+def test_no_record_is_taken_twice_and_the_shares_are_even(facts):
+    first, second = (of_process["records"] for of_process in facts(2)[0])
+    assert first[0] != first[1] != first[2]
+    for one, other in zip(first, second, strict=True):
+        assert not set(one) & set(other)
+        assert len(one) - len(other) in (0, 1)
+    assert 20 < sum(len(share) for share in first + second) < 100  # of 60 expected
+
+
+def test_every_process_has_draws_of_its_own(facts):
+    first, second = (of_process["first_draws"] for of_process in facts(2)[0])
+    assert not torch.equal(first, second)
+
+
+def test_what_one_process_finds_all_know(facts):
+    for of_process in facts(2)[0]:
+        assert of_process["refusal"] == "The main process refuses."
+        assert of_process["any"] == [False, True]
+
+
+def test_the_main_process_alone_prints_and_writes(facts):
+    _, finished, directory = facts(2)
+    assert finished.stdout.count("Plan for 60 records") == 1
+    assert "processes       2 on cpu" in finished.stdout
+    assert finished.stderr.count("Stage 2, DP-SGD:   0%") == 1
+    assert (directory / "model" / "private" / "journal.jsonl").read_text().count('"release"') == 5 + 5
+    assert (directory / "model" / "samples.png").exists()

@@ -1,0 +1,39 @@
+"""The tests lie as the package does, and share what they share through `helpers`."""
+
+import ast
+from pathlib import Path
+
+import diffusers_dp_curriculum
+from helpers import TESTS
+
+
+def imported(path):
+    """The names of the modules that a file imports, anywhere in it and in the programs that it holds as text."""
+    found, texts = set(), [path.read_text(encoding="utf-8")]
+    while texts:
+        try:
+            nodes = list(ast.walk(ast.parse(texts.pop())))
+        except (SyntaxError, ValueError):  # a text that is no program
+            continue
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
+                texts.append(node.value)
+    return found
+
+
+def test_no_test_module_is_imported():
+    paths = list(TESTS.rglob("*.py"))
+    tests = {path.stem for path in paths if path.name.startswith("test_")}
+    assert {path.name: names for path in paths if (names := imported(path) & tests)} == {}
+
+
+def test_directories_of_tests_are_rooms_of_the_package():
+    """Or of what is no part of it: the benchmarks and the scripts."""
+    (package,) = diffusers_dp_curriculum.__path__
+    rooms = {path.name for path in Path(package).iterdir() if path.is_dir()}
+    with_tests = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
+    assert with_tests <= rooms | {".", "benchmarks", "commands"}

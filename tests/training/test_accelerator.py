@@ -1,0 +1,126 @@
+"""Small types, recomputed activations, and what is shown while a run goes on."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffusers_dp_curriculum import InputError
+from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.per_record_gradients import LOSS_SCALES, choose_mode, per_record_gradients
+from helpers import tiny_records, tiny_scheduler, tiny_unet
+from helpers.reference_gradients import clipped_sum
+from helpers.runs import make_trainer
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+def some_draws():
+    torch.manual_seed(0)
+    records = tiny_records(5)
+    return DenoisingLoss(tiny_scheduler(), null_label=3).draw(records.images / 127.5 - 1, records.labels, 2)
+
+
+@pytest.mark.parametrize("mode", ["folded", "loop"])
+def test_a_fixed_loss_scale_changes_nothing_that_is_clipped(mode):
+    unet, draws = tiny_unet(), some_draws()
+    plain, scaled = (per_record_gradients(unet, draws, mode, loss_scale=scale) for scale in (1.0, LOSS_SCALES["fp16"]))
+    assert all(gradient.dtype == torch.float32 for gradient in scaled.values())
+    expected = clipped_sum(plain, 0.05)
+    assert (clipped_sum(scaled, 0.05) - expected).norm() < 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("mode", ["folded", "loop"])
+def test_passes_in_fp16_give_float32_gradients_near_those_of_float32(mode):
+    unet, draws = tiny_unet(), some_draws()
+    autocast = partial(torch.autocast, "cpu", torch.float16)
+    exact = per_record_gradients(unet, draws, mode)
+    half = per_record_gradients(unet, draws, mode, autocast, LOSS_SCALES["fp16"])
+    assert all(gradient.dtype == torch.float32 for gradient in half.values())
+    expected = clipped_sum(exact, 0.05)
+    assert (clipped_sum(half, 0.05) - expected).norm() < 0.02 * expected.norm()
+
+
+def test_fp16_without_an_accelerator_is_refused(tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(InputError, match="fp16 is for accelerators"):
+        make_trainer(tmp_path / "model", mixed_precision="fp16")
+    Accelerator(mixed_precision="fp16")  # whose precision is that of the process
+    with pytest.raises(InputError, match="fp16 is for accelerators"):
+        make_trainer(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "message"), [("fp16", "fp16 is for accelerators"), ("fp8", "no passes in fp8: use")]
+)
+def test_what_the_launcher_asks_for_is_checked(tmp_path, monkeypatch, mixed_precision, message):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", mixed_precision)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(InputError, match=message):
+        make_trainer(tmp_path / "model")
+    monkeypatch.undo()
+    make_trainer(tmp_path / "model", mixed_precision="bf16")  # a notebook needs no restart
+
+
+@pytest.mark.parametrize("mode", ["folded", "loop"])
+def test_gradient_checkpointing_changes_no_gradient(mode):
+    unet, draws = tiny_unet().train(), some_draws()
+    expected = per_record_gradients(unet, draws, mode)
+    unet.enable_gradient_checkpointing()
+    passes = []
+    unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    gradients = per_record_gradients(unet, draws, mode)
+    assert len(passes) == 2 * (1 if mode == "folded" else 5)  # each layer was computed twice
+    for name, gradient in expected.items():
+        assert torch.allclose(gradients[name], gradient, rtol=1e-4, atol=1e-6)
+    assert choose_mode(unet, draws, 2, "folded") == "folded"
+
+
+def test_pictures_curves_and_trackers_while_a_run_goes_on(tmp_path):
+    trainer = make_trainer(
+        tmp_path / "model",
+        save_images_steps=3,
+        checkpointing_steps=100,
+        logger="tensorboard",
+        log_sensitive_curves=True,
+        gradient_checkpointing=True,
+    )
+    trainer.train()
+    trainer.save_pipeline()
+    private = tmp_path / "model" / "private"
+    assert sorted(path.name for path in (private / "samples").iterdir()) == ["step-3.png", "step-6.png"]
+    assert sorted(path.name for path in (private / "checkpoints").iterdir()) == [
+        *("checkpoint-0", "checkpoint-3", "checkpoint-6", "checkpoint-7")
+    ]
+    seen = [event["visible"] for event in trainer.ledger._journal.events if "visible" in event]
+    checkpoints = ["checkpoint-0", "checkpoint-3", "checkpoint-6", "checkpoint-7"]
+    assert seen == [*checkpoints[:2], "samples", checkpoints[2], "samples", checkpoints[3], "pipeline"]
+
+    log = min(private.rglob("events.out.tfevents*"), key=lambda path: len(path.parts)).parent
+    curves = EventAccumulator(str(log)).Reload()
+    assert set(curves.Tags()["scalars"]) == {"epsilon", "learning_rate", "loss_on_central_images"}  # all public
+    assert [event.step for event in curves.Scalars("epsilon")] == list(range(1, 8))
+    assert [event.step for event in curves.Scalars("loss_on_central_images")] == [1, 2, 3]
+
+    rows = (private / "sensitive_curves.csv").read_text().splitlines()
+    assert all(float(row.split(",")[1]) > 0 for row in rows)
+    remarks = json.loads((tmp_path / "model" / "privacy.json").read_text())["remarks"]
+    assert any("sensitive_curves.csv" in remark for remark in remarks)
+
+
+def test_nothing_of_the_records_is_written_down_unasked(tmp_path):
+    trainer = make_trainer(tmp_path / "model", max_train_steps=1, central_train_steps=1)
+    trainer.train()
+    trainer.save_pipeline()
+    assert not (tmp_path / "model" / "private" / "sensitive_curves.csv").exists()
+    assert json.loads((tmp_path / "model" / "privacy.json").read_text())["remarks"] == []
+
+
+def test_a_logger_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="trackio is not installed"):
+        make_trainer(tmp_path / "model", logger="trackio")

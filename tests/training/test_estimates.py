@@ -1,0 +1,215 @@
+"""Time and memory that the plan names: a rehearsal of the steps themselves, which leaves nothing behind."""
+
+import gc
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
+from diffusers_dp_curriculum.memory import PeakMemory, enough_memory
+from diffusers_dp_curriculum.training.estimates import Estimate, estimate
+from helpers import tiny_unet
+from helpers.runs import make_config, make_trainer
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+MIB = 2**20
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere freed memory is not given back")
+
+
+def estimate_of(trainer, gradients_of=None):
+    shape = tuple(trainer.records.images.shape)
+    return estimate(trainer.unet, trainer.loss, gradients_of or trainer.gradients_of, shape, trainer.args)
+
+
+def wide_unet():
+    """17 MiB of parameters."""
+    return tiny_unet(block_out_channels=(128, 128))
+
+
+def test_the_steps_are_rehearsed_as_they_will_be(tmp_path):
+    """In the type of their passes and in training mode; the warm-up's 4 images, then physical batches of 2 draws."""
+    trainer = make_trainer(tmp_path / "model", mixed_precision="bf16", max_physical_batch_size=3)
+    trainer.unet.eval()
+    passes = []
+    trainer.unet.register_forward_hook(
+        lambda unet, inputs, output: passes.append((len(inputs[0]), output.sample.dtype, unet.training))
+    )
+    trainer.print_plan()
+    assert passes == [(rows, torch.bfloat16, True) for rows in (4, 4, 6, 6, 6)]
+
+
+def test_batches_larger_than_expected_are_rehearsed(tmp_path):
+    """Poisson batches of 10 records on average have 14 now and then."""
+    trainer = make_trainer(tmp_path / "model", max_physical_batch_size=14, central_statistic="none")
+    rows = []
+    trainer.unet.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
+    trainer.print_plan()
+    assert rows[0] == 14 * 2
+
+
+def test_a_rehearsal_leaves_everything_as_it_was(tmp_path):
+    trainer = make_trainer(tmp_path / "model", lr_scheduler="linear", adam_weight_decay=0.1)
+    unet = trainer.unet.eval()
+    unet.conv_in.train()
+    unet.conv_out.weight.grad = gradient = torch.ones_like(unet.conv_out.weight)
+    weights = {name: value.clone() for name, value in unet.state_dict().items()}
+    modes, state = [module.training for module in unet.modules()], torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].tolist()
+    trainer.print_plan()
+    assert all(torch.equal(value, weights[name]) for name, value in unet.state_dict().items())
+    assert [module.training for module in unet.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == numpy_state
+    assert [name for name, p in unet.named_parameters() if p.grad is not None] == ["conv_out.weight"]
+    assert unet.conv_out.weight.grad is gradient
+    assert torch.equal(gradient, torch.ones_like(gradient))
+    assert not any(getattr(p, name, None) for p in unet.parameters() for name in ("grad_sample", "summed_grad"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_time_counts_every_physical_batch_and_the_noise_of_every_step(tmp_path, monkeypatch):
+    """A tenth of a second for each gradient and 2 milliseconds for each parameter's noise, and nothing else slow."""
+    trainer = make_trainer(
+        tmp_path / "model", max_physical_batch_size=2, train_batch_size=20, max_train_steps=30, central_statistic="none"
+    )
+    normal = MechanismRandomness.normal
+    monkeypatch.setattr(MechanismRandomness, "normal", lambda *inputs: time.sleep(0.002) or normal(*inputs))
+    zeros = {name: torch.zeros(2, *p.shape) for name, p in trainer.unet.named_parameters()}
+
+    def gradients_of(draws):
+        time.sleep(0.1)
+        return {name: gradient[: len(draws.noisy)].clone() for name, gradient in zeros.items()}
+
+    least = 30 * (10 * 0.1 + len(zeros) * 0.002)
+    assert least < estimate_of(trainer, gradients_of).seconds < 3 * least
+
+
+def test_time_counts_the_warm_up(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "model", central_train_steps=1000)
+    trainer.unet.register_forward_hook(lambda _, inputs, output: time.sleep(0.05 if len(inputs[0]) == 4 else 0))
+    assert 50 < estimate_of(trainer).seconds < 250
+
+
+def test_memory_is_what_a_run_takes(tmp_path):
+    """Per-record gradients, sums and noise in float64, two moments of Adam, the average; measured in a run, too."""
+    trainer = make_trainer(
+        tmp_path / "model", wide_unet(), max_physical_batch_size=4, central_batch_size=1, noise_multiplicity=1
+    )
+    network = sum(p.numel() * 4 for p in trainer.unet.parameters())
+    expected = estimate_of(trainer)
+    assert expected.network_bytes == network
+    assert expected.images_bytes == 60 * 1 * 8 * 8
+    # All of it is 9 times the network; some fits into gaps that earlier tests have left in the memory of this process.
+    assert expected.step_bytes > 7 * network
+    trainer.print_plan = lambda: None
+    with PeakMemory(torch.device("cpu")) as run:
+        trainer.train()
+    assert 0.6 * run.num_bytes < expected.step_bytes < 1.6 * run.num_bytes
+
+
+@on_linux
+def test_memory_does_not_tell_how_large_the_records_were_before_they_were_scaled(tmp_path):
+    """A large image that was decoded raises the peak of the process, and leaves gaps that could hide what is added."""
+    trainer = make_trainer(tmp_path / "model", wide_unet(), max_physical_batch_size=2, noise_multiplicity=1)
+    before = estimate_of(trainer).step_bytes
+    decoded = [np.ones(1 * MIB, dtype=np.uint8) for _ in range(400)]
+    decoded.append(np.ones(600 * MIB, dtype=np.uint8))
+    del decoded
+    after = estimate_of(trainer).step_bytes
+    assert abs(after - before) < 64 * MIB
+
+
+def test_what_is_printed_is_what_it_is_made_of():
+    facts = {"seconds": 7300.0, "step_bytes": 3 * 2**29, "network_bytes": 20 * MIB, "images_bytes": 1}
+    assert str(Estimate(**facts, on_gpu=False)).splitlines() == [
+        "  expected time   about 2 hours",
+        "  memory          1.5 GiB a process beside Python itself: 1.5 GiB for a step, 20 MiB for the network, "
+        "1 MiB for the images",
+    ]
+    assert str(Estimate(**facts, on_gpu=True)).splitlines()[1] == (
+        "  memory          1.5 GiB of a GPU: 1.5 GiB for a step, 20 MiB for the network; and beside Python itself "
+        "1 MiB for the images"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"central_batch_size": 10**13}, "lower central_batch_size"),  # beyond the addresses that a process has
+        ({"noise_multiplicity": 10**13}, "lower max_physical_batch_size"),
+        ({"noise_multiplicity": 10**13, "max_physical_batch_size": 1}, "lower noise_multiplicity"),
+    ],
+)
+def test_too_little_memory_is_found_before_anything_is_spent(tmp_path, options, remedy):
+    trainer = make_trainer(tmp_path / "model")
+    trainer.args = make_config(tmp_path / "model", **options)
+    with pytest.raises(InputError, match=f"does not fit into the memory: {remedy}") as refusal:
+        trainer.train()
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
+    ],
+)
+def test_errors_of_every_allocator_are_one_sentence(error):
+    expected = "A batch of 2 does not fit into the memory: lower it."
+    with pytest.raises(InputError, match=expected), enough_memory("A batch of 2", "lower it"):
+        raise error
+
+
+def test_other_errors_are_left_alone():
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory("A batch of 2", "lower it"):
+        raise RuntimeError("the shapes do not fit")
+
+
+def of_child(work):
+    """The exit code of a forked process that does `work`."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = work()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@on_linux
+def test_a_plan_that_just_fits_does_not_run_out_of_memory_when_it_is_carried_out(tmp_path):
+    """Whatever the memory that there is: the run is refused before anything is spent, or gets through."""
+
+    def run(mebibytes):
+        trainer = make_trainer(
+            tmp_path / str(mebibytes), wide_unet(), max_physical_batch_size=4, central_statistic="none"
+        )
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + mebibytes * MIB,) * 2)
+        try:
+            trainer.train()
+        except InputError as error:
+            refused = "does not fit into the memory: lower max_physical_batch_size" in str(error)
+            return 2 if refused and not (tmp_path / str(mebibytes)).exists() else 3
+        return 0
+
+    gc.collect()
+    codes = [of_child(lambda mebibytes=mebibytes: run(mebibytes)) for mebibytes in range(20, 340, 40)]
+    assert set(codes) == {0, 2}, codes
