@@ -12,6 +12,7 @@ from helpers import tiny_records, tiny_scheduler, tiny_unet
 def make_config(output_dir, **options):
     settings = {
         "output_dir": str(output_dir),
+        "accountant": "rdp",  # plans in a tenth of the time that prv takes
         "central_sample_rate": 0.5,
         "central_train_steps": 3,
         "central_batch_size": 4,

@@ -41,7 +41,7 @@ def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsy
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)])
     assert trainer.plan.dp_sgd.noise_multiplier > make_trainer(tmp_path / "other").plan.dp_sgd.noise_multiplier
     privacy = finish(trainer)
-    together = compute_epsilon([CENTRAL, DP_SGD, trainer.plan.central, trainer.plan.dp_sgd], 1e-5)
+    together = compute_epsilon([CENTRAL, DP_SGD, trainer.plan.central, trainer.plan.dp_sgd], 1e-5, "rdp")
     assert 9.9 <= privacy["epsilon"] == together == recompute_epsilon(privacy) <= 10
     own, other = counted_runs(privacy)
     assert own.mechanisms == trainer.ledger.mechanisms == [trainer.plan.central, trainer.plan.dp_sgd]
@@ -49,10 +49,11 @@ def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsy
     assert read_released(tmp_path / "model" / "private" / "journal.jsonl").header["prior_runs"] == [other.to_dict()]
 
     printed = capsys.readouterr()
-    alone = compute_epsilon([CENTRAL, DP_SGD], 1e-5)
+    alone = compute_epsilon([CENTRAL, DP_SGD], 1e-5, "rdp")
     assert f"  previous runs   epsilon {alone:.3f} alone\n" in printed.out
-    assert f"epsilon {compute_epsilon([trainer.plan.central], 1e-5):.3f} alone\n" in printed.out
-    assert f"whole run       epsilon {together:.3f} by the prv accountant, previous runs included" in printed.out
+    central = compute_epsilon([trainer.plan.central], 1e-5, "rdp")
+    assert f"epsilon {central:.3f} alone\n" in printed.out
+    assert f"whole run       epsilon {together:.3f} by the rdp accountant, previous runs included" in printed.out
     shown = [float(epsilon) for epsilon in re.findall(r"epsilon=([\d.]+)", printed.err)]
     assert min(shown) >= alone
     assert shown[-1] == pytest.approx(together, abs=0.01)
@@ -125,7 +126,7 @@ def test_a_resume_with_other_previous_runs_is_refused(tmp_path, previous, began_
 
 def test_a_run_that_began_elsewhere_with_others_since_the_trainer_was_made_is_refused(tmp_path, previous):
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)], resume_from_checkpoint="latest")
-    write_run(tmp_path / "model", saved=False, target_epsilon=10.0, accountant="prv")
+    write_run(tmp_path / "model", saved=False, target_epsilon=10.0)
     with pytest.raises(InputError, match="was started with other prior_runs"):
         trainer.train()
 

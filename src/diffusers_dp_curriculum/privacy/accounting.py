@@ -12,7 +12,8 @@ from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
-from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants import PRVAccountant
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from ..errors import InputError
 
@@ -20,13 +21,13 @@ from ..errors import InputError
 # Opacus stops at order 63, too early for large noise multipliers, where the best order is in the hundreds.
 # Beyond 1,000 its binomial coefficients overflow.
 RDP_ORDERS = (
-    [1.01, 1.02, 1.05]
-    + [1 + x / 10 for x in range(1, 100)]
-    + list(range(12, 64))
-    + [80, 96, 128, 160, 192, 256, 384, 512, 768, 1000]
+    *(1.01, 1.02, 1.05),
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(12, 64),
+    *(80, 96, 128, 160, 192, 256, 384, 512, 768, 1000),
 )
 
-ROUGH_RDP_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256]  # whole numbers are quick
+ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)  # whole numbers are quick
 
 # Beyond these PRV needs gigabytes; nothing that is worth publishing is there. (From about 700 on it overflows and
 # refuses by itself; this compares a rough bound, which is larger.)
@@ -171,14 +172,19 @@ def _prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) ->
 
 
 def _rdp_epsilon(
-    history: tuple[tuple[float, float, int], ...], delta: float, orders: Sequence[float]
+    history: tuple[tuple[float, float, int], ...], delta: float, orders: tuple[float, ...]
 ) -> tuple[float, bool]:
-    accountant = RDPAccountant()
-    accountant.history = list(history)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        epsilon = accountant.get_epsilon(delta, alphas=orders)
+        rdp = sum(steps * _rdp_of_a_step(sigma, sample_rate, orders) for sigma, sample_rate, steps in history)
+        epsilon, _ = get_privacy_spent(orders=list(orders), rdp=rdp, delta=delta)
     return float(epsilon), any("Optimal order" in str(warning.message) for warning in caught)
+
+
+# Orders that are no whole numbers take half a second, and Rényi DP grows with the steps: it is asked for once.
+@lru_cache(maxsize=256)
+def _rdp_of_a_step(sigma: float, sample_rate: float, orders: tuple[float, ...]) -> np.ndarray:
+    return compute_rdp(q=sample_rate, noise_multiplier=sigma, steps=1, orders=list(orders))
 
 
 def calibrate_noise_multiplier(
