@@ -37,6 +37,7 @@ from diffusers_dp_curriculum import (
     ClassConditionalPipeline,
     DPCurriculumConfig,
     DPCurriculumTrainer,
+    ImageDataset,
     PrivacyLedger,
     generate_dataset,
     load_image_dataset,
@@ -44,9 +45,11 @@ from diffusers_dp_curriculum import (
 from diffusers_dp_curriculum.evaluation.fidelity import frechet_distance
 from diffusers_dp_curriculum.evaluation.utility import Classifier, accuracy, make_cnn, train_classifier
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
-from diffusers_dp_curriculum.mechanisms.central_images import central_image_mechanism
+from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
+from diffusers_dp_curriculum.mechanisms.released_images import ReleasedImages
 from diffusers_dp_curriculum.pictures import image_grid
 from diffusers_dp_curriculum.privacy.accounting import calibrate_noise_multiplier, compute_epsilon
+from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 
 
@@ -180,13 +183,11 @@ class Comparison:
         if cell.arm == "central_alone":
             images, spent = self._central_images(cell, config, directory / "central_images")
         else:
-            images, spent = (
-                CentralImageDataset(self.train.images.float() / 255, self.train.labels, mechanism=None),
-                None,
-            )
+            images, spent = ReleasedImages(self.train.images.float() / 255, self.train.labels), None
             config = replace(config, central_augmentation="none")
+        (stage,) = warm_up_stages(config)
         set_seed(cell.seed)
-        state = start_warm_up(self._unet().to("cuda" if torch.cuda.is_available() else "cpu"), config)
+        state = start_warm_up(self._unet().to("cuda" if torch.cuda.is_available() else "cpu"), stage, config)
         kept = directory / "state.pt"
         if kept.exists():
             state.load_state_dict(torch.load(kept, weights_only=True))
@@ -202,16 +203,15 @@ class Comparison:
             label_dropout=config.label_dropout,
             null_label=10,
         )
-        warm_up(state, loss, images, config, after_step=keep)
+        warm_up(state, loss, images, stage, config, after_step=keep)
         return ClassConditionalPipeline(state.unet, make_scheduler(), dict(enumerate(self.train.class_names))), spent
 
     def _central_images(
         self, cell: Cell, config: DPCurriculumConfig, directory: Path
     ) -> tuple[CentralImageDataset, float]:
         """Central images that spend all of epsilon, which is returned too; kept, so that they are queried once."""
-        mechanism = central_image_mechanism(
-            self.train.images.shape[1:], config.central_images_per_class, "mean", 1.0, config.central_sample_rate
-        )
+        queries = CentralImageQueries(config.central_images_per_class, "mean", 1.0, config.central_sample_rate)
+        mechanism = queries.mechanism(self.train.info)
         sigma = calibrate_noise_multiplier(cell.epsilon, DELTA, mechanism, [], config.accountant)
         spent = compute_epsilon([replace(mechanism, noise_multiplier=sigma)], DELTA, config.accountant)
         if not directory.exists():
@@ -304,7 +304,7 @@ def features_of(classifier: Classifier) -> Callable[[torch.Tensor], torch.Tensor
 
     @torch.no_grad()
     def features(images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([body(batch.float() / 127.5 - 1) for batch in images.split(500)])
+        return torch.cat([body(ImageDataset.to_model_range(batch)) for batch in images.split(500)])
 
     return features
 

@@ -37,11 +37,14 @@ from diffusers_dp_curriculum import (
     PrivacyLedger,
     generate_dataset,
 )
+from diffusers_dp_curriculum.data.dataset_info import DatasetInfo
 from diffusers_dp_curriculum.gradients.compilation import CompiledGradients
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, denoising_error
 from diffusers_dp_curriculum.gradients.per_record_gradients import per_record_gradients
+from diffusers_dp_curriculum.gradients.precision import Precision
 from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
 from diffusers_dp_curriculum.training.checkpointing import make_ema
+from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 
 
@@ -115,8 +118,7 @@ class Step:
     def pieces(self):
         """The draws of one physical batch after the other."""
         for piece in torch.arange(self.case.num_records).split(self.case.physical):
-            images = self.records.images[piece].to(self.device).float() / 127.5 - 1
-            yield self.loss.draw(images, self.records.labels[piece].to(self.device), self.case.noise_multiplicity)
+            yield self.loss.draw(*self.records.batch(piece, self.device), self.case.noise_multiplicity)
 
     def __call__(self):
         """One step of training."""
@@ -143,9 +145,9 @@ class Ours(Step):
     def __init__(self, case: Case, device: torch.device, autocast: Callable, mode: str):
         super().__init__(case, device, autocast)
         if mode == "compiled":
-            gradients_of = CompiledGradients(self.unet, case.physical, autocast)
+            gradients_of = CompiledGradients(self.unet, case.physical, Precision(autocast))
         else:
-            gradients_of = partial(per_record_gradients, self.unet, mode=mode, autocast=autocast)
+            gradients_of = partial(per_record_gradients, self.unet, mode=mode, precision=Precision(autocast))
         dp_sgd = DPSGD(
             self.unet,
             self.optimizer,
@@ -258,12 +260,16 @@ def measure_warm_up(case: Case, device: torch.device, autocast: Callable) -> flo
     config = DPCurriculumConfig(central_train_steps=4, central_batch_size=batch_size)
     unet = make_unet(case, device)
     images = torch.rand(50, 1, case.size, case.size)
-    central_images = CentralImageDataset(images, torch.arange(50) % NUM_CLASSES, mechanism=None)
+    (stage,) = warm_up_stages(config)
+    mechanism = stage.queries.mechanism(DatasetInfo(50, 1, case.size))
+    central_images = CentralImageDataset(images, torch.arange(50) % NUM_CLASSES, mechanism)
+    precision = Precision(autocast)
     loss = DenoisingLoss(DDPMScheduler(), null_label=NUM_CLASSES)
     plain = NonPrivate(Case(case.size, case.channels, batch_size, 1, batch_size), device, autocast)
     ratios = []
     for _ in range(4):
-        ours = seconds(lambda: warm_up(start_warm_up(unet, config), loss, central_images, config, autocast), device)
+        state = start_warm_up(unet, stage, config)
+        ours = seconds(partial(warm_up, state, loss, central_images, stage, config, precision), device)
         ratios.append(ours / seconds(lambda: [plain() for _ in range(config.central_train_steps)], device))
     return statistics.median(ratios)
 

@@ -26,7 +26,9 @@ from diffusers_dp_curriculum import (
     load_image_dataset,
 )
 from diffusers_dp_curriculum.distributed import from_main
+from diffusers_dp_curriculum.messages import show_messages
 from diffusers_dp_curriculum.sharing.hub import prepare_repo
+from diffusers_dp_curriculum.training.interruption import RunStatus
 from diffusers_dp_curriculum.training.run_directory import check_output_dir
 
 
@@ -203,8 +205,9 @@ def make_scheduler(script: ScriptArguments) -> DDPMScheduler | EDMEulerScheduler
     )
 
 
-def main() -> None:
-    """Load, plan, train, save, and say where everything is."""
+def main() -> int:
+    """Load, plan, train, save, and say where everything is; return the exit status."""
+    show_messages()
     script, config = parse_arguments(sys.argv[1:])
     hide_token()
     if is_main_process():  # here already, as loading may take long
@@ -228,19 +231,25 @@ def main() -> None:
         train_dataset=dataset,
     )
     if script.plan:
-        trainer.print_plan()
-        return
+        plan = trainer.describe_plan()
+        if trainer.accelerator.is_main_process:
+            print(plan)
+        return 0
     if config.push_to_hub:  # before training: a repository that cannot be had is better known at once
         repo_id = config.hub_model_id or Path(config.output_dir).absolute().name
         from_main(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config._hub_token))
-    trainer.train()
+    status = trainer.train()
+    if status is not RunStatus.FINISHED:
+        return 130 if status is RunStatus.INTERRUPTED else 0  # as a shell has it for Ctrl-C; SIGTERM was asked for
     trainer.save_pipeline()
-    trainer.accelerator.print(trainer.summary())
+    if trainer.accelerator.is_main_process:
+        print(trainer.summary())
+    return 0
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except (InputError, TrainingError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -1,3 +1,4 @@
+import logging
 import os
 import runpy
 import sys
@@ -17,6 +18,13 @@ RECOMPUTE = REPOSITORY / "examples" / "recompute_epsilon.py"
 # and in the processes that the tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def messages(caplog):
+    """What the library tells a person, as `messages.text`."""
+    caplog.set_level(logging.INFO, logger="diffusers_dp_curriculum")
+    return caplog
 
 
 @pytest.fixture

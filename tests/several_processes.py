@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from diffusers_dp_curriculum import CentralImageDataset, DPCurriculumConfig
+from diffusers_dp_curriculum import DPCurriculumConfig
 from diffusers_dp_curriculum.distributed import any_process, from_main, num_processes, process_index
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.mechanisms.dp_optimizer import ExactDPOptimizer
 from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
+from diffusers_dp_curriculum.mechanisms.released_images import ReleasedImages
 from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
+from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 from helpers.dp_sgd_steps import make_dp_sgd, parameters, take_step
@@ -41,7 +43,7 @@ def run_of_five_steps(directory):
     trainer.save_pipeline()
     return {
         "parameters": parameters(trainer.unet),
-        "central_images": trainer.central_images.images,
+        "central_images": trainer.released["central_images"].images,
         "epsilon": trainer.ledger.epsilon(),
         "steps": [(mechanism.name, mechanism.steps) for mechanism in trainer.ledger.mechanisms],
         "not_private": trainer.ledger.not_private,
@@ -86,12 +88,13 @@ def gradient_of_warm_up():
     torch.manual_seed(0)
     unet = tiny_unet()
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    central_images = CentralImageDataset(images, torch.arange(6) % 3, mechanism=None)
+    released = ReleasedImages(images, torch.arange(6) % 3)
     config = DPCurriculumConfig(central_train_steps=1, central_batch_size=5, use_ema=False)
-    state = start_warm_up(unet, config)
+    (stage,) = warm_up_stages(config)
+    state = start_warm_up(unet, stage, config)
     state.optimizer = torch.optim.SGD(unet.parameters(), lr=1.0)
     before = parameters(unet)
-    warm_up(state, DenoisingLoss(tiny_scheduler(), null_label=3), central_images, config)
+    warm_up(state, DenoisingLoss(tiny_scheduler(), null_label=3), released, stage, config)
     return before - parameters(unet)
 
 

@@ -10,9 +10,10 @@ import torch
 
 import diffusers_dp_curriculum
 from diffusers_dp_curriculum.arithmetic import own_arithmetic
+from diffusers_dp_curriculum.data.dataset_info import DatasetInfo
 from diffusers_dp_curriculum.data.image_dataset import ImageDataset
 from diffusers_dp_curriculum.mechanisms import central_images
-from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset, central_image_mechanism
+from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset, CentralImageQueries
 from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
 from helpers import records_of_one_value, tiny_records
 from helpers.dp_sgd_steps import fixed_draws, make_dp_sgd, parameters
@@ -137,7 +138,7 @@ def test_one_record_among_many_moves_the_sums_by_at_most_the_sensitivity(setting
         for count in range(3000, 2980, -1):  # what is rounded stands still for some records, and then jumps
             fewer = ImageDataset(records.images[:count], records.labels[:count], records.class_names)
             CentralImageDataset.from_dataset(fewer, 1, statistic, 1.0, 1.0, ledger=PrivacyLedger(1e-5))
-    sensitivity = central_image_mechanism((1, 8, 8), 1, statistic, 1.0, 1.0).sensitivity
+    sensitivity = CentralImageQueries(1, statistic, 1.0, 1.0).mechanism(DatasetInfo(1, 1, 8)).sensitivity
     assert released[0].dtype == torch.float64
     assert all((one - other).norm() <= sensitivity * (1 + 1e-9) for one, other in itertools.pairwise(released))
 
@@ -176,16 +177,16 @@ def test_a_whole_run_is_as_it_would_be_without(tmp_path, setting):
     with SETTINGS[setting]():
         trainer.train()
         trainer.save_pipeline()
-    assert trainer.central_images.images.dtype == torch.float32
+    assert trainer.released["central_images"].images.dtype == torch.float32
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.unet.parameters())
     privacy = json.loads((tmp_path / "model" / "privacy.json").read_text())
     assert [entry["steps"] for entry in privacy["mechanisms"]] == [5, 4]
 
 
 def test_no_mechanism_can_be_recorded_without_arithmetic_of_its_own():
-    """`PrivacyLedger.execution` is the one way that the package uses."""
+    """`PrivacyLedger.begin` is the one way that the package uses."""
     package = Path(diffusers_dp_curriculum.__file__).parent
     callers = [path.name for path in package.rglob("*.py") if "ledger.record(" in path.read_text(encoding="utf-8")]
-    executors = [path.name for path in package.rglob("*.py") if "ledger.execution(" in path.read_text(encoding="utf-8")]
+    executors = [path.name for path in package.rglob("*.py") if "ledger.begin(" in path.read_text(encoding="utf-8")]
     assert callers == []
     assert sorted(executors) == ["central_images.py", "dp_sgd.py"]

@@ -112,9 +112,8 @@ VARIANTS = [
     Variant(
         "central images released before the ledger has the entry",
         "mechanisms/central_images.py",
-        "            with ledger.execution(replace(mechanism, steps=1)):",
-        "            list(_poisson_sample(records, 1.0, None))\n"
-        "            with ledger.execution(replace(mechanism, steps=1)):",
+        "            with execution.step():",
+        "            list(_poisson_sample(records, 1.0, None))\n            with execution.step():",
         "mechanisms/test_central_images.py::test_the_ledger_entry_comes_before_the_release",
     ),
     Variant(
@@ -246,9 +245,8 @@ VARIANTS = [
     Variant(
         "a step taken before the ledger has the entry",
         "mechanisms/dp_sgd.py",
-        "        with self.ledger.execution(replace(self.mechanism, steps=1)):",
-        "        self._set_grad_samples(torch.tensor([0]))\n"
-        "        with self.ledger.execution(replace(self.mechanism, steps=1)):",
+        "        with self.execution.step():",
+        "        self._set_grad_samples(torch.tensor([0]))\n        with self.execution.step():",
         "mechanisms/test_dp_sgd.py::test_the_ledger_entry_comes_before_the_step",
     ),
     Variant(
@@ -267,15 +265,15 @@ VARIANTS = [
     ),
     Variant(
         "central images beyond the target",
-        "mechanisms/central_images.py",
-        "        ledger.check_affordable(mechanism)\n",
+        "privacy/ledger.py",
+        "        self.check_affordable(mechanism)\n",
         "",
         "mechanisms/test_central_images.py::test_queries_that_would_pass_the_target_are_refused_before_anything_is_read",
     ),
     Variant(
         "seeded central images that claim to be private",
-        "mechanisms/central_images.py",
-        "            ledger.mark_not_private(randomness.why_not_private)\n",
+        "privacy/ledger.py",
+        "            self.mark_not_private(randomness.why_not_private)\n",
         "            pass\n",
         "mechanisms/test_central_images.py::test_a_seed_for_the_noise_takes_the_privacy_away_and_says_so",
     ),
@@ -360,10 +358,10 @@ VARIANTS = [
     Variant(
         "central queries that share a sample",
         "mechanisms/central_images.py",
-        "            with ledger.execution(replace(mechanism, steps=1)):",
+        "            with execution.step():",
         "            if len(pooled) % 2 == 0:\n"
         "                sampling.manual_seed(7)\n"
-        "            with ledger.execution(replace(mechanism, steps=1)):",
+        "            with execution.step():",
         "mechanisms/test_central_images.py::test_each_query_samples_afresh_at_the_rate_of_the_ledger",
     ),
     Variant(
@@ -482,7 +480,7 @@ VARIANTS = [
     ),
     Variant(
         "an execution without arithmetic of its own",
-        "privacy/ledger.py",
+        "privacy/execution.py",
         "        with own_arithmetic():\n            yield",
         "        yield",
         "test_arithmetic.py::test_records_are_sampled_at_the_rate_of_the_ledger",
@@ -490,8 +488,8 @@ VARIANTS = [
     Variant(
         "previous runs left out of the target",
         "training/planning.py",
-        "before = [*previous] if central is None else [*previous, central]",
-        "before = [] if central is None else [central]",
+        "before = [*previous, *warm_ups]",
+        "before = [*warm_ups]",
         "training/test_planning.py::test_a_target_covers_previous_runs",
     ),
     Variant(
@@ -553,7 +551,7 @@ VARIANTS = [
     Variant(
         "modes compared in another type than that of the passes",
         "gradients/per_record_gradients.py",
-        "mode: partial(per_record_gradients, model, mode=mode, autocast=autocast, loss_scale=loss_scale)",
+        "mode: partial(per_record_gradients, model, mode=mode, precision=precision)",
         "mode: partial(per_record_gradients, model, mode=mode)",
         "gradients/test_per_record_gradients.py::test_modes_are_compared_in_the_type_that_trains",
     ),

@@ -25,6 +25,7 @@ from diffusers_dp_curriculum import trainer as trainer_module
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients import compilation
 from diffusers_dp_curriculum.mechanisms import central_images, randomness, secure_noise
+from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
 from diffusers_dp_curriculum.mechanisms.secure_noise import secure_normal
 from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet
 from helpers.runs import make_config, make_trainer
@@ -157,15 +158,7 @@ def test_pictures_on_the_way_change_nothing(tmp_path, use_ema):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_what_was_planned_is_what_was_executed(tmp_path, monkeypatch):
-    given = {}
-    release = CentralImageDataset.from_dataset.__func__
-
-    def spy(cls, records, **options):
-        given.update(options)
-        return release(cls, records, **options)
-
-    monkeypatch.setattr(CentralImageDataset, "from_dataset", classmethod(spy))
+def test_what_was_planned_is_what_was_executed(tmp_path):
     trainer = make_trainer(
         tmp_path / "model",
         central_statistic="mode",
@@ -175,9 +168,9 @@ def test_what_was_planned_is_what_was_executed(tmp_path, monkeypatch):
         central_mode_bins=4,
     )
     trainer.train()
-    assert trainer.ledger.mechanisms == [trainer.plan.central, trainer.plan.dp_sgd]
-    assert trainer.plan.central == Mechanism("central_images_mode", 4.0, 0.5, 3, 4.0)
-    assert given["mode_bins"] == 4
+    assert trainer.ledger.mechanisms == [*trainer.plan.warm_ups, trainer.plan.dp_sgd]
+    assert trainer.plan.warm_ups[0] == Mechanism("central_images_mode", 4.0, 0.5, 3, 4.0)
+    assert trainer.stages[0].queries.mode_bins == 4
 
 
 def test_trained_weights_are_what_is_saved(finished):
@@ -255,7 +248,7 @@ def test_two_runs_with_one_seed_share_neither_central_images_nor_weights(tmp_pat
         torch.manual_seed(3)
         trainer = make_trainer(tmp_path / name, seed=3, max_train_steps=1)
         trainer.train()
-        runs.append((trainer.central_images.images, trainer.unet.conv_out.weight.detach()))
+        runs.append((trainer.released["central_images"].images, trainer.unet.conv_out.weight.detach()))
     assert not torch.equal(runs[0][0], runs[1][0])
     assert not torch.equal(runs[0][1], runs[1][1])
 
@@ -263,15 +256,14 @@ def test_two_runs_with_one_seed_share_neither_central_images_nor_weights(tmp_pat
 def test_two_runs_with_one_seed_agree_in_all_but_what_the_mechanisms_draw(tmp_path, monkeypatch):
     """Initial weights and, given the same central images, the warm-up to its last weight; not a step of DP-SGD."""
     given = CentralImageDataset.from_dataset(tiny_records(), 5, ledger=PrivacyLedger(1e-5))
-    original, original_warm_up = CentralImageDataset.from_dataset, trainer_module.warm_up
-    monkeypatch.setattr(
-        CentralImageDataset, "from_dataset", lambda *args, **options: original(*args, **options) and given
-    )
+    original, original_warm_up = CentralImageQueries.release, trainer_module.warm_up
+    monkeypatch.setattr(CentralImageQueries, "release", lambda *args: original(*args) and given)
     warmed = []
 
     def watch(state, *others):
-        original_warm_up(state, *others)
+        ended = original_warm_up(state, *others)
         warmed.append(copy.deepcopy(state.unet.state_dict()))
+        return ended
 
     monkeypatch.setattr(trainer_module, "warm_up", watch)
     trained = []
@@ -289,9 +281,9 @@ def test_noise_is_secure_unless_somebody_says_otherwise(tmp_path, monkeypatch):
     for module in (secure_noise, randomness):
         monkeypatch.setattr(module, "secure_normal", lambda shape: drawn.append(shape) or secure_normal(shape))
     trainer = make_trainer(tmp_path / "model")
-    trainer.print_plan()  # which rehearses a step
+    trainer.describe_plan()  # which rehearses a step
     rehearsed = len(drawn)
-    trainer.print_plan = lambda: None
+    trainer.describe_plan = lambda: ""
     trainer.train()
     trainer.save_pipeline()
     parameters = len(list(trainer.unet.parameters()))
@@ -319,26 +311,26 @@ def test_a_run_with_seeded_noise_says_everywhere_that_it_is_not_private(tmp_path
     assert trainer.summary().startswith("NOT PRIVATE, share nothing")
 
 
-def test_training_stops_before_the_step_that_would_pass_the_target(tmp_path, capsys):
+def test_training_stops_before_the_step_that_would_pass_the_target(tmp_path, messages):
     trainer = make_trainer(tmp_path / "model")
     affordable = trainer.plan.dp_sgd
     trainer.plan = replace(trainer.plan, dp_sgd=replace(affordable, steps=9), epsilon_after={0: 1.0, 9: 12.0})
     trainer.train()
     trainer.save_pipeline()
-    assert "DP-SGD stops after 4 of 9 steps: the next one would pass the target epsilon 10" in capsys.readouterr().out
+    assert "DP-SGD stops after 4 of 9 steps: the next one would pass the target epsilon 10" in messages.text
     assert json.loads((tmp_path / "model" / "privacy.json").read_text())["epsilon"] <= 10
 
 
-def test_plan_is_printed_before_anything_is_read(tmp_path, capsys, monkeypatch):
+def test_plan_is_printed_before_anything_is_read(tmp_path, messages, monkeypatch):
     trainer = make_trainer(tmp_path / "model")
 
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(CentralImageDataset, "from_dataset", stop)
+    monkeypatch.setattr(CentralImageQueries, "release", stop)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    printed = capsys.readouterr().out
+    printed = messages.text
     for words in (
         "epsilon 10 at delta 1e-05",
         "alone",
@@ -354,7 +346,7 @@ def test_plan_is_printed_before_anything_is_read(tmp_path, capsys, monkeypatch):
 def test_the_warm_up_sees_central_images_alone(tmp_path, monkeypatch):
     """Every image that the loss is drawn for before the first DP-SGD step is a central one, white here."""
     trainer = make_trainer(tmp_path / "model")
-    release, draw = CentralImageDataset.from_dataset, trainer.loss.draw
+    release, draw = CentralImageQueries.release, trainer.loss.draw
 
     def white(*arguments, **options):
         central = release(*arguments, **options)
@@ -367,7 +359,7 @@ def test_the_warm_up_sees_central_images_alone(tmp_path, monkeypatch):
         return draw(images, labels, noise_multiplicity)
 
     watched = []
-    monkeypatch.setattr(CentralImageDataset, "from_dataset", white)
+    monkeypatch.setattr(CentralImageQueries, "release", white)
     monkeypatch.setattr(trainer.loss, "draw", watch)
     trainer.train()
     assert watched == [True] * 3

@@ -107,14 +107,17 @@ def largest_share(config: DPCurriculumConfig, num_records: int) -> int:
     return math.ceil(binom.isf(1e-3 / config.max_train_steps, num_records, min(rate, 1)) / num_processes())
 
 
-def warm_up_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:
-    """Say what to lower where memory does not suffice for a batch of the warm-up.
+def warm_up_memory(batch_size: int) -> AbstractContextManager[None]:
+    """Say what to lower where memory does not suffice for a batch of a warm-up.
+
+    Args:
+        batch_size (`int`): Images in the batch.
 
     Raises:
         InputError: If the memory does not suffice.
     """
-    remedy = "lower central_batch_size" if config.central_batch_size > 1 else "use a smaller network"
-    return enough_memory(f"A batch of {config.central_batch_size}", remedy)
+    remedy = "lower central_batch_size" if batch_size > 1 else "use a smaller network"
+    return enough_memory(f"A batch of {batch_size}", remedy)
 
 
 def dp_sgd_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:

@@ -1,54 +1,56 @@
-"""The two stages in order. What is computed in them lives in the mechanisms' own files."""
+"""The stages of a run in order. What is computed in them lives in files of its own."""
 
 import json
+import signal
 import threading
-import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate.utils import set_seed
+from accelerate.logging import get_logger
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
-from .data.image_dataset import to_image_dataset
+from .data.image_dataset import ImageDataset, to_image_dataset
 from .distributed import any_process, check_all_equal, from_main, share_parameters
 from .errors import InputError, confidential_errors
 from .gradients.losses import DenoisingLoss, NoiseDraws
-from .gradients.per_record_gradients import LOSS_SCALES
+from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
-from .mechanisms.central_images import CentralImageDataset
+from .gradients.trials import seeded
 from .mechanisms.dp_sgd import DPSGD
 from .mechanisms.randomness import MechanismRandomness
+from .mechanisms.released_images import ReleasedImages
 from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
-from .sampling.preview import Sampler
-from .sharing.cards import update as update_card
+from .run_paths import RunPaths
+from .sampling.preview import Preview
+from .sharing.artifact import write_artifact
 from .sharing.hub import push_model
 from .sharing.model_card import make_model_card
 from .training.accelerator import make_accelerator
-from .training.checkpointing import Checkpoint, Checkpoints, TrainingState, records_checksum, run_identity
+from .training.checkpointing import Checkpoint, Checkpoints, TrainingState, run_identity
 from .training.estimates import estimate
-from .training.interruption import TerminationRequest
-from .training.model_checks import check_network, check_sample_size
+from .training.interruption import RunStatus, TerminationRequest
+from .training.model_checks import check_network, check_not_trained, check_sample_size, mark_as_trained
 from .training.optimization import start_dp_sgd
 from .training.planning import Plan, make_plan
 from .training.run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
+from .training.stages import DP_SGD, WarmUpStage, warm_up_stages
 from .training.summary import summarize
 from .training.warm_up import start_warm_up, warm_up
 
 
-# What the card says of the noise scheduler, whichever it is.
-OF_THE_SCHEDULE = ("prediction_type", "beta_schedule", "sigma_data", "sigma_min", "sigma_max")
+if TYPE_CHECKING:
+    import datasets
 
-# The networks that hold something of sensitive records already.
-_TRAINED: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
+
+logger = get_logger(__name__)
 
 
 class DPCurriculumTrainer:
@@ -68,7 +70,7 @@ class DPCurriculumTrainer:
         train_dataset (`datasets.Dataset` or `ImageDataset`): The sensitive records.
 
     Raises:
-        InputError: If anything of it cannot be used, before any privacy is spent and any file is written.
+        InputError: If any of them cannot be used, before any privacy is spent and any file is written.
 
     Example:
 
@@ -85,22 +87,20 @@ class DPCurriculumTrainer:
         unet: UNet2DModel,
         noise_scheduler: DDPMScheduler | EDMEulerScheduler,
         args: DPCurriculumConfig,
-        train_dataset: Any,
+        train_dataset: "datasets.Dataset | ImageDataset",
     ):
-        if unet in _TRAINED:
-            raise InputError(
-                "This UNet has learned from sensitive records in another run, whose cost this one would not count: "
-                "make a new one."
-            )
+        check_not_trained(unet)
         self.args = args
-        self.output_dir = Path(args.output_dir)
+        self.paths = RunPaths(Path(args.output_dir))
         self.accelerator = make_accelerator(args)
-        from_main(lambda: check_output_dir(self.output_dir, args.resume_from_checkpoint))
+        from_main(lambda: check_output_dir(self.paths.output_dir, args.resume_from_checkpoint))
         self.prior_runs = from_main(lambda: find_prior_runs(args))
-        set_seed(args.seed)
         self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
-        check_network(unet, self.records)
+        self.info = self.records.info
+        check_network(unet, self.info)
         self.unet = unet.to(self.accelerator.device)
+        if args.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         self.noise_scheduler = noise_scheduler
         self.loss = DenoisingLoss(
             noise_scheduler,
@@ -108,22 +108,21 @@ class DPCurriculumTrainer:
             noise_level_mean=args.noise_level_mean,
             noise_level_std=args.noise_level_std,
             label_dropout=args.label_dropout,
-            null_label=self.records.num_classes,
+            null_label=self.info.num_classes,
             random_flip=args.random_flip,
         )
-        if args.gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
-        self.image_shape = tuple(self.records.images.shape[1:])
-        self.loss_scale = LOSS_SCALES[self.accelerator.mixed_precision]
-        self.grad_sample_mode, self.gradients_of = make_gradients_of(
-            self.unet, self.loss, tuple(self.records.images.shape), args, self.accelerator
-        )
-        self.sampler = Sampler(noise_scheduler, self.records, args)
-        self.sampler.check(self.unet)
+        self.stages = warm_up_stages(args)
+        self.precision = Precision.of(self.accelerator)
+        self.preview = Preview(noise_scheduler, self.info, args)
+        with seeded(self.accelerator.device, args.seed):
+            self.grad_sample_mode, self.gradients_of = make_gradients_of(
+                self.unet, self.loss, self.info.images_shape, args, self.accelerator
+            )
+            self.preview.check(self.unet)
         identity = run_identity(args, unet, noise_scheduler)
-        check_all_equal(json.dumps(identity) + records_checksum(self.records, b""), "settings, network and records")
+        check_all_equal(json.dumps(identity) + self.records.checksum(b""), "settings, network and records")
         self.checkpoints = Checkpoints(
-            self.output_dir / "private" / "checkpoints", identity, self.records, args.checkpoints_total_limit
+            self.paths.checkpoints, identity, self.stages, self.records.checksum, args.checkpoints_total_limit
         )
         self.checkpoint: Checkpoint | None = None
         if (which := args.resume_from_checkpoint) is not None:
@@ -131,12 +130,17 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None:
             self.plan: Plan = self.checkpoint.plan
         else:
-            self.plan = make_plan(args, self.image_shape, len(self.records), all_mechanisms(self.prior_runs))
+            self.plan = make_plan(args, self.info, all_mechanisms(self.prior_runs))
         self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
-        self._ledger: PrivacyLedger | None = None
-        self.central_images: CentralImageDataset | None = None
-        self.sensitive_curves = SensitiveCurves(self.output_dir)
+        self.released: dict[str, ReleasedImages] = {}
+        self.sensitive_curves = SensitiveCurves(self.paths.sensitive_curves)
         self.finished = False
+        self._ledger: PrivacyLedger | None = None
+
+    @property
+    def output_dir(self) -> Path:
+        """`Path`: The directory of the run."""
+        return self.paths.output_dir
 
     @property
     def ledger(self) -> PrivacyLedger:
@@ -146,41 +150,50 @@ class DPCurriculumTrainer:
         return self._ledger
 
     @own_arithmetic()
-    def train(self) -> None:
-        """Print the plan, release the central images, warm up on them, and train by DP-SGD.
+    def train(self) -> RunStatus:
+        """Go through the stages: release and warm up in each warm-up stage, then train by DP-SGD.
 
-        With `resume_from_checkpoint` it continues from the checkpoint. On SIGTERM and on Ctrl-C it writes one after the
-        current step and says how to resume; then SIGTERM ends the process with exit code 0, and Ctrl-C raises
-        `KeyboardInterrupt`. However this call ends, all steps that were taken count for good.
+        With `resume_from_checkpoint` the run continues from the checkpoint. On SIGTERM and on Ctrl-C it writes a
+        checkpoint after the current step, says how to resume, and returns. However this call ends, all steps that were
+        taken count for good. The random generators of the caller are as before afterwards.
+
+        Returns:
+            `RunStatus`: `FINISHED`, or `TERMINATED` or `INTERRUPTED` for a run that SIGTERM or Ctrl-C has stopped.
 
         Raises:
             TrainingError: If something breaks on the way; what it says is kept in `output_dir/private`.
-            KeyboardInterrupt: On Ctrl-C; pressed twice, it does not wait for the current step.
+            KeyboardInterrupt: On Ctrl-C pressed twice, which does not wait for the current step.
         """
         if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
-        self.print_plan()
-        details = self.output_dir / "private" / f"traceback-{self.accelerator.process_index}.txt"
+        logger.info(self.describe_plan())
+        details = self.paths.traceback(self.accelerator.process_index)
         try:
             self._open_ledger()
             # Left from the right: nothing of an error is written down before the steps that led to it count for good,
             # and until then Ctrl-C is only noted.
-            with TerminationRequest() as self.termination, confidential_errors(details), self._unseen():
-                self._run_stages()
-        except BaseException:
-            if self._ledger is not None:  # a new trainer that resumes the run, in a notebook for instance, needs it
-                self._ledger.close()
-            raise
+            with (
+                TerminationRequest() as self.termination,
+                confidential_errors(details),
+                self._unseen(),
+                seeded(self.accelerator.device, self.args.seed),
+            ):
+                self.finished = self._run_stages()
         finally:
+            if not self.finished and self._ledger is not None:
+                self._ledger.close()  # a new trainer that resumes the run, in a notebook for instance, needs it
             for tracker in self.accelerator.trackers:
                 tracker.finish()
-        self.finished = True
+        if self.finished:
+            return RunStatus.FINISHED
+        ctrl_c = any_process(self.termination.signal == signal.SIGINT)
+        return RunStatus.INTERRUPTED if ctrl_c else RunStatus.TERMINATED
 
     def _unseen(self) -> AbstractContextManager[None]:
         """Nothing of a step leaves the process before it is marked as visible, unless it can be watched all along.
 
-        Curves are written with every step; and if this is not the main thread, whoever started it can look at the
-        network at any time.
+        Curves are written with every step; and if this is not the main thread, other threads can look at the network
+        at any time.
         """
         if not self.accelerator.is_main_process:
             return note_errors_for_resume(self.output_dir, self.accelerator.process_index)
@@ -188,36 +201,34 @@ class DPCurriculumTrainer:
         watched = self.args.logger is not None or self.args.log_sensitive_curves or not in_main_thread
         return nullcontext() if watched else self.ledger.unseen()
 
-    def _run_stages(self) -> None:
-        _TRAINED.add(self.unet)
+    def _run_stages(self) -> bool:
+        """Whether all stages came to their end."""
+        mark_as_trained(self.unet)
         share_parameters(self.unet)
         if self.args.logger is not None:
             plain = {name: str(value) for name, value in self.args.hyper_parameters().items()}
             self.accelerator.init_trackers("dp-curriculum", config=plain)
-        if self.plan.central is not None:
-            self._warm_up()
-        self._train_by_dp_sgd()
+        return all(self._warm_up(stage) for stage in self.stages) and self._train_by_dp_sgd()
 
     @own_arithmetic()
-    def print_plan(self) -> None:
-        """Print what the run will do and cost; spends no privacy and writes nothing."""
-        classes = "" if self.records.num_classes is None else f" in {self.records.num_classes} classes"
-        processes = self.accelerator.num_processes
-        expected = estimate(
-            self.unet,
-            self.loss,
-            self.gradients_of,
-            tuple(self.records.images.shape),
-            self.args,
-            self.accelerator.autocast,
-            self.loss_scale,
-        )
+    def describe_plan(self) -> str:
+        """What the run will do and cost, for a person to read; making it spends no privacy and writes nothing.
+
+        A step of each stage is rehearsed on random numbers, so every process of a run has to take part.
+
+        Raises:
+            InputError: If the memory does not suffice.
+        """
+        info = self.info
+        classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
         provenance = "".join(f"  {title:<15} {text}\n" for title, text in self.records.provenance.items())
-        self.accelerator.print(
-            f"Plan for {len(self.records):,} records of {self.records.resolution}x{self.records.resolution}"
-            f"x{self.records.num_channels}{classes or ', without labels'}\n{provenance}{self.plan}\n"
+        expected = estimate(self.unet, self.loss, self.gradients_of, info, self.args, self.precision)
+        return (
+            f"Plan for {info.num_records:,} records of {info.resolution}x{info.resolution}x{info.num_channels}"
+            f"{classes}\n"
+            f"{provenance}{self.plan}\n"
             f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
-            f"  processes       {processes} on {self.accelerator.device.type}\n"
+            f"  processes       {self.accelerator.num_processes} on {self.accelerator.device.type}\n"
             f"{expected}"
         )
 
@@ -233,36 +244,21 @@ class DPCurriculumTrainer:
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
-        from_main(self._write_pipeline)
+        from_main(self._save_pipeline)
         return self.output_dir
 
-    def _write_pipeline(self) -> None:
+    def _save_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
-        privacy = self.ledger.statement(len(self.records))
+        privacy = self.ledger.statement(self.info.num_records)
         privacy["remarks"] += self.sensitive_curves.remarks()
-        statement = self.output_dir / "privacy.json"
-        statement.unlink(missing_ok=True)  # it comes last, as the sign that all the rest is there
-        self.unet.register_to_config(_name_or_path="")  # where it was loaded from is nobody else's business
-        self.sampler.pipeline(self.unet).save_pretrained(self.output_dir)
-        if self.central_images is not None:
-            self.central_images.to_grid().save(self.output_dir / "central_images.png")
-            self.central_images.save_to_disk(self.output_dir / "private" / "central_images")
-        network = {
-            "resolution": self.records.resolution,
-            "channels": self.records.num_channels,
-            "parameters": f"{self.unet.num_parameters():,}",
-            "noise_scheduler": type(self.noise_scheduler).__name__,
-            **{name: value for name, value in self.noise_scheduler.config.items() if name in OF_THE_SCHEDULE},
-            "mixed_precision": self.accelerator.mixed_precision,
-        }
-        card = make_model_card(privacy, self.args, network, self.records.class_names, self.central_images is not None)
-        readme = self.output_dir / "README.md"
-        text = update_card(readme.read_text(encoding="utf-8"), card.content) if readme.is_file() else card.content
-        readme.write_text(text, encoding="utf-8")
-        self.sampler.grid(self.unet).save(self.output_dir / "samples.png")
-        partial = self.output_dir / "private" / "privacy.json"
-        partial.write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
-        partial.rename(statement)
+        pipeline = self.preview.pipeline(self.unet)
+        card = make_model_card(
+            privacy, self.args, pipeline, self.info, self.accelerator.mixed_precision, self.released.keys()
+        )
+        pictures = {name: images.to_grid() for name, images in self.released.items()}
+        for name, images in self.released.items():
+            images.save_to_disk(self.paths.released(name))
+        write_artifact(self.paths, pipeline, privacy, card, pictures | {"samples": self.preview.grid(self.unet)})
         if self.args.push_to_hub:
             self.push_to_hub()
 
@@ -307,7 +303,7 @@ class DPCurriculumTrainer:
 
     def summary(self) -> str:
         """What was made and where it is, for a person to read when [`save_pipeline`] is done."""
-        return summarize(self.output_dir, self.ledger, conditional=self.records.num_classes is not None)
+        return summarize(self.output_dir, self.ledger, conditional=self.info.num_classes is not None)
 
     def _open_ledger(self) -> None:
         """Begin the journal of a new run, or open that of the run to resume; the main process writes it."""
@@ -320,8 +316,8 @@ class DPCurriculumTrainer:
         self._follow_ledger()
         if self.checkpoint is not None:
             self.plan = self.checkpoint.plan
-            self.central_images = self.checkpoint.central_images
-            self.accelerator.print(f"Resuming from {self.checkpoint.name}.")
+            self.released = dict(self.checkpoint.released)
+            logger.info(f"Resuming from {self.checkpoint.name}.")
 
     def _follow_ledger(self) -> None:
         """Give the other processes what the main one has recorded, without its journal."""
@@ -329,51 +325,41 @@ class DPCurriculumTrainer:
         if not self.accelerator.is_main_process:
             self._ledger = ledger
 
-    def _warm_up(self) -> None:
-        state = start_warm_up(self.unet, self.args)
-        if self.central_images is None:
-            self.central_images = from_main(self._release_central_images)
+    def _warm_up(self, stage: WarmUpStage) -> bool:
+        """Release the stage's images, unless a checkpoint has them, and train on them; whether it came to its end."""
+        if self._is_behind_us(stage):
+            return True
+        state = start_warm_up(self.unet, stage, self.args)
+        if stage.name not in self.released:
+            self.released[stage.name] = from_main(
+                lambda: stage.queries.release(self.records, self.ledger, self.randomness)
+            )
             self._follow_ledger()
-            self._save_checkpoint(state)  # so that they are queried once, whatever happens
-        if self.checkpoint is not None and self.checkpoint.stage != "warm_up":
-            return
+            self._save_checkpoint(state)  # a run that is resumed must not make the queries again
         self._restore(state)
-        with self._progress_bar(state, "Stage 1, central images", self.args.central_train_steps) as progress:
-            warm_up(
+        with self._progress_bar(state, f"Warm-up on {stage.title}", stage.train_steps) as progress:
+            return warm_up(
                 state,
                 self.loss,
-                self.central_images,
+                self.released[stage.name],
+                stage,
                 self.args,
-                self.accelerator.autocast,
-                lambda error: self._after_step(state, progress, {"loss_on_central_images": error.item()}),
-                self.loss_scale,
+                self.precision,
+                lambda error: self._after_step(state, progress, {f"loss_on_{stage.name}": error.item()}),
             )
 
-    def _release_central_images(self) -> CentralImageDataset:
-        args = self.args
-        return CentralImageDataset.from_dataset(
-            self.records,
-            images_per_class=args.central_images_per_class,
-            statistic=args.central_statistic,
-            noise_multiplier=args.central_noise_multiplier,
-            sample_rate=args.central_sample_rate,
-            ledger=self.ledger,
-            pool_factor=args.central_pool_factor,
-            mode_bins=args.central_mode_bins,
-            randomness=self.randomness,
-        )
-
-    def _train_by_dp_sgd(self) -> None:
+    def _train_by_dp_sgd(self) -> bool:
+        """Take the steps that the budget pays for; whether all of them were taken."""
         args, is_main = self.args, self.accelerator.is_main_process
         state = start_dp_sgd(self.unet, args)
-        if self.checkpoint is not None and self.checkpoint.stage == "dp_sgd":
-            self._restore(state)
+        self._restore(state)
         self.unet.train()
         steps = from_main(lambda: self._affordable_steps(state.step))
-        if state.step + steps < self.plan.dp_sgd.steps:
-            self.accelerator.print(
-                f"DP-SGD stops after {state.step + steps} of {self.plan.dp_sgd.steps} steps: the next one would pass "
-                f"the target epsilon {args.target_epsilon:g}."
+        last = state.step + steps
+        if last < self.plan.dp_sgd.steps:
+            logger.warning(
+                f"DP-SGD stops after {last} of {self.plan.dp_sgd.steps} steps: the next one would pass the target "
+                f"epsilon {args.target_epsilon:g}."
             )
         if steps > 0:
             dp_sgd = DPSGD(
@@ -389,25 +375,32 @@ class DPCurriculumTrainer:
                 randomness=self.randomness,
                 observe=self._observe_sensitive_loss if args.log_sensitive_curves and is_main else None,
             )
-            last = state.step + steps
-            with self._progress_bar(state, "Stage 2, DP-SGD", last) as progress:
+            with self._progress_bar(state, "DP-SGD", last) as progress:
                 while state.step < last:
                     dp_sgd.step()
                     state.advance()
-                    self._after_step(state, progress, {}, is_last=state.step == last)
+                    if self._after_step(state, progress, {}, is_last=state.step == last):
+                        return False
         if args.use_ema:
             state.ema.copy_to(self.unet.parameters())
+        return True
 
     def _affordable_steps(self, taken: int) -> int:
         remaining = self.plan.dp_sgd.steps - taken
         return 0 if remaining == 0 else self.ledger.affordable_steps(replace(self.plan.dp_sgd, steps=remaining))
 
+    def _is_behind_us(self, stage: WarmUpStage) -> bool:
+        """Whether the checkpoint from which the run continues is one of a later stage."""
+        names = [*(stage.name for stage in self.stages), DP_SGD]
+        return self.checkpoint is not None and names.index(self.checkpoint.stage) > names.index(stage.name)
+
     def _restore(self, state: TrainingState) -> None:
-        if self.checkpoint is not None:
+        """Continue from the checkpoint, if it is one of this stage."""
+        if self.checkpoint is not None and self.checkpoint.stage == state.stage:
             state.load_state_dict(self.checkpoint.state)
 
-    def _after_step(self, state: TrainingState, progress: tqdm, curves: dict[str, Any], is_last: bool = False) -> None:
-        """Show how far the run is, write checkpoints and pictures, and end the run if somebody asks for that."""
+    def _after_step(self, state: TrainingState, progress: tqdm, curves: dict[str, Any], is_last: bool = False) -> bool:
+        """Show how far the run is and write checkpoints and pictures; whether a signal asks the run to stop."""
         number = self._number(state)
         epsilon = self.plan.epsilon_spent(self.ledger.mechanisms)
         progress.update()
@@ -423,34 +416,32 @@ class DPCurriculumTrainer:
             from_main(lambda: self._save_samples(state))
         if terminated:
             progress.close()
-            self.accelerator.print(
+            logger.warning(
                 f"Interrupted after {number} steps: resume with the same settings and resume_from_checkpoint latest."
             )
-            self.termination.end()
+        return terminated
 
     def _number(self, state: TrainingState) -> int:
-        """Steps taken in both stages."""
-        before = self.args.central_train_steps if state.stage == "dp_sgd" and self.plan.central is not None else 0
-        return before + state.step
+        """Steps taken in all stages."""
+        names = [stage.name for stage in self.stages]
+        before = names.index(state.stage) if state.stage in names else len(names)
+        return sum(stage.train_steps for stage in self.stages[:before]) + state.step
 
     def _observe_sensitive_loss(self, draws: NoiseDraws) -> None:
-        with self.accelerator.autocast():
+        with self.precision.autocast():
             self.sensitive_curves.write(self.ledger.position, self.unet, draws)
 
     def _save_checkpoint(self, state: TrainingState) -> None:
-        from_main(
-            lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan, self.central_images)
-        )
+        from_main(lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan, self.released))
 
     def _save_samples(self, state: TrainingState) -> None:
         """A grid of what the network, or its average, makes now."""
-        directory = self.output_dir / "private" / "samples"
         self.ledger.mark_visible("samples")
-        directory.mkdir(exist_ok=True)
+        self.paths.samples.mkdir(exist_ok=True)
         if self.args.use_ema:
             state.ema.store(self.unet.parameters())
             state.ema.copy_to(self.unet.parameters())
-        self.sampler.grid(self.unet).save(directory / f"step-{self._number(state)}.png")
+        self.preview.grid(self.unet).save(self.paths.samples / f"step-{self._number(state)}.png")
         if self.args.use_ema:
             state.ema.restore(self.unet.parameters())
         self.unet.train()

@@ -12,15 +12,15 @@ from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients import folded_layers
 from diffusers_dp_curriculum.gradients.losses import NoiseDraws
 from diffusers_dp_curriculum.gradients.per_record_gradients import (
-    LOSS_SCALES,
     check_gradients_stay_apart,
     choose_mode,
     per_record_gradients,
     why_not_as_in_a_loop,
 )
+from diffusers_dp_curriculum.gradients.precision import LOSS_SCALES, Precision
 from helpers import tiny_unet
 from helpers.networks import Wrapped, random_unet
-from helpers.reference_gradients import bf16, clipped_sum, flat, make_draws, naive_gradients, relative_errors
+from helpers.reference_gradients import BF16, clipped_sum, flat, make_draws, naive_gradients, relative_errors
 from helpers.wrong_kernels import wrong_in_bfloat16
 
 
@@ -46,7 +46,7 @@ def test_under_autocast_the_modes_agree_and_are_as_exact_as_ordinary_training(se
     unet = random_unet(seed)
     draws = make_draws(unet, count=8)
     expected = clipped_sum(naive_gradients(unet, draws), 0.1)
-    folded, loop = (per_record_gradients(unet, draws, mode, bf16) for mode in ("folded", "loop"))
+    folded, loop = (per_record_gradients(unet, draws, mode, BF16) for mode in ("folded", "loop"))
     assert {gradient.dtype for gradient in folded.values()} == {torch.float32}
     sums = [clipped_sum(gradients, 0.1) for gradients in (folded, loop)]
     assert (sums[0] - sums[1]).norm() / sums[1].norm() < 1e-2
@@ -212,9 +212,9 @@ def test_modes_are_compared_in_the_type_that_trains(monkeypatch):
     unet = tiny_unet()
     draws = make_draws(unet)
     assert choose_mode(unet, draws, 3, "auto") == "folded"
-    assert choose_mode(unet, draws, 3, "auto", bf16) == "loop"
+    assert choose_mode(unet, draws, 3, "auto", BF16) == "loop"
     with pytest.raises(InputError, match=r"weight: it gives another gradient than an ordinary backward pass"):
-        choose_mode(unet, draws, 3, "folded", bf16)
+        choose_mode(unet, draws, 3, "folded", BF16)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -222,7 +222,9 @@ def test_modes_are_compared_in_the_type_that_trains(monkeypatch):
 def test_rounding_is_not_taken_for_another_gradient(seed, dtype, loss_scale):
     unet = random_unet(seed)
     draws = make_draws(unet, 3, 2)
-    assert choose_mode(unet, draws, 2, "folded", partial(torch.autocast, "cpu", dtype), loss_scale) == "folded"
+    assert (
+        choose_mode(unet, draws, 2, "folded", Precision(partial(torch.autocast, "cpu", dtype), loss_scale)) == "folded"
+    )
 
 
 def test_modes_are_compared_in_training_mode(monkeypatch):
@@ -283,7 +285,7 @@ def test_a_little_of_other_records_is_not_taken_for_rounding(monkeypatch):
     monkeypatch.setattr(folded_layers, "_sum_positions", mixed)
     unet = tiny_unet()
     with pytest.raises(InputError, match="bias depends on the other records of its batch"):
-        choose_mode(unet, make_draws(unet, 3), 3, "auto", bf16)
+        choose_mode(unet, make_draws(unet, 3), 3, "auto", BF16)
 
 
 def test_a_record_that_has_no_finite_gradient_hides_no_other():

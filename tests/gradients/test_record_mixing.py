@@ -2,7 +2,6 @@
 
 import random
 from collections import deque
-from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -12,11 +11,12 @@ import torch.nn.functional as F
 
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.precision import FULL_PRECISION, Precision
 from diffusers_dp_curriculum.gradients.record_mixing import check_records_stay_apart
 from diffusers_dp_curriculum.gradients.trials import random_draws
 from helpers import tiny_scheduler, tiny_unet
 from helpers.networks import Wrapped, random_unet
-from helpers.reference_gradients import bf16
+from helpers.reference_gradients import BF16
 from helpers.runs import make_trainer
 
 
@@ -93,10 +93,10 @@ MIXERS = {
 
 
 @pytest.mark.parametrize("mix", MIXERS.values(), ids=MIXERS)
-@pytest.mark.parametrize("autocast", [nullcontext, bf16], ids=["float32", "bf16"])
-def test_layers_that_mix_records_in_training_alone_are_refused(mix, autocast):
+@pytest.mark.parametrize("precision", [FULL_PRECISION, BF16], ids=["float32", "bf16"])
+def test_layers_that_mix_records_in_training_alone_are_refused(mix, precision):
     with pytest.raises(InputError, match=r"layer \(WhenTrained\) mixes the records of a batch in its forward pass"):
-        check_records_stay_apart(Layer(WhenTrained(mix)), some_rows(), autocast)
+        check_records_stay_apart(Layer(WhenTrained(mix)), some_rows(), precision)
 
 
 def test_mixing_is_seen_behind_a_last_layer_that_is_zero_and_with_one_row_in_training():
@@ -308,8 +308,8 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("make", HARMLESS.values(), ids=HARMLESS)
-@pytest.mark.parametrize("passes", [{}, {"autocast": bf16, "loss_scale": 1024.0}], ids=["float32", "bf16"])
-def test_networks_that_treat_each_record_alone_pass_and_stay_as_they_are(make, passes):
+@pytest.mark.parametrize("precision", [FULL_PRECISION, Precision(BF16.autocast, 1024.0)], ids=["float32", "bf16"])
+def test_networks_that_treat_each_record_alone_pass_and_stay_as_they_are(make, precision):
     torch.manual_seed(0)
     network = make().eval()
     parameters = list(network.parameters())
@@ -319,7 +319,7 @@ def test_networks_that_treat_each_record_alone_pass_and_stay_as_they_are(make, p
     before = set(vars(network)), [(p.detach().clone(), p.requires_grad) for p in parameters]
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     channels, classes = network.config.in_channels, network.config.num_class_embeds
-    check_records_stay_apart(network, some_rows(3, channels, None if classes is None else 3), **passes)
+    check_records_stay_apart(network, some_rows(3, channels, None if classes is None else 3), precision)
     assert [module.training for module in network.modules()] == modes
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]

@@ -1,10 +1,12 @@
 """Per-record gradients as a loop in float64 takes them, and how far others are from them."""
 
 import copy
+from functools import partial
 
 import torch
 
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.gradients.precision import Precision
 from helpers import tiny_scheduler
 
 
@@ -22,8 +24,7 @@ def make_draws(unet, count=5, noise_multiplicity=3, classes=3):
     return draws
 
 
-def bf16():
-    return torch.autocast("cpu", torch.bfloat16)
+BF16 = Precision(partial(torch.autocast, "cpu", torch.bfloat16))
 
 
 def naive_gradients(unet, draws):

@@ -5,10 +5,11 @@ import time
 import pytest
 import torch
 
+from diffusers_dp_curriculum.data.dataset_info import DatasetInfo
 from diffusers_dp_curriculum.data.image_dataset import ImageDataset, load_image_dataset
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.mechanisms import central_images
-from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset, central_image_mechanism
+from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset, CentralImageQueries
 from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness, entropy_generator
 from diffusers_dp_curriculum.privacy.accounting import Mechanism
 from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
@@ -39,7 +40,9 @@ def test_one_record_moves_the_sum_by_at_most_the_sensitivity(statistic, channels
     records = random_records(channels=channels)
     if fill != "random":
         records.images[0] = fill
-    sensitivity = central_image_mechanism((channels, 8, 8), 1, statistic, 1.0, 1.0, pool_factor).sensitivity
+    sensitivity = (
+        CentralImageQueries(1, statistic, 1.0, 1.0, pool_factor).mechanism(DatasetInfo(1, channels, 8)).sensitivity
+    )
     moved = (summed(records, statistic, pool_factor) - summed(without_first(records), statistic, pool_factor)).norm()
     assert moved <= sensitivity * (1 + 1e-4)
     if fill != "random":  # black and white images attain the bound: it is not loose either
@@ -56,7 +59,7 @@ def test_the_only_record_of_a_class_moves_no_more_than_any_other(statistic, othe
     records.images[0] = torch.randint(0, 2, (1, 8, 8), dtype=torch.uint8) * 255  # black and white: the worst case
     without = without_first(records)
     moved = (summed(records, statistic) - summed(without, statistic)).norm()
-    sensitivity = central_image_mechanism((1, 8, 8), 1, statistic, 1.0, 1.0).sensitivity
+    sensitivity = CentralImageQueries(1, statistic, 1.0, 1.0).mechanism(DatasetInfo(1, 1, 8)).sensitivity
     assert moved == pytest.approx(sensitivity, rel=1e-4)
 
 
@@ -65,7 +68,7 @@ def test_no_image_among_many_moves_the_sums_by_more_than_the_sensitivity(statist
     """A search for the worst record: random ones, extreme ones, and those that sit on the borders between bins."""
     base = random_records(count=5)
     expected = summed(base, statistic)
-    sensitivity = central_image_mechanism((1, 8, 8), 1, statistic, 1.0, 1.0).sensitivity
+    sensitivity = CentralImageQueries(1, statistic, 1.0, 1.0).mechanism(DatasetInfo(1, 1, 8)).sensitivity
     for attempt in range(100):
         pool = [torch.arange(256), torch.tensor([0, 255]), torch.tensor([31, 32, 127, 128, 223, 224])][attempt % 3]
         image = pool[torch.randint(0, len(pool), (1, 1, 8, 8))].to(torch.uint8)

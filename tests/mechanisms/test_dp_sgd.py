@@ -195,18 +195,19 @@ def test_a_step_that_raised_leaves_nothing_behind(monkeypatch):
 def test_the_ledger_entry_comes_before_the_step(monkeypatch):
     mechanism = make_dp_sgd()
     mechanism.gradients_of = lambda _: pytest.fail("read before the entry was durable")
-    monkeypatch.setattr(mechanism.ledger, "record", lambda _: (_ for _ in ()).throw(RuntimeError("no entry")))
+    monkeypatch.setattr(mechanism.execution, "_record", lambda _: (_ for _ in ()).throw(RuntimeError("no entry")))
     with pytest.raises(RuntimeError, match="no entry"):
         mechanism.step()
 
 
 def test_steps_beyond_the_plan_are_refused_unrecorded():
-    mechanism = make_dp_sgd(steps=2)
+    ledger = PrivacyLedger(1e-5)
+    mechanism = make_dp_sgd(steps=2, ledger=ledger)
     for _ in range(2):
         mechanism.step()
     with pytest.raises(InputError, match="All 2 steps have been taken"):
         mechanism.step()
-    assert mechanism.ledger.mechanisms[0].steps == 2
+    assert ledger.mechanisms[0].steps == 2
 
 
 def test_steps_that_would_pass_the_target_are_refused_before_anything_is_read():
@@ -243,14 +244,17 @@ def test_a_seed_for_the_noise_takes_the_privacy_away_and_says_so():
     ]
     assert torch.equal(*steps)
     assert all("insecure_noise_seed" in ledger.not_private for ledger in ledgers)
-    assert make_dp_sgd().ledger.not_private is None
+    private = PrivacyLedger(1e-5)
+    make_dp_sgd(ledger=private)
+    assert private.not_private is None
 
 
 def test_each_step_is_recorded():
-    mechanism = make_dp_sgd(noise_multiplier=3.0)
+    ledger = PrivacyLedger(1e-5)
+    mechanism = make_dp_sgd(noise_multiplier=3.0, ledger=ledger)
     for _ in range(2):
         mechanism.step()
-    assert mechanism.ledger.mechanisms == [dp_sgd_mechanism(3.0, 20, 60, 2, 0.05)]
+    assert ledger.mechanisms == [dp_sgd_mechanism(3.0, 20, 60, 2, 0.05)]
 
 
 @pytest.mark.parametrize("secure_rng", [False, True])

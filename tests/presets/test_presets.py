@@ -1,7 +1,7 @@
 """The presets: each on a generated data set that has the real one's columns, sizes and labels."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import datasets
 import numpy as np
@@ -114,10 +114,10 @@ def test_builds_and_plans_on_the_schema(preset):
     assert low < million < high
     attention = [name for name in unet.config.down_block_types if name == "AttnDownBlock2D"]
     assert len(attention) == script.attention_levels
-    image_shape = tuple(records.images.shape[1:])
+    info = replace(records.info, num_records=SCHEMAS[preset][0])
     for epsilon in (1.0, 10.0):
         config.target_epsilon, config.accountant = epsilon, "rdp"  # the quicker accountant
-        plan = make_plan(config, image_shape, SCHEMAS[preset][0])
+        plan = make_plan(config, info)
         assert 0.9 * epsilon < plan.epsilon_after[config.max_train_steps] <= epsilon
         assert plan.epsilon_after[0] < 0.6 * epsilon  # the central images leave room for DP-SGD
 

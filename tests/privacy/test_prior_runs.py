@@ -37,24 +37,24 @@ def finish(trainer):
     return check_statement(trainer.output_dir / "privacy.json")
 
 
-def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsys):
+def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsys, messages):
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)])
     assert trainer.plan.dp_sgd.noise_multiplier > make_trainer(tmp_path / "other").plan.dp_sgd.noise_multiplier
     privacy = finish(trainer)
-    together = compute_epsilon([CENTRAL, DP_SGD, trainer.plan.central, trainer.plan.dp_sgd], 1e-5, "rdp")
+    together = compute_epsilon([CENTRAL, DP_SGD, *trainer.plan.warm_ups, trainer.plan.dp_sgd], 1e-5, "rdp")
     assert 9.9 <= privacy["epsilon"] == together == recompute_epsilon(privacy) <= 10
     own, other = counted_runs(privacy)
-    assert own.mechanisms == trainer.ledger.mechanisms == [trainer.plan.central, trainer.plan.dp_sgd]
+    assert own.mechanisms == trainer.ledger.mechanisms == [*trainer.plan.warm_ups, trainer.plan.dp_sgd]
     assert other == counted_runs(json.loads((previous / "privacy.json").read_text()))[0]
     assert read_released(tmp_path / "model" / "private" / "journal.jsonl").header["prior_runs"] == [other.to_dict()]
 
-    printed = capsys.readouterr()
+    bars = capsys.readouterr().err
     alone = compute_epsilon([CENTRAL, DP_SGD], 1e-5, "rdp")
-    assert f"  previous runs   epsilon {alone:.3f} alone\n" in printed.out
-    central = compute_epsilon([trainer.plan.central], 1e-5, "rdp")
-    assert f"epsilon {central:.3f} alone\n" in printed.out
-    assert f"whole run       epsilon {together:.3f} by the rdp accountant, previous runs included" in printed.out
-    shown = [float(epsilon) for epsilon in re.findall(r"epsilon=([\d.]+)", printed.err)]
+    assert f"  previous runs   epsilon {alone:.3f} alone\n" in messages.text
+    queries = compute_epsilon(trainer.plan.warm_ups, 1e-5, "rdp")
+    assert f"epsilon {queries:.3f} alone\n" in messages.text
+    assert f"whole run       epsilon {together:.3f} by the rdp accountant, previous runs included" in messages.text
+    shown = [float(epsilon) for epsilon in re.findall(r"epsilon=([\d.]+)", bars)]
     assert min(shown) >= alone
     assert shown[-1] == pytest.approx(together, abs=0.01)
 
@@ -79,13 +79,13 @@ def test_a_run_without_previous_runs_says_that_it_is_for_itself_alone(tmp_path):
     assert "previous run 1" not in trainer.summary()
 
 
-def test_training_stops_where_the_target_is_spent_with_the_previous_runs(tmp_path, previous, capsys):
+def test_training_stops_where_the_target_is_spent_with_the_previous_runs(tmp_path, previous, messages):
     """As for a run that has steps which count and are lost: what is left is less than was planned."""
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)])
     trainer.plan = replace(trainer.plan, dp_sgd=make_trainer(tmp_path / "other").plan.dp_sgd)
     privacy = finish(trainer)
     assert privacy["epsilon"] <= 10
-    assert re.search(r"DP-SGD stops after [1-3] of 4 steps", capsys.readouterr().out)
+    assert re.search(r"DP-SGD stops after [1-3] of 4 steps", messages.text)
 
 
 @pytest.mark.parametrize("after", [0, 2, 5])  # before the first checkpoint, in the warm-up, and in DP-SGD

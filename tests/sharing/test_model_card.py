@@ -4,17 +4,22 @@ import json
 import re
 
 import pytest
+from diffusers import DDPMPipeline
 
 from diffusers_dp_curriculum import DPCurriculumConfig
+from diffusers_dp_curriculum.data.dataset_info import DatasetInfo
 from diffusers_dp_curriculum.sharing.model_card import make_model_card
-from helpers import write_privacy_json
+from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 
 
 @pytest.fixture
 def card(tmp_path):
+    info = DatasetInfo(60, 1, 8, ("a", "b"))
+    pipeline = DDPMPipeline(tiny_unet(), tiny_scheduler())
+
     def make(**changes):
         privacy = json.loads(write_privacy_json(tmp_path / "privacy.json", **changes).read_text())
-        return make_model_card(privacy, DPCurriculumConfig(), {"resolution": 8}, ["a", "b"], True).text
+        return make_model_card(privacy, DPCurriculumConfig(), pipeline, info, "no", ["central_images"]).text
 
     return make
 

@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffusers_dp_curriculum import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
-from diffusers_dp_curriculum.gradients.per_record_gradients import LOSS_SCALES, choose_mode, per_record_gradients
+from diffusers_dp_curriculum.gradients.per_record_gradients import choose_mode, per_record_gradients
+from diffusers_dp_curriculum.gradients.precision import LOSS_SCALES, Precision
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 from helpers.reference_gradients import clipped_sum
 from helpers.runs import make_trainer
@@ -28,7 +29,9 @@ def some_draws():
 @pytest.mark.parametrize("mode", ["folded", "loop"])
 def test_a_fixed_loss_scale_changes_nothing_that_is_clipped(mode):
     unet, draws = tiny_unet(), some_draws()
-    plain, scaled = (per_record_gradients(unet, draws, mode, loss_scale=scale) for scale in (1.0, LOSS_SCALES["fp16"]))
+    plain, scaled = (
+        per_record_gradients(unet, draws, mode, Precision(loss_scale=scale)) for scale in (1.0, LOSS_SCALES["fp16"])
+    )
     assert all(gradient.dtype == torch.float32 for gradient in scaled.values())
     expected = clipped_sum(plain, 0.05)
     assert (clipped_sum(scaled, 0.05) - expected).norm() < 1e-6 * expected.norm()
@@ -39,7 +42,7 @@ def test_passes_in_fp16_give_float32_gradients_near_those_of_float32(mode):
     unet, draws = tiny_unet(), some_draws()
     autocast = partial(torch.autocast, "cpu", torch.float16)
     exact = per_record_gradients(unet, draws, mode)
-    half = per_record_gradients(unet, draws, mode, autocast, LOSS_SCALES["fp16"])
+    half = per_record_gradients(unet, draws, mode, Precision(autocast, LOSS_SCALES["fp16"]))
     assert all(gradient.dtype == torch.float32 for gradient in half.values())
     expected = clipped_sum(exact, 0.05)
     assert (clipped_sum(half, 0.05) - expected).norm() < 0.02 * expected.norm()

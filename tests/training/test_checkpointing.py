@@ -16,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from diffusers_dp_curriculum import CentralImageDataset, InputError, TrainingError, recompute_epsilon
+from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
 from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD
 from diffusers_dp_curriculum.training import checkpointing as checkpointing_module
 from diffusers_dp_curriculum.training.run_directory import note_errors_for_resume
@@ -39,14 +40,14 @@ def names(output_dir):
 
 
 @pytest.mark.parametrize("after", [2, 5])  # of 3 steps in the first stage and 4 in the second
-def test_a_terminated_run_says_how_to_resume_and_ends_as_if_nothing_had_been(tmp_path, capsys, monkeypatch, after):
+def test_a_terminated_run_says_how_to_resume_and_ends_as_if_nothing_had_been(tmp_path, messages, monkeypatch, after):
     interrupted(tmp_path / "model", after)
-    assert "resume with the same settings and resume_from_checkpoint latest" in capsys.readouterr().out
+    assert "resume with the same settings and resume_from_checkpoint latest" in messages.text
     assert names(tmp_path / "model") == ["checkpoint-0", f"checkpoint-{after}"]
-    monkeypatch.setattr(CentralImageDataset, "from_dataset", lambda *_, **__: pytest.fail("queried a second time"))
+    monkeypatch.setattr(CentralImageQueries, "release", lambda *_, **__: pytest.fail("queried a second time"))
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest")
     privacy = finish(trainer)
-    assert f"Resuming from checkpoint-{after}." in capsys.readouterr().out
+    assert f"Resuming from checkpoint-{after}." in messages.text
     assert [(entry["name"], entry["steps"]) for entry in privacy["mechanisms"]] == [
         ("central_images_mean", 5),
         ("dp_sgd", 4),
@@ -58,13 +59,13 @@ def test_a_terminated_run_says_how_to_resume_and_ends_as_if_nothing_had_been(tmp
 
 def test_the_warm_up_ends_with_the_same_weights_whether_interrupted_or_not(tmp_path, monkeypatch):
     given = torch.rand(6, 1, 8, 8)
-    original = CentralImageDataset.from_dataset
+    original = CentralImageQueries.release
 
-    def fixed(*args, **options):
-        central = original(*args, **options)
+    def fixed(*args):
+        central = original(*args)
         return CentralImageDataset(given, torch.arange(6) % 3, central.mechanism, central.class_names)
 
-    monkeypatch.setattr(CentralImageDataset, "from_dataset", fixed)
+    monkeypatch.setattr(CentralImageQueries, "release", fixed)
     weights = []
     for name, after in (("one", None), ("two", 2)):
         torch.manual_seed(0)
@@ -73,20 +74,20 @@ def test_the_warm_up_ends_with_the_same_weights_whether_interrupted_or_not(tmp_p
             interrupted(tmp_path / name, after, unet=unet)
             unet = tiny_unet()  # other initial weights, which the checkpoint replaces
         trainer = make_trainer(tmp_path / name, unet=unet, resume_from_checkpoint="latest")
-        trainer._train_by_dp_sgd = lambda: None
+        trainer._train_by_dp_sgd = lambda: True
         trainer.train()
         weights.append(trainer.unet.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_steps_that_were_turned_back_from_stay_counted(tmp_path, capsys):
+def test_steps_that_were_turned_back_from_stay_counted(tmp_path, messages):
     """The run stops before it would pass the target."""
     interrupted(tmp_path / "model", 6, checkpointing_steps=1)
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="checkpoint-4")
     privacy = finish(trainer)
     assert privacy["mechanisms"][1]["steps"] == 4
     assert privacy["epsilon"] <= 10
-    assert "DP-SGD stops after 2 of 4 steps" in capsys.readouterr().out
+    assert "DP-SGD stops after 2 of 4 steps" in messages.text
 
 
 LONG = {"max_train_steps": 40, "target_epsilon": 30.0}
@@ -137,7 +138,7 @@ def test_steps_whose_network_was_left_in_memory_stay_counted(tmp_path, error):
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG)
     privacy = finish(trainer)
     # The steps that are lost are paid for by steps at the end.
-    assert trainer.checkpoint.stage == "warm_up"
+    assert trainer.checkpoint.stage == "central_images"
     assert 40 <= released_steps(tmp_path / "model") < 44
     check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
     assert privacy["epsilon"] <= 30

@@ -26,8 +26,8 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere freed m
 
 
 def estimate_of(trainer, gradients_of=None):
-    shape = tuple(trainer.records.images.shape)
-    return estimate(trainer.unet, trainer.loss, gradients_of or trainer.gradients_of, shape, trainer.args)
+    gradients_of = gradients_of or trainer.gradients_of
+    return estimate(trainer.unet, trainer.loss, gradients_of, trainer.info, trainer.args)
 
 
 def wide_unet():
@@ -43,7 +43,7 @@ def test_the_steps_are_rehearsed_as_they_will_be(tmp_path):
     trainer.unet.register_forward_hook(
         lambda unet, inputs, output: passes.append((len(inputs[0]), output.sample.dtype, unet.training))
     )
-    trainer.print_plan()
+    trainer.describe_plan()
     assert passes == [(rows, torch.bfloat16, True) for rows in (4, 4, 6, 6, 6)]
 
 
@@ -52,7 +52,7 @@ def test_batches_larger_than_expected_are_rehearsed(tmp_path):
     trainer = make_trainer(tmp_path / "model", max_physical_batch_size=14, central_statistic="none")
     rows = []
     trainer.unet.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
-    trainer.print_plan()
+    trainer.describe_plan()
     assert rows[0] == 14 * 2
 
 
@@ -64,7 +64,7 @@ def test_a_rehearsal_leaves_everything_as_it_was(tmp_path):
     weights = {name: value.clone() for name, value in unet.state_dict().items()}
     modes, state = [module.training for module in unet.modules()], torch.get_rng_state()
     numpy_state = np.random.get_state()[1].tolist()
-    trainer.print_plan()
+    trainer.describe_plan()
     assert all(torch.equal(value, weights[name]) for name, value in unet.state_dict().items())
     assert [module.training for module in unet.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -110,7 +110,7 @@ def test_memory_is_what_a_run_takes(tmp_path):
     assert expected.images_bytes == 60 * 1 * 8 * 8
     # All of it is 9 times the network; some fits into gaps that earlier tests have left in the memory of this process.
     assert expected.step_bytes > 7 * network
-    trainer.print_plan = lambda: None
+    trainer.describe_plan = lambda: ""
     with PeakMemory(torch.device("cpu")) as run:
         trainer.train()
     assert 0.6 * run.num_bytes < expected.step_bytes < 1.6 * run.num_bytes

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from diffusers_dp_curriculum import CentralImageDataset, DPCurriculumConfig
+from diffusers_dp_curriculum import DPCurriculumConfig
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
+from diffusers_dp_curriculum.mechanisms.released_images import ReleasedImages
+from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import make_augmentation, start_warm_up, warm_up
 from helpers import tiny_records, tiny_scheduler, tiny_unet
 
@@ -34,10 +36,11 @@ def warmed_up(**options):
     """The state after a warm-up on three images, and the errors on the way."""
     config = DPCurriculumConfig(central_augmentation="none", central_batch_size=16, **options)
     records = tiny_records(3)
-    images = CentralImageDataset(records.images.float() / 255, records.labels, mechanism=None)
+    images = ReleasedImages(records.images.float() / 255, records.labels)
+    (stage,) = warm_up_stages(config)
     torch.manual_seed(0)
-    state, errors = start_warm_up(tiny_unet(), config), []
-    warm_up(state, DenoisingLoss(tiny_scheduler(), null_label=3), images, config, after_step=errors.append)
+    state, errors = start_warm_up(tiny_unet(), stage, config), []
+    warm_up(state, DenoisingLoss(tiny_scheduler(), null_label=3), images, stage, config, after_step=errors.append)
     return state, torch.stack(errors)
 
 

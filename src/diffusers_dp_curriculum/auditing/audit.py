@@ -205,7 +205,7 @@ def audit_dp_sgd(
     for _ in range(steps):
         dp_sgd.step()
         after_step()
-    black_box = -_losses(unet, loss, *canaries.images())
+    black_box = -_losses(unet, loss, canaries.records, canaries.first_image, canaries.first_gradient)
     scores = {"white-box": white_box, "black-box": black_box}
     present = {"white-box": canaries.gradient_present, "black-box": canaries.image_present}
     bounds = tuple(bound(name, scores[name], present[name], mechanism, delta, confidence) for name in scores)
@@ -238,7 +238,7 @@ class _Canaries:
         count, shape = image_canaries + gradient_canaries, records.images.shape[1:]
         generator = torch.Generator().manual_seed(secrets.randbits(32))
         images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(0, records.num_classes or 1, (count,), generator=generator)
+        labels = torch.randint(0, records.info.num_labels, (count,), generator=generator)
         self.first_image = len(records)
         self.first_gradient = len(records) + image_canaries
         self.records = ImageDataset(
@@ -253,10 +253,6 @@ class _Canaries:
     @property
     def gradient_present(self) -> torch.Tensor:
         return self.present[self.first_gradient :]
-
-    def images(self) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = slice(self.first_image, self.first_gradient)
-        return self.records.images[chosen], self.records.labels[chosen]
 
 
 class _AuditedDPSGD(DPSGD):
@@ -282,13 +278,13 @@ class _AuditedDPSGD(DPSGD):
 
 
 @torch.no_grad()
-def _losses(unet: torch.nn.Module, loss: DenoisingLoss, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The denoising loss of each image, averaged over many draws."""
+def _losses(unet: torch.nn.Module, loss: DenoisingLoss, records: ImageDataset, first: int, last: int) -> torch.Tensor:
+    """The denoising loss of the records from `first` to below `last`, averaged over many draws."""
     unet.eval()
     device = next(unet.parameters()).device
     losses = []
-    for image, label in zip(images, labels, strict=True):
-        draws = loss.draw(image[None].to(device).float() / 127.5 - 1, label[None].to(device), LOSS_DRAWS)
+    for number in range(first, last):
+        draws = loss.draw(*records.batch(slice(number, number + 1), device), LOSS_DRAWS)
         losses.append(denoising_error(unet, draws.flatten()).cpu())
     return torch.stack(losses)
 

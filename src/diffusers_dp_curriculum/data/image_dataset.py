@@ -5,6 +5,7 @@ mechanism: what is loaded is as sensitive as its source. The messages of errors 
 its file or its content.
 """
 
+import hashlib
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from ..errors import InputError
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .columns import encode_labels, find_image_column, find_label_column, read_labels
+from .dataset_info import DatasetInfo
 from .file_inventory import FileInventory
 from .idx import find_idx_files, has_idx_files, read_idx_dataset
 from .image_decoding import read_images, to_tensor
@@ -56,19 +58,55 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.images[index].float() / 255, int(self.labels[index])
 
     @property
+    def info(self) -> DatasetInfo:
+        """`DatasetInfo`: The public description of the data set, which holds no record."""
+        class_names = None if self.class_names is None else tuple(self.class_names)
+        return DatasetInfo(len(self), self.images.shape[1], self.images.shape[-1], class_names)
+
+    @property
     def num_channels(self) -> int:
         """`int`: 1 for grey images, 3 for RGB."""
-        return self.images.shape[1]
+        return self.info.num_channels
 
     @property
     def resolution(self) -> int:
         """`int`: Height and width of the images in pixels."""
-        return self.images.shape[-1]
+        return self.info.resolution
 
     @property
     def num_classes(self) -> int | None:
         """`int` or `None`: The number of classes; `None` for an unconditional data set."""
-        return None if self.class_names is None else len(self.class_names)
+        return self.info.num_classes
+
+    def batch(
+        self, indices: torch.Tensor | slice, device: torch.device | str = "cpu"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some of the records as a diffusion model takes them.
+
+        Args:
+            indices (`torch.Tensor` or `slice`): Which records.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the tensors are wanted.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Images, `float32` in [-1, 1] of shape `(n, C, H, W)`, and labels,
+            `int64` of shape `(n,)`.
+        """
+        return self.to_model_range(self.images[indices].to(device)), self.labels[indices].to(device)
+
+    @staticmethod
+    def to_model_range(images: torch.Tensor) -> torch.Tensor:
+        """Map `uint8` pixels of any shape to `float32` in [-1, 1], the range that diffusion models work in."""
+        return images.float() / 127.5 - 1
+
+    def checksum(self, key: bytes) -> str:
+        """A keyed checksum of all records: without the key nobody can tell whether records that they have are these.
+
+        Args:
+            key (`bytes`): At most 64 bytes.
+        """
+        checksum = hashlib.blake2b(self.images.contiguous().numpy(), key=key, digest_size=16)
+        checksum.update(self.labels.contiguous().numpy())
+        return checksum.hexdigest()
 
 
 def load_image_dataset(
@@ -277,7 +315,7 @@ def _check_image_dataset(dataset: ImageDataset) -> None:
         raise InputError(
             f"The labels are {labels.dtype} of shape {tuple(labels.shape)}, so make them int64, one for each image."
         )
-    if labels.min() < 0 or labels.max() >= (dataset.num_classes or 1):
+    if labels.min() < 0 or labels.max() >= dataset.info.num_labels:
         raise InputError("A label is none of the declared classes, so correct it or declare its class in class_names.")
     _check_class_names(dataset.class_names)
 

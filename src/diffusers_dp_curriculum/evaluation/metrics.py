@@ -186,7 +186,7 @@ def _utility(
 ) -> tuple[Measure, dict[str, torch.Tensor]]:
     """A classifier trained on samples and one trained on real images, both tested on the real test images."""
     confusion = {}
-    num_classes = test.num_classes or 1
+    num_classes = test.info.num_labels
     for kind, what, images in (("samples", "samples", samples), ("real", "real images", train)):
         classifier = train_classifier(
             images.images,

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
+from ..data.image_dataset import ImageDataset
 from ..errors import InputError
 
 
@@ -34,7 +35,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The logits."""
-        outputs = self.network(images.float() / 127.5 - 1)
+        outputs = self.network(ImageDataset.to_model_range(images))
         return outputs if torch.is_tensor(outputs) else outputs.logits
 
     @torch.no_grad()

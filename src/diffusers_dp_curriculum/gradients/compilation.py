@@ -1,13 +1,13 @@
 """The folded gradients, traced once and compiled: fewer and fused kernels, which is what a GPU waits for."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .losses import NoiseDraws
-from .per_record_gradients import Autocast, Gradients, folded_gradients_of, trainable_parameters
+from .per_record_gradients import Gradients, folded_gradients_of, trainable_parameters
+from .precision import FULL_PRECISION, Precision
 from .trials import seeded
 
 
@@ -22,8 +22,7 @@ class CompiledGradients:
     Args:
         model (`torch.nn.Module`): A network that [`choose_mode`] folds.
         num_records (`int`): Records a call, at most.
-        autocast (`Callable`, *optional*): Makes the context of the forward pass.
-        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
+        precision (`Precision`, *optional*): What the passes are made with.
         options: Those of `torch.compile`, such as `backend` and `mode`.
     """
 
@@ -31,14 +30,12 @@ class CompiledGradients:
         self,
         model: torch.nn.Module,
         num_records: int,
-        autocast: Autocast = nullcontext,
-        loss_scale: float = 1.0,
+        precision: Precision = FULL_PRECISION,
         **options: object,
     ):
         self.model = model
         self.num_records = num_records
-        self.autocast = autocast
-        self.loss_scale = loss_scale
+        self.precision = precision
         self.options = options
         self.compiled: dict[tuple[bool, ...], Callable[..., Gradients]] = {}  # by the modes of all layers
 
@@ -60,4 +57,4 @@ class CompiledGradients:
     def _gradients(self, parameters: dict[str, torch.Tensor], tensors: list[torch.Tensor]) -> Gradients:
         noisy, timesteps, *labels, target = tensors
         draws = NoiseDraws(noisy, timesteps, labels[0] if labels else None, target)
-        return folded_gradients_of(parameters, self.model, draws, self.autocast, self.loss_scale)
+        return folded_gradients_of(parameters, self.model, draws, self.precision)

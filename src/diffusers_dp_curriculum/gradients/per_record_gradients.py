@@ -5,9 +5,7 @@
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch.func import functional_call
@@ -16,20 +14,19 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..errors import InputError
 from .folded_layers import NoRuleError, PerRecordParameter
 from .losses import NoiseDraws, denoising_error
+from .precision import FULL_PRECISION, Precision
 from .trials import on_trial, random_parameters, same_call_tolerance
 
 
 Gradients = dict[str, torch.Tensor]
 GradientsOf = Callable[[NoiseDraws], Gradients]
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def per_record_gradients(
     model: torch.nn.Module,
     draws: NoiseDraws,
     mode: str,
-    autocast: Autocast = nullcontext,
-    loss_scale: float = 1.0,
+    precision: Precision = FULL_PRECISION,
 ) -> Gradients:
     """The gradient of each record's mean loss over its K draws, for every trainable parameter.
 
@@ -37,27 +34,17 @@ def per_record_gradients(
         model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
         draws (`NoiseDraws`): The K draws of B records.
         mode (`str`): `"folded"` or `"loop"`, as [`choose_mode`] has it for this model.
-        autocast (`Callable`, *optional*): Makes the context of the forward pass.
-        loss_scale (`float`, *optional*, defaults to 1.0):
-            See [`LOSS_SCALES`]. The gradients are divided by it again, in the parameter's type and before anything is
-            clipped, so that it changes nothing but what a pass in a small type can represent.
+        precision (`Precision`, *optional*): What the passes are made with.
 
     Returns:
         `dict[str, torch.Tensor]`: For each parameter's name a tensor of shape `(B, *parameter.shape)` and the
         parameter's type, whatever the type of the pass.
     """
-    return {"folded": _folded_gradients, "loop": _loop_gradients}[mode](model, draws, autocast, loss_scale)
+    return {"folded": _folded_gradients, "loop": _loop_gradients}[mode](model, draws, precision)
 
 
-# By what the loss is multiplied before the backward pass, by the type of the pass: in fp16 the gradients of activations
-# would vanish otherwise. It is fixed: one that is adapted to overflows, as is usual, would depend on the records.
-LOSS_SCALES = {"no": 1.0, "bf16": 1.0, "fp16": 1024.0}
-
-
-def _folded_gradients(
-    model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast, loss_scale: float = 1.0
-) -> Gradients:
-    return folded_gradients_of(trainable_parameters(model), model, draws, autocast, loss_scale)
+def _folded_gradients(model: torch.nn.Module, draws: NoiseDraws, precision: Precision) -> Gradients:
+    return folded_gradients_of(trainable_parameters(model), model, draws, precision)
 
 
 class _BothPasses(torch.nn.Module):
@@ -71,9 +58,9 @@ class _BothPasses(torch.nn.Module):
         self.model = model
 
     def forward(
-        self, draws: NoiseDraws, autocast: Autocast, factor: float, leaves: list[torch.Tensor]
+        self, draws: NoiseDraws, precision: Precision, factor: float, leaves: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        with autocast():
+        with precision.autocast():
             error = denoising_error(self.model, draws)
         return torch.autograd.grad(error * factor, leaves, allow_unused=True, materialize_grads=True)
 
@@ -82,15 +69,14 @@ def folded_gradients_of(
     parameters: dict[str, torch.Tensor],
     model: torch.nn.Module,
     draws: NoiseDraws,
-    autocast: Autocast,
-    loss_scale: float = 1.0,
+    precision: Precision,
 ) -> Gradients:
     """All records in one pass, as a function of the trainable parameters; see `folded_layers.py`."""
     num_records = len(draws.noisy)
     stand_ins = {name: PerRecordParameter.of(name, p, num_records) for name, p in parameters.items()}
     leaves = [stand_in.per_record for stand_in in stand_ins.values()]
     # The mean over B records of their means over K draws, times B, is the sum of what each record is differentiated by.
-    inputs = (draws.transpose().flatten(), autocast, num_records * loss_scale, leaves)
+    inputs = (draws.transpose().flatten(), precision, num_records * precision.loss_scale, leaves)
     # Each place once: a parameter can be in several modules, and a module have several names, by each of which PyTorch
     # would exchange it, and then put back what it found at the last one.
     names = {parameter: name for name, parameter in trainable_parameters(model).items()}
@@ -102,7 +88,7 @@ def folded_gradients_of(
         if parameter in names
     }
     gradients = functional_call(both_passes, in_place, inputs, tie_weights=False)
-    return _unscaled(dict(zip(stand_ins, gradients, strict=True)), loss_scale)
+    return _unscaled(dict(zip(stand_ins, gradients, strict=True)), precision.loss_scale)
 
 
 def _unscaled(gradients: Gradients, loss_scale: float) -> Gradients:
@@ -114,20 +100,18 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _loop_gradients(
-    model: torch.nn.Module, draws: NoiseDraws, autocast: Autocast, loss_scale: float = 1.0
-) -> Gradients:
+def _loop_gradients(model: torch.nn.Module, draws: NoiseDraws, precision: Precision) -> Gradients:
     trainable = trainable_parameters(model)
     gradients = {name: p.new_empty(len(draws.noisy), *p.shape) for name, p in trainable.items()}
     for number in range(len(draws.noisy)):
-        with autocast():
+        with precision.autocast():
             error = denoising_error(model, draws.of_record(number))
         of_record = torch.autograd.grad(
-            error * loss_scale, trainable.values(), allow_unused=True, materialize_grads=True
+            error * precision.loss_scale, trainable.values(), allow_unused=True, materialize_grads=True
         )
         for name, gradient in zip(trainable, of_record, strict=True):
             gradients[name][number] = gradient
-    return _unscaled(gradients, loss_scale)
+    return _unscaled(gradients, precision.loss_scale)
 
 
 # From how many pixels of its draws on a record keeps two CPU cores busy alone (benchmarks/dp_step.py: 32 draws of 28x28
@@ -146,8 +130,7 @@ def choose_mode(
     draws: NoiseDraws,
     noise_multiplicity: int,
     requested: str,
-    autocast: Autocast = nullcontext,
-    loss_scale: float = 1.0,
+    precision: Precision = FULL_PRECISION,
 ) -> str:
     """The mode for a model: `"folded"` if its rules give this model's gradients, else `"loop"`.
 
@@ -159,8 +142,7 @@ def choose_mode(
         draws (`NoiseDraws`): Random ones, of a few records.
         noise_multiplicity (`int`): K, draws per record in training.
         requested (`str`): `"auto"`, or a mode to insist on.
-        autocast (`Callable`, *optional*): Makes the context of the forward pass.
-        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
+        precision (`Precision`, *optional*): What the passes are made with.
 
     Raises:
         InputError:
@@ -168,13 +150,12 @@ def choose_mode(
             record's gradient depends on the other records.
     """
     of_mode = {
-        mode: partial(per_record_gradients, model, mode=mode, autocast=autocast, loss_scale=loss_scale)
-        for mode in ("folded", "loop")
+        mode: partial(per_record_gradients, model, mode=mode, precision=precision) for mode in ("folded", "loop")
     }
     mode = "folded"
     if takes_loop(requested, noise_multiplicity, draws.noisy.shape[-1], draws.noisy.device):
         mode = "loop"
-    elif reason := why_not_as_in_a_loop(of_mode["folded"], model, draws, autocast, loss_scale):
+    elif reason := why_not_as_in_a_loop(of_mode["folded"], model, draws, precision):
         if requested == "folded":
             raise InputError(f'grad_sample_mode "folded" cannot take this UNet ({reason}): use "loop".')
         mode = "loop"
@@ -196,8 +177,7 @@ def why_not_as_in_a_loop(
     gradients_of: GradientsOf,
     model: torch.nn.Module,
     draws: NoiseDraws,
-    autocast: Autocast = nullcontext,
-    loss_scale: float = 1.0,
+    precision: Precision = FULL_PRECISION,
 ) -> str | None:
     """Which parameter's gradients are not those of an ordinary backward pass for each record; None if all are.
 
@@ -208,8 +188,7 @@ def why_not_as_in_a_loop(
         gradients_of (`Callable`): Gives the draws' per-record gradients.
         model (`torch.nn.Module`): The network, which is left as it was.
         draws (`NoiseDraws`): Random ones, of as many records as `gradients_of` is to be tried with.
-        autocast (`Callable`, *optional*): Makes the context of the forward pass.
-        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
+        precision (`Precision`, *optional*): What the passes are made with.
     """
     device, count = draws.noisy.device, len(draws.noisy)
     with on_trial(model), random_parameters(model):
@@ -224,7 +203,7 @@ def why_not_as_in_a_loop(
         difference = dict.fromkeys(found, 0.0)
         for number in {0, count // 2, count - 1}:  # one at a time, as they take memory
             alone = draws.of_records(torch.tensor([number], device=device))
-            expected = _loop_gradients(model, alone, autocast, loss_scale)
+            expected = _loop_gradients(model, alone, precision)
             if not all(gradient.isfinite().all() for gradient in expected.values()):
                 continue  # DP-SGD leaves such a record out
             for name, gradient in expected.items():
@@ -232,7 +211,7 @@ def why_not_as_in_a_loop(
                 difference[name] += (found[name][number] - gradient[0]).square().sum().item()
     if not any(total.values()):
         return "its gradients are zero or not finite"
-    differs = _first_that_differs(difference, total, _rounding(device, autocast))
+    differs = _first_that_differs(difference, total, _rounding(device, precision))
     return None if differs is None else f"{differs}: it gives another gradient than an ordinary backward pass"
 
 
@@ -245,8 +224,8 @@ def _first_that_differs(difference: dict[str, float], total: dict[str, float], t
     return None
 
 
-def _rounding(device: torch.device, autocast: Autocast) -> float:
-    with autocast():
+def _rounding(device: torch.device, precision: Precision) -> float:
+    with precision.autocast():
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         else:

@@ -8,7 +8,6 @@ import copy
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -20,15 +19,14 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError
 from .losses import NoiseDraws, denoising_error
-from .per_record_gradients import Autocast
+from .precision import FULL_PRECISION, Precision
 from .trials import on_trial, randomise_parameters, same_call_tolerance
 
 
 def check_records_stay_apart(
     model: torch.nn.Module,
     rows: NoiseDraws,
-    autocast: Autocast = nullcontext,
-    loss_scale: float = 1.0,
+    precision: Precision = FULL_PRECISION,
     backward: bool = True,
 ) -> None:
     """Refuse a network that mixes records, or that keeps anything of a batch.
@@ -42,8 +40,7 @@ def check_records_stay_apart(
     Args:
         model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
         rows (`NoiseDraws`): Random draws with one leading dimension; one alone shows only what is kept.
-        autocast (`Callable`, *optional*): Makes the context of the forward pass.
-        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
+        precision (`Precision`, *optional*): What the passes are made with.
         backward (`bool`, *optional*, defaults to True):
             Whether to make a backward pass, too, which takes much of the memory.
 
@@ -57,7 +54,7 @@ def check_records_stay_apart(
                 "cannot bound: use GroupNorm."
             )
     one, two = _copy(model), _copy(model)
-    pass_on = partial(_Pass, autocast=autocast, loss_scale=loss_scale, backward=backward)
+    pass_on = partial(_Pass, precision=precision, backward=backward)
     others = [_with_row_replaced(rows, number) for number in range(len(rows.noisy))]
     registered = _registered(one)
     original, passes = pass_on(one, rows), [pass_on(two, others[0])]
@@ -127,7 +124,7 @@ Key = tuple[str, int, str, int]
 class _Pass:
     """A forward and backward pass in which every module notes what goes through it, in two numbers a row."""
 
-    def __init__(self, model: torch.nn.Module, rows: NoiseDraws, autocast: Autocast, loss_scale: float, backward: bool):
+    def __init__(self, model: torch.nn.Module, rows: NoiseDraws, precision: Precision, backward: bool):
         self.model = model
         self.num_rows = len(rows.noisy)
         self.calls: Counter[str] = Counter()
@@ -140,10 +137,11 @@ class _Pass:
         noisy = rows.noisy.clone().requires_grad_(backward)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with on_trial(model), torch.set_grad_enabled(backward):
-            with autocast():
+            with precision.autocast():
                 error = denoising_error(model, NoiseDraws(noisy, rows.timesteps, rows.labels, rows.target))
             if backward:  # also to the parameters, as some rows, those of labels, lead nowhere else
-                torch.autograd.grad(error * (self.num_rows * loss_scale), [noisy, *trainable], allow_unused=True)
+                scale = self.num_rows * precision.loss_scale
+                torch.autograd.grad(error * scale, [noisy, *trainable], allow_unused=True)
         for hook in hooks:
             hook.remove()
 

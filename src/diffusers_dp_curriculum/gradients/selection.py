@@ -12,7 +12,6 @@ from ..memory import dp_sgd_memory, largest_share
 from .compilation import CompiledGradients
 from .losses import DenoisingLoss
 from .per_record_gradients import (
-    LOSS_SCALES,
     GradientsOf,
     check_gradients_stay_apart,
     choose_mode,
@@ -20,6 +19,7 @@ from .per_record_gradients import (
     takes_loop,
     why_not_as_in_a_loop,
 )
+from .precision import Precision
 from .record_mixing import check_records_stay_apart
 from .trials import random_draws
 
@@ -46,7 +46,7 @@ def make_gradients_of(
     Raises:
         InputError: If the network mixes or keeps records, or does not fit what is asked for or the memory.
     """
-    passes = {"autocast": accelerator.autocast, "loss_scale": LOSS_SCALES[accelerator.mixed_precision]}
+    precision = Precision.of(accelerator)
     device = accelerator.device
     draws = partial(random_draws, loss, images_shape[1:], device=device)
     on_cpu, multiplicity, requested = device.type == "cpu", config.noise_multiplicity, config.grad_sample_mode
@@ -55,23 +55,23 @@ def make_gradients_of(
     # A GPU has kernels for each size; on a CPU large ones would take time and show nothing more.
     sizes = (min(physical, 3), min(multiplicity, 2)) if on_cpu else (physical, multiplicity)
     with dp_sgd_memory(config):
-        check_records_stay_apart(unet, draws(min(rows, 3), 1).flatten(), **passes)
+        check_records_stay_apart(unet, draws(min(rows, 3), 1).flatten(), precision)
         if rows == 1:  # alone it shows no mixing; two rows without a backward pass take less memory than one with
-            check_records_stay_apart(unet, draws(2, 1).flatten(), backward=False, **passes)
-        mode = choose_mode(unet, draws(*sizes), multiplicity, requested, **passes)
+            check_records_stay_apart(unet, draws(2, 1).flatten(), precision, backward=False)
+        mode = choose_mode(unet, draws(*sizes), multiplicity, requested, precision)
     dynamo = accelerator.state.dynamo_plugin
     if mode == "loop" or dynamo.backend == DynamoBackend.NO:
-        return mode, partial(per_record_gradients, unet, mode=mode, **passes)
+        return mode, partial(per_record_gradients, unet, mode=mode, precision=precision)
     if on_cpu and accelerator.mixed_precision != "no":
         # PyTorch's compiler takes the group normalisation's gradient for float32 there, which it is not.
         raise InputError("On CPU only float32 can be compiled: leave out --dynamo_backend or bf16.")
     if config.gradient_checkpointing:
         raise InputError("A compiled pass keeps what it chooses: leave out --gradient_checkpointing.")
     most = min(config.max_physical_batch_size, images_shape[0])
-    compiled = CompiledGradients(unet, most, **passes, **dynamo.to_kwargs())
+    compiled = CompiledGradients(unet, most, precision, **dynamo.to_kwargs())
     with dp_sgd_memory(config):
         # It is compiled for as many draws a record, and fills up the records.
-        if reason := why_not_as_in_a_loop(compiled, unet, draws(physical, multiplicity), **passes):
+        if reason := why_not_as_in_a_loop(compiled, unet, draws(physical, multiplicity), precision):
             raise InputError(f"The compiled pass is wrong ({reason}): leave out --dynamo_backend.")
         check_gradients_stay_apart(compiled, unet, draws(physical, multiplicity))
     return mode, compiled

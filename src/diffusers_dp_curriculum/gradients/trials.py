@@ -33,12 +33,17 @@ def on_trial(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(device: torch.device) -> Iterator[None]:
-    """Draw random numbers from a fixed seed, and afterwards go on with those that were due."""
+def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Draw random numbers of Python, NumPy and PyTorch from a seed; afterwards the generators are as they were before.
+
+    Args:
+        device (`torch.device`): The device, besides the CPU, whose generator is used.
+        seed (`int`, *optional*, defaults to 0): The seed.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            set_seed(0)
+            set_seed(seed)
             yield
         finally:
             random.setstate(python)

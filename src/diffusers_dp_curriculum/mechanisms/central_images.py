@@ -5,32 +5,32 @@ introduces mean and mode images; the queries here bound what zeroing out one rec
 private count, and the sensitivity is fixed before any record is read.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch.utils.data import Dataset
 
 from ..arithmetic import own_arithmetic
+from ..data.dataset_info import DatasetInfo
 from ..data.image_dataset import ImageDataset, to_image_dataset
 from ..errors import InputError
-from ..pictures import image_grid
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
 from .randomness import MechanismRandomness
+from .released_images import ReleasedImages
+
+
+if TYPE_CHECKING:
+    import datasets
 
 
 STATISTICS = ("mean", "mode")
 VALUES_AT_ONCE = 2**22  # of the sampled records: what is in memory in float64 at a time
 
 
-class CentralImageDataset(Dataset):
+class CentralImageDataset(ReleasedImages):
     """Central images as a `torch.utils.data.Dataset` of (image, label).
 
     What it holds has been released through a mechanism in the ledger: using it any further is post-processing.
@@ -44,31 +44,12 @@ class CentralImageDataset(Dataset):
             How many records each class has about, from the noisy counts that mean queries release; None for a mode.
     """
 
-    def __init__(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        mechanism: Mechanism,
-        class_names: list[str] | None = None,
-        class_counts: list[float] | None = None,
-    ):
-        self.images = images
-        self.labels = labels
-        self.mechanism = mechanism
-        self.class_names = class_names
-        self.class_counts = class_counts
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    name = "central_images"
 
     @classmethod
-    @own_arithmetic()  # of the post-processing, too: nothing may fail once the records have been read
     def from_dataset(
         cls,
-        dataset: Any,
+        dataset: "datasets.Dataset | ImageDataset",
         images_per_class: int = 5,
         statistic: str = "mean",
         noise_multiplier: float = 5.0,
@@ -80,15 +61,7 @@ class CentralImageDataset(Dataset):
         mode_bins: int = 8,
         randomness: MechanismRandomness | None = None,
     ) -> "CentralImageDataset":
-        """Query `images_per_class` central images of every class.
-
-        Each query includes every record independently with probability `sample_rate` and releases one image of each
-        class (the classes are disjoint, so they share one sensitivity). Within a query:
-
-        - *mean*: a record (x, c) adds (pool(x) - 1/2, beta) to the sum and the count of class c. With d values an image
-          the sensitivity is sqrt(d / 4 + beta^2); the image is 1/2 + noisy sum / noisy count.
-        - *mode*: a record adds one vote at each of its d values to a histogram of `mode_bins` bins; the sensitivity is
-          sqrt(d); the image is the centre of the fullest bin.
+        """Query `images_per_class` central images of every class, as [`CentralImageQueries`] describes.
 
         Args:
             dataset (`datasets.Dataset` or `ImageDataset`): The sensitive records.
@@ -105,114 +78,123 @@ class CentralImageDataset(Dataset):
             randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
 
         Raises:
-            InputError: If a value is out of range, or the ledger's target would be passed; nothing has been read or
+            InputError:
+                If a value is out of range, or the ledger's target would be passed; nothing has been read or recorded
+                then.
+        """
+        queries = CentralImageQueries(
+            images_per_class, statistic, noise_multiplier, sample_rate, pool_factor, mode_bins
+        )
+        records = to_image_dataset(dataset, resolution=resolution)
+        return queries.release(records, ledger, randomness or MechanismRandomness())
+
+
+@dataclass(frozen=True)
+class CentralImageQueries:
+    """The central-image queries of a run: the one description that the plan and the release go by.
+
+    Each query includes every record independently with probability `sample_rate` and releases one image of each class
+    (the classes are disjoint, so they share one sensitivity). Within a query:
+
+    - *mean*: a record (x, c) adds (pool(x) - 1/2, beta) to the sum and the count of class c. With d values an image
+      the sensitivity is sqrt(d / 4 + beta^2); the image is 1/2 + noisy sum / noisy count.
+    - *mode*: a record adds one vote at each of its d values to a histogram of `mode_bins` bins; the sensitivity is
+      sqrt(d); the image is the centre of the fullest bin.
+
+    Args:
+        images_per_class (`int`, *optional*, defaults to 5): Number of queries.
+        statistic (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"mode"`.
+        noise_multiplier (`float`, *optional*, defaults to 5.0):
+            Standard deviation of the noise over the sensitivity, for each query.
+        sample_rate (`float`, *optional*, defaults to 0.1): Probability in (0, 1] of each record, in each query.
+        pool_factor (`int`, *optional*, defaults to 1):
+            Area-pool images by this factor first; fewer values are less noisy. Divides the resolution.
+        mode_bins (`int`, *optional*, defaults to 8): Bins of the histogram over [0, 1], at least 2.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    released: ClassVar[type[ReleasedImages]] = CentralImageDataset
+    images_per_class: int = 5
+    statistic: str = "mean"
+    noise_multiplier: float = 5.0
+    sample_rate: float = 0.1
+    pool_factor: int = 1
+    mode_bins: int = 8
+
+    def __post_init__(self) -> None:
+        if self.statistic not in STATISTICS:
+            raise InputError(f'The central statistic is "{self.statistic}": choose "mean" or "mode".')
+        if self.mode_bins < 2:
+            raise InputError(f"A mode over {self.mode_bins} bins says nothing: give at least 2.")
+
+    def mechanism(self, info: DatasetInfo) -> Mechanism:
+        """The ledger entry of all queries, from public values alone: what a plan needs before anything is read.
+
+        Args:
+            info (`DatasetInfo`): The public description of the data set.
+
+        Raises:
+            InputError: If the queries do not fit the images.
+        """
+        channels, height, width = info.image_shape
+        if self.pool_factor < 1 or height % self.pool_factor or width % self.pool_factor:
+            raise InputError(
+                f"Images of {height}x{width} cannot be pooled by {self.pool_factor}: choose a factor that divides both."
+            )
+        values = channels * (height // self.pool_factor) * (width // self.pool_factor)
+        sensitivity = (values / 4 + _count_weight(values) ** 2) ** 0.5 if self.statistic == "mean" else values**0.5
+        return Mechanism(
+            f"central_images_{self.statistic}",
+            self.noise_multiplier,
+            self.sample_rate,
+            self.images_per_class,
+            sensitivity,
+        )
+
+    @own_arithmetic()  # of the post-processing, too: nothing may fail once the records have been read
+    def release(
+        self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness
+    ) -> CentralImageDataset:
+        """Make the queries.
+
+        Args:
+            records (`ImageDataset`): The sensitive records.
+            ledger (`PrivacyLedger`): Where each query is recorded before it is made.
+            randomness (`MechanismRandomness`): Where sampling and noise come from.
+
+        Raises:
+            InputError:
+                If the queries do not fit the images or would pass the ledger's target; nothing has been read or
                 recorded then.
         """
-        records = to_image_dataset(dataset, resolution=resolution)
-        mechanism = central_image_mechanism(
-            records.images.shape[1:], images_per_class, statistic, noise_multiplier, sample_rate, pool_factor, mode_bins
-        )
-        randomness = randomness or MechanismRandomness()
-        ledger.check_affordable(mechanism)
-        if randomness.why_not_private:
-            ledger.mark_not_private(randomness.why_not_private)
+        info = records.info
+        mechanism = self.mechanism(info)
+        execution = ledger.begin(mechanism, randomness)
         sampling, noise = randomness.generator(), randomness.generator()
 
         def add_noise(sums: torch.Tensor) -> torch.Tensor:
             return sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)
 
         pooled, counts = [], []
-        for _ in range(images_per_class):
-            with ledger.execution(replace(mechanism, steps=1)):
-                if statistic == "mean":
-                    released = add_noise(_mean_sums(records, sample_rate, pool_factor, sampling))
+        for _ in range(self.images_per_class):
+            with execution.step():
+                if self.statistic == "mean":
+                    released = add_noise(_mean_sums(records, self.sample_rate, self.pool_factor, sampling))
                 else:
-                    released = add_noise(_mode_votes(records, sample_rate, pool_factor, mode_bins, sampling))
-            pooled.append(_means(released) if statistic == "mean" else _modes(released))
-            if statistic == "mean":
+                    released = add_noise(
+                        _mode_votes(records, self.sample_rate, self.pool_factor, self.mode_bins, sampling)
+                    )
+            pooled.append(_means(released) if self.statistic == "mean" else _modes(released))
+            if self.statistic == "mean":
                 counts.append(_counts(released))
-        channels, height, width = records.images.shape[1:]
-        images = torch.cat(pooled).float().view(-1, channels, height // pool_factor, width // pool_factor)
+        channels, height, width = info.image_shape
+        images = torch.cat(pooled).float().view(-1, channels, height // self.pool_factor, width // self.pool_factor)
         images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
-        labels = torch.arange(records.num_classes or 1).repeat(images_per_class)
-        class_counts = (torch.stack(counts).mean(0) / sample_rate).clamp(min=0).tolist() if counts else None
-        return cls(images, labels, mechanism, records.class_names, class_counts)
-
-    def save_to_disk(self, path: str | Path) -> None:
-        """Write the images and the mechanism's entry.
-
-        Args:
-            path (`str` or `Path`): The directory.
-        """
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({"images": self.images.contiguous(), "labels": self.labels}, path / "central_images.safetensors")
-        entry = {
-            "mechanism": asdict(self.mechanism),
-            "class_names": self.class_names,
-            "class_counts": self.class_counts,
-        }
-        (path / "central_images.json").write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load_from_disk(cls, path: str | Path) -> "CentralImageDataset":
-        """Read what [`save_to_disk`] wrote.
-
-        Args:
-            path (`str` or `Path`): The directory.
-
-        Raises:
-            InputError: If `path` holds no central images.
-        """
-        path = Path(path)
-        try:
-            entry = json.loads((path / "central_images.json").read_text(encoding="utf-8"))
-            tensors = load_file(path / "central_images.safetensors")
-        except FileNotFoundError as error:
-            raise InputError(f"{path} holds no central images ({error.filename} is missing).") from None
-        mechanism = Mechanism(**entry["mechanism"])
-        return cls(tensors["images"], tensors["labels"], mechanism, entry["class_names"], entry["class_counts"])
-
-    def to_grid(self, images_per_class: int = 10) -> Image.Image:
-        """A `PIL.Image` with one row a class.
-
-        Args:
-            images_per_class (`int`, *optional*, defaults to 10): How many columns, at most.
-        """
-        classes = self.labels.unique()
-        columns = min(images_per_class, len(self) // len(classes))
-        rows = [self.images[self.labels == label][:columns] for label in classes]
-        return image_grid(torch.cat(rows), columns)
-
-
-def central_image_mechanism(
-    image_shape: tuple[int, int, int],
-    images_per_class: int,
-    statistic: str,
-    noise_multiplier: float,
-    sample_rate: float,
-    pool_factor: int = 1,
-    mode_bins: int = 8,
-) -> Mechanism:
-    """The ledger entry of a set of queries, from public values alone: what a plan needs before anything is read.
-
-    Args:
-        image_shape (`tuple[int, int, int]`): Channels, height and width of the records.
-
-    The others are those of [`CentralImageDataset.from_dataset`], as are the errors.
-    """
-    channels, height, width = image_shape
-    if statistic not in STATISTICS:
-        raise InputError(f'The central statistic is "{statistic}": choose "mean" or "mode".')
-    if pool_factor < 1 or height % pool_factor or width % pool_factor:
-        raise InputError(
-            f"Images of {height}x{width} cannot be pooled by {pool_factor}: choose a factor that divides both."
-        )
-    if mode_bins < 2:
-        raise InputError(f"A mode over {mode_bins} bins says nothing: give at least 2.")
-    values = channels * (height // pool_factor) * (width // pool_factor)
-    sensitivity = (values / 4 + _count_weight(values) ** 2) ** 0.5 if statistic == "mean" else values**0.5
-    return Mechanism(f"central_images_{statistic}", noise_multiplier, sample_rate, images_per_class, sensitivity)
+        labels = torch.arange(info.num_labels).repeat(self.images_per_class)
+        class_counts = (torch.stack(counts).mean(0) / self.sample_rate).clamp(min=0).tolist() if counts else None
+        return CentralImageDataset(images, labels, mechanism, records.class_names, class_counts)
 
 
 def _count_weight(values: int) -> float:
@@ -226,7 +208,7 @@ def _count_weight(values: int) -> float:
 
 
 # What reads the records: sums over a Poisson sample, of which one record can change its own class alone.
-# `PrivacyLedger.execution` settles the arithmetic for all of it.
+# `Execution.step` settles the arithmetic for all of it.
 
 
 def _poisson_sample(
@@ -239,12 +221,12 @@ def _poisson_sample(
     included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate
     at_once = max(VALUES_AT_ONCE // max(records.images.shape[1:].numel(), 64), 1)
     for index in included.nonzero()[:, 0].split(at_once):
-        yield records.images[index].double(), F.one_hot(records.labels[index], records.num_classes or 1).double()
+        yield records.images[index].double(), F.one_hot(records.labels[index], records.info.num_labels).double()
 
 
 def _mean_sums(records: ImageDataset, sample_rate: float, pool_factor: int, generator: torch.Generator) -> torch.Tensor:
     """Per class the sum of (pool(x) - 1/2, beta), `(classes, values + 1)`."""
-    classes, image_shape = records.num_classes or 1, records.images.shape[1:]
+    classes, image_shape = records.info.num_labels, records.images.shape[1:]
     sums = torch.zeros(classes, image_shape.numel(), dtype=torch.float64)
     counts = torch.zeros(classes, 1, dtype=torch.float64)
     for images, one_hot in _poisson_sample(records, sample_rate, generator):
@@ -261,7 +243,7 @@ def _mode_votes(
     """Per class and bin the number of votes for each value, `(classes, mode_bins, values)`."""
     channels, height, width = records.images.shape[1:]
     values = channels * (height // pool_factor) * (width // pool_factor)
-    votes = torch.zeros(records.num_classes or 1, mode_bins, values, dtype=torch.float64)
+    votes = torch.zeros(records.info.num_labels, mode_bins, values, dtype=torch.float64)
     for images, one_hot in _poisson_sample(records, sample_rate, generator):
         pooled = F.avg_pool2d(images, pool_factor).flatten(1) / 255
         bins = (pooled * mode_bins).long().clamp(max=mode_bins - 1)

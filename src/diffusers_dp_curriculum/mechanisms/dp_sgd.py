@@ -12,7 +12,6 @@ the number of processes, and no record is in it twice.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
@@ -96,21 +95,17 @@ class DPSGD:
                 f"The sampler cannot realise the sample rate {mechanism.sample_rate}: make the mechanism by "
                 "dp_sgd_mechanism, which rounds it up."
             )
-        ledger.check_affordable(mechanism)
-        if randomness.why_not_private:
-            ledger.mark_not_private(randomness.why_not_private)
+        self.execution = ledger.begin(mechanism, randomness)
         self.model = model
         self.loss = loss
         self.records = records
         self.mechanism = mechanism
-        self.ledger = ledger
         self.noise_multiplicity = noise_multiplicity
         self.max_physical_batch_size = max_physical_batch_size
         self.gradients_of = gradients_of
         self.randomness = randomness
         self.observe = observe
         self.device = next(model.parameters()).device
-        self.steps_left = mechanism.steps
         self.optimizer = dp_optimizer_class()(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
@@ -135,10 +130,7 @@ class DPSGD:
         Raises:
             InputError: If all steps of the mechanism have been taken; nothing has been read or recorded then.
         """
-        if self.steps_left == 0:
-            raise InputError(f"All {self.mechanism.steps} steps have been taken: plan another mechanism for more.")
-        self.steps_left -= 1
-        with self.ledger.execution(replace(self.mechanism, steps=1)):
+        with self.execution.step():
             self._execute()
 
     def _execute(self) -> None:
@@ -164,9 +156,7 @@ class DPSGD:
         if len(piece) == 0:
             gradients = {name: p.new_zeros(0, *p.shape) for name, p in self.model.named_parameters() if p.requires_grad}
         else:
-            images = self.records.images[piece].to(self.device).float() / 127.5 - 1
-            labels = self.records.labels[piece].to(self.device)
-            draws = self._draw(piece, images, labels)
+            draws = self._draw(piece, *self.records.batch(piece, self.device))
             if self.observe is not None:
                 self.observe(draws)
             gradients = _without_non_finite_records(self.gradients_of(draws))
@@ -178,7 +168,7 @@ class DPSGD:
             return self.loss.draw(images, labels, self.noise_multiplicity)
         of_records = []
         for number, record in enumerate(piece.tolist()):
-            self.randomness.seed_draws_insecurely(self.steps_left, record)
+            self.randomness.seed_draws_insecurely(self.execution.steps_left, record)
             alone = slice(number, number + 1)
             of_records.append(self.loss.draw(images[alone], labels[alone], self.noise_multiplicity))
         return NoiseDraws.cat(of_records)

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ..arithmetic import own_arithmetic
 from ..errors import InputError
 from .accounting import Mechanism, check_accounting, compute_epsilon, merge_neighbours
 from .counted_runs import CountedRun, all_mechanisms
+from .execution import Execution
 from .journal import Journal, Released
 from .privacy_json import make_statement, scope_in_words
 
@@ -26,12 +26,21 @@ PUBLIC_ASSUMPTIONS = (
 )
 
 
+class Randomness(Protocol):
+    """What the ledger asks of the source of a mechanism's sampling and noise."""
+
+    @property
+    def why_not_private(self) -> str | None:
+        """Why a mechanism with this randomness gives no privacy; None if it gives privacy."""
+
+
 class PrivacyLedger:
     """All mechanisms of one run in order, with the journal that makes them durable before their output exists.
 
-    The order of calls is the guarantee: a mechanism computes what it releases within [`execution`], which records it
-    first. A crash in between counts a release that never happened; nothing can be released uncounted. What is recorded
-    counts for good, unless nobody can have seen anything of it (see [`unseen`]).
+    The order of calls is the guarantee: a mechanism starts with [`begin`] and computes what it releases within
+    [`Execution.step`], which records the step first. A crash in between counts a release that never happened; nothing
+    can be released uncounted. What is recorded counts for good, unless nobody can have seen anything of it (see
+    [`unseen`]).
 
     Args:
         delta (`float`): Delta of the whole run, in [1e-12, 1).
@@ -129,18 +138,26 @@ class PrivacyLedger:
         """How far the journal is: kept in a checkpoint, and given to [`resume`]. Without a journal it is 0."""
         return 0 if self._journal is None else self._journal.position
 
-    @contextmanager
-    def execution(self, mechanism: Mechanism) -> Iterator[None]:
-        """Execute `mechanism` within this context: it is recorded first, and nothing of the caller's settings gets in.
+    def begin(self, mechanism: Mechanism, randomness: Randomness) -> Execution:
+        """Begin to execute a mechanism: the one way to do so.
 
-        Everything that reads records for a release, and the noise on it, belongs inside.
+        Refuses what the target cannot pay for, and notes it for good if the randomness gives no privacy. Each step is
+        then taken within [`Execution.step`], which records it before anything is read.
 
         Args:
             mechanism (`Mechanism`): With the number of its steps.
+            randomness (`Randomness`): Where its sampling and noise come from, such as a `MechanismRandomness`.
+
+        Returns:
+            `Execution`: What its steps are taken with.
+
+        Raises:
+            InputError: If all steps together would pass the target; nothing has been recorded then.
         """
-        self.record(mechanism)
-        with own_arithmetic():
-            yield
+        self.check_affordable(mechanism)
+        if randomness.why_not_private:
+            self.mark_not_private(randomness.why_not_private)
+        return Execution(mechanism, self.record)
 
     @property
     def check(self) -> int:
@@ -148,7 +165,7 @@ class PrivacyLedger:
         return 0 if self._journal is None else self._journal.check
 
     def record(self, mechanism: Mechanism) -> None:
-        """Count `mechanism`, which is about to be executed.
+        """Count `mechanism`, which is about to be executed; mechanisms call [`begin`], whose steps call this.
 
         When this returns the entry is on disk (if there is a journal).
 

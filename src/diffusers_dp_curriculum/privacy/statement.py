@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..run_paths import RunPaths
 from .accounting import LooseEpsilonWarning, compute_epsilon
 from .counted_runs import CountedRun, all_mechanisms
 from .journal import read_released
@@ -14,7 +15,6 @@ from .privacy_json import ZERO_OUT, counted_runs
 
 
 ADJACENCIES = (ZERO_OUT, "add_or_remove_one_record")  # the other is what older versions called the same
-JOURNAL = "private/journal.jsonl"  # in the directory of a run
 TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
 
 
@@ -167,7 +167,7 @@ def runs_of_journal(directory: Path) -> list[CountedRun] | None:
 
 def journal_in(directory: Path) -> Path | None:
     """The journal of the run in a directory; None if nothing has begun there, or only published files are here."""
-    path = directory / JOURNAL
+    path = RunPaths(directory).journal
     return path if path.is_file() and path.stat().st_size > 0 else None
 
 
@@ -196,8 +196,8 @@ def check_journal(directory: Path, privacy: dict[str, Any], released: Sequence[C
         released = runs_of_journal(directory)  # the published files alone were checked when they left the run
     if released is not None and leaves_out(privacy, released):
         raise InputError(
-            f"{directory / JOURNAL} has releases that privacy.json does not count, so the run was continued after it "
-            "was saved: save the pipeline again before it is pushed."
+            f"{RunPaths(directory).journal} has releases that privacy.json does not count, so the run was continued "
+            "after it was saved: save the pipeline again before it is pushed."
         )
 
 

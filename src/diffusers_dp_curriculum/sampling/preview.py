@@ -6,7 +6,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..config import DPCurriculumConfig
-from ..data.image_dataset import ImageDataset
+from ..data.dataset_info import DatasetInfo
 from ..errors import InputError
 from ..gradients.losses import EDM_SCHEDULERS
 from ..pictures import image_grid
@@ -47,20 +47,20 @@ def check_sampling(
         raise InputError("s_churn is of EDM's sampler: leave it at 0, or use an EDMEulerScheduler.")
 
 
-class Sampler:
-    """Makes pipelines and samples of networks for one data set.
+class Preview:
+    """Pipelines of a network in training, and grids of what it samples.
 
     Args:
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`): The scheduler of the pipeline.
-        records (`ImageDataset`): Its classes are used, no image.
+        info (`DatasetInfo`): The public description of the data set.
         config (`DPCurriculumConfig`): The fields on samples and `seed` are used.
     """
 
     def __init__(
-        self, noise_scheduler: DDPMScheduler | EDMEulerScheduler, records: ImageDataset, config: DPCurriculumConfig
+        self, noise_scheduler: DDPMScheduler | EDMEulerScheduler, info: DatasetInfo, config: DPCurriculumConfig
     ):
         self.noise_scheduler = noise_scheduler
-        self.class_names = records.class_names
+        self.class_names = info.class_names
         self.config = config
 
     def pipeline(self, unet: UNet2DModel) -> DDPMPipeline | ClassConditionalPipeline:

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..privacy.counted_runs import CountedRun
 from ..privacy.privacy_json import counted_runs
 from ..privacy.statement import check_journal, check_replaces, check_statement
+from ..run_paths import RunPaths
 from .cards import budget, check_budget, merge, update
 from .model_card import mechanisms_in_words, with_repo_id
 
@@ -101,7 +102,7 @@ def push_model(
     check_journal(directory, privacy, counted)
     local = files["README.md"].read_text(encoding="utf-8")
     check_budget(local, privacy, str(files["README.md"]))
-    seen = directory / "private" / "README.hub.md"  # the card on the Hub as it was when it was last seen here
+    seen = RunPaths(directory).card_on_hub
 
     def card(hub_card: str | None, repo_id: str) -> str:
         base = seen.read_text(encoding="utf-8") if seen.is_file() else None

@@ -1,12 +1,15 @@
 """The model card: README.md of a published pipeline, with the privacy budget at the top."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..config import DPCurriculumConfig
+from ..data.dataset_info import DatasetInfo
 from .cards import SECTION, as_text, mechanism_table, num_previous_runs, privacy_statement, round_up
 
 
@@ -17,6 +20,8 @@ IN_WORDS = {
     "dp_sgd": "training by DP-SGD",
 }
 TAGS = ["diffusers", "differential-privacy", "dp-sgd", "opacus", "image-generation"]
+# What the card says of the noise scheduler, for the fields that it has.
+SCHEDULER_CARD_FIELDS = ("prediction_type", "beta_schedule", "sigma_data", "sigma_min", "sigma_max")
 REPO_ID_TO_COME = "PATH_OR_REPO_ID"  # until the model is pushed
 LOADED_FROM = re.compile(r'(from_pretrained|load_dataset)\("[^"]*"')
 HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -25,19 +30,22 @@ HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 def make_model_card(
     privacy: dict[str, Any],
     config: DPCurriculumConfig,
-    network: dict[str, Any],
-    class_names: list[str] | None,
-    has_central_images: bool,
+    pipeline: DiffusionPipeline,
+    info: DatasetInfo,
+    mixed_precision: str,
+    stages: Collection[str],
 ) -> ModelCard:
     """Render the card of a finished run; nothing in it was computed on the sensitive records outside the ledger.
 
     Args:
         privacy (`dict`): The content of privacy.json.
         config (`DPCurriculumConfig`): The hyper-parameters, all of them public.
-        network (`dict`): What was trained: name and value of each of its properties.
-        class_names (`list[str]`, *optional*): None for an unconditional model.
-        has_central_images (`bool`): Whether central_images.png lies beside the card.
+        pipeline (`DiffusionPipeline`): What was trained, with `unet` and `scheduler`.
+        info (`DatasetInfo`): The public description of the data set.
+        mixed_precision (`str`): Accelerate's name for the types of the passes.
+        stages (`Collection[str]`): The names of the warm-up stages, whose pictures lie beside the card.
     """
+    class_names = None if info.class_names is None else list(info.class_names)
     metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS)
     metadata.license = config.hub_license
     if config.hub_dataset_name and HUB_DATASET_ID.fullmatch(config.hub_dataset_name):
@@ -57,14 +65,27 @@ def make_model_card(
         delta=round_up(privacy["delta"]),
         class_names=None if class_names is None else [as_text(name) for name in class_names],
         example_labels=_example_labels(class_names),
-        has_central_images=has_central_images,
+        has_central_images="central_images" in stages,
         dataset_name=None if config.hub_dataset_name is None else as_text(config.hub_dataset_name),
-        hyper_parameters=network | config.hyper_parameters(),
+        hyper_parameters=_network(pipeline, info, mixed_precision) | config.hyper_parameters(),
         guidance_scale=config.guidance_scale,
         num_inference_steps=config.num_inference_steps,
         churn=f", s_churn={config.s_churn}, s_tmin={config.s_tmin}, s_tmax={config.s_tmax}" if config.s_churn else "",
         repo_id=REPO_ID_TO_COME,
     )
+
+
+def _network(pipeline: DiffusionPipeline, info: DatasetInfo, mixed_precision: str) -> dict[str, Any]:
+    """What was trained: name and value of each of its properties."""
+    scheduler = pipeline.scheduler
+    return {
+        "resolution": info.resolution,
+        "channels": info.num_channels,
+        "parameters": f"{pipeline.unet.num_parameters():,}",
+        "noise_scheduler": type(scheduler).__name__,
+        **{name: value for name, value in scheduler.config.items() if name in SCHEDULER_CARD_FIELDS},
+        "mixed_precision": mixed_precision,
+    }
 
 
 def mechanisms_in_words(privacy: dict[str, Any]) -> str:

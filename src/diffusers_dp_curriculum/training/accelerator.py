@@ -11,7 +11,8 @@ from accelerate.utils import InitProcessGroupKwargs, parse_choice_from_env
 
 from ..config import DPCurriculumConfig
 from ..errors import InputError
-from ..gradients.per_record_gradients import LOSS_SCALES
+from ..gradients.precision import LOSS_SCALES
+from ..run_paths import RunPaths
 
 
 # How long the other processes wait for the main one, which alone queries central images and draws samples.
@@ -35,7 +36,7 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
         cpu=on_cpu,
         kwargs_handlers=[patience],
         log_with=args.logger,
-        project_dir=Path(args.output_dir) / "private" / args.logging_dir,
+        project_dir=RunPaths(Path(args.output_dir)).private / args.logging_dir,
     )
     if accelerator.device.type == "mps":
         raise InputError("DP noise is in float64, which Apple's GPU has not: use `accelerate launch --cpu`.")

@@ -4,11 +4,11 @@ A checkpoint holds no state of any random generator: after a resume sampling and
 found the file could take the noise away.
 """
 
-import hashlib
 import json
 import os
 import secrets
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from ..config import DPCurriculumConfig
-from ..data.image_dataset import ImageDataset
 from ..errors import InputError
 from ..files import sync
-from ..mechanisms.central_images import CentralImageDataset
-from ..privacy.accounting import Mechanism
+from ..mechanisms.released_images import ReleasedImages
 from ..privacy.ledger import PrivacyLedger
 from .planning import Plan
+from .stages import WarmUpStage
 
 
 PARTIAL = ".partial"
@@ -35,7 +34,7 @@ class TrainingState:
     """What the steps of a stage change.
 
     Args:
-        stage (`str`): `"warm_up"` or `"dp_sgd"`.
+        stage (`str`): The name of the stage, such as `"central_images"` or `"dp_sgd"`.
         unet (`torch.nn.Module`): The network.
         optimizer (`torch.optim.Optimizer`): Its optimizer.
         ema (`EMAModel`): The average of its weights.
@@ -95,13 +94,13 @@ class Checkpoint:
     """What a run can be resumed from.
 
     Args:
-        name (`str`): `"checkpoint-N"`, N being the steps taken in both stages.
+        name (`str`): `"checkpoint-N"`, N being the steps taken in all stages.
         stage (`str`): The stage of `state`.
         state (`dict`): Content of a [`TrainingState`].
         position (`int`): The ledger's position when it was made.
         check (`int`): The ledger's check when it was made, by which a checkpoint of a copy of the run is known.
         plan (`Plan`): The run's plan; its noise multiplier was found once and stays.
-        central_images (`CentralImageDataset`, *optional*): What was released in the first stage.
+        released (`dict[str, ReleasedImages]`): What the warm-up stages have released so far, by the stage's name.
     """
 
     name: str
@@ -110,7 +109,7 @@ class Checkpoint:
     position: int
     check: int
     plan: Plan
-    central_images: CentralImageDataset | None
+    released: dict[str, ReleasedImages]
 
 
 class Checkpoints:
@@ -119,16 +118,24 @@ class Checkpoints:
     Args:
         directory (`Path`): Where they are. Beside it lies the run's secret, which keys the checksum of the records.
         identity (`dict`): What makes two runs the same one, as [`run_identity`] has it.
-        records (`ImageDataset`): The sensitive records, which must be the same as well.
+        stages (`Sequence[WarmUpStage]`): The warm-up stages of the run.
+        records_checksum (`Callable[[bytes], str]`):
+            Gives the checksum of the sensitive records for a key; the records must be the same as well.
         total_limit (`int`, *optional*): How many to keep, the newest ones; all by default.
     """
 
     def __init__(
-        self, directory: Path, identity: dict[str, Any], records: ImageDataset, total_limit: int | None = None
+        self,
+        directory: Path,
+        identity: dict[str, Any],
+        stages: Sequence[WarmUpStage],
+        records_checksum: Callable[[bytes], str],
+        total_limit: int | None = None,
     ):
         self.directory = directory
         self.identity = identity
-        self.records = records
+        self.stages = stages
+        self.records_checksum = records_checksum
         self.total_limit = total_limit
         self._checksums: dict[bytes, str] = {}
 
@@ -138,7 +145,7 @@ class Checkpoints:
         state: TrainingState,
         ledger: PrivacyLedger,
         plan: Plan,
-        central_images: CentralImageDataset | None,
+        released: Mapping[str, ReleasedImages],
     ) -> Path:
         """Write `checkpoint-{number}`, replacing one of that name; a crash leaves those that were there usable.
 
@@ -149,9 +156,10 @@ class Checkpoints:
         partial = path.with_name(path.name + PARTIAL)
         partial.mkdir(parents=True)
         torch.save(state.state_dict(), partial / "state.pt")
-        if central_images is not None:
-            central_images.save_to_disk(partial / "central_images")
+        for name, images in released.items():
+            images.save_to_disk(partial / name)
         facts = {"stage": state.stage, "position": ledger.position, "check": ledger.check, "plan": asdict(plan)}
+        facts["released"] = list(released)
         facts["identity"] = self.identity | {"records": self._records_checksum()}
         (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         _sync(partial)
@@ -186,23 +194,17 @@ class Checkpoints:
                 )
         facts = _facts(path)
         self._check_same_run(path, facts["identity"])
-        plan, central_images = facts["plan"], None
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-            if plan["central"] is not None:
-                central_images = CentralImageDataset.load_from_disk(path / "central_images")
+            released = {
+                stage.name: stage.queries.released.load_from_disk(path / stage.name)
+                for stage in self.stages
+                if stage.name in facts["released"]
+            }
         except Exception as error:  # the formats have many for a damaged file, and torch's would say how to trust it
             raise InputError(f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint.") from error
-        plan = Plan(
-            **plan
-            | {
-                "central": None if plan["central"] is None else Mechanism(**plan["central"]),
-                "dp_sgd": Mechanism(**plan["dp_sgd"]),
-                "epsilon_after": {int(steps): epsilon for steps, epsilon in plan["epsilon_after"].items()},
-                "previous": tuple(Mechanism(**mechanism) for mechanism in plan.get("previous", [])),
-            }
-        )
-        return Checkpoint(path.name, facts["stage"], state, facts["position"], facts["check"], plan, central_images)
+        plan = Plan.from_dict(facts["plan"])
+        return Checkpoint(path.name, facts["stage"], state, facts["position"], facts["check"], plan, released)
 
     def remove_partial(self) -> None:
         """Remove what a crash left half written."""
@@ -234,7 +236,7 @@ class Checkpoints:
             sync(path)
         key = path.read_bytes()
         if key not in self._checksums:
-            self._checksums[key] = records_checksum(self.records, key)
+            self._checksums[key] = self.records_checksum(key)
         return self._checksums[key]
 
 
@@ -249,17 +251,10 @@ def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler:
     return json.loads(json.dumps(identity))
 
 
-def records_checksum(records: ImageDataset, key: bytes) -> str:
-    """A checksum of all records, by which nobody without the key can tell whether records that they have are these."""
-    checksum = hashlib.blake2b(records.images.contiguous().numpy(), key=key, digest_size=16)
-    checksum.update(records.labels.contiguous().numpy())
-    return checksum.hexdigest()
-
-
 def _facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        return {name: facts[name] for name in ("stage", "position", "check", "plan", "identity")}
+        return {name: facts[name] for name in ("stage", "position", "check", "plan", "released", "identity")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "

@@ -1,26 +1,24 @@
-"""How long a run will take and how much memory it needs, from a rehearsal of both stages on random numbers."""
+"""How long a run will take and how much memory it needs, from a rehearsal of all stages on random numbers."""
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from ..config import DPCurriculumConfig
+from ..data.dataset_info import DatasetInfo
 from ..distributed import num_processes
 from ..gradients.losses import DenoisingLoss
 from ..gradients.per_record_gradients import GradientsOf
+from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import on_trial
-from ..mechanisms.central_images import CentralImageDataset
 from ..mechanisms.dp_optimizer import dp_optimizer_class
 from ..mechanisms.randomness import MechanismRandomness
 from ..memory import PeakMemory, dp_sgd_memory, largest_share, warm_up_memory
-from ..privacy.accounting import Mechanism
 from .checkpointing import TrainingState
 from .optimization import start_dp_sgd
+from .stages import WarmUpStage, warm_up_stages
 from .warm_up import start_warm_up, warm_up
 
 
@@ -57,12 +55,11 @@ def estimate(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
     gradients_of: GradientsOf,
-    images_shape: tuple[int, int, int, int],
+    info: DatasetInfo,
     config: DPCurriculumConfig,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    loss_scale: float = 1.0,
+    precision: Precision = FULL_PRECISION,
 ) -> Estimate:
-    """Rehearse both stages on random images, a few steps of each, and extrapolate.
+    """Rehearse all stages on random images, a few steps of each, and extrapolate.
 
     The steps are those of the stages themselves, with clipping, noise, optimizer and average, at a learning rate of 0:
     what fits here fits later, and the network stays as it is. Every process of a run has to take part.
@@ -71,10 +68,9 @@ def estimate(
         unet (`torch.nn.Module`): The network.
         loss (`DenoisingLoss`): Gives the noise draws.
         gradients_of (`Callable`): Gives the draws' per-record gradients.
-        images_shape (`tuple[int, int, int, int]`): The number of records, then channels, height and width.
+        info (`DatasetInfo`): The public description of the data set.
         config (`DPCurriculumConfig`): The hyper-parameters.
-        autocast (`Callable`, *optional*): Makes the context of the warm-up's forward pass.
-        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
+        precision (`Precision`, *optional*): What the passes of the warm-ups are made with.
 
     Raises:
         InputError: If the memory does not suffice.
@@ -85,18 +81,19 @@ def estimate(
     with dp_sgd_memory(config):
         reserve = [torch.empty_like(tensor) for tensor in network]
     seconds, step_bytes = 0.0, 0
-    if config.central_statistic != "none" and config.central_train_steps > 0:
-        with warm_up_memory(config), on_trial(unet), PeakMemory(device) as memory:
-            step = _warm_up_step(unet, loss, images_shape, config, autocast, loss_scale)
-        seconds, step_bytes = config.central_train_steps * step, memory.num_bytes
+    for stage in warm_up_stages(config):
+        if stage.train_steps > 0:
+            with warm_up_memory(stage.batch_size), on_trial(unet), PeakMemory(device) as memory:
+                step = _warm_up_step(unet, loss, info, stage, config, precision)
+            seconds, step_bytes = seconds + stage.train_steps * step, max(step_bytes, memory.num_bytes)
     with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory:
-        step = _dp_sgd_step(unet, loss, gradients_of, images_shape, config)
+        step = _dp_sgd_step(unet, loss, gradients_of, info, config)
     del reserve
     return Estimate(
         seconds + config.max_train_steps * step,
         max(step_bytes, memory.num_bytes),
         sum(tensor.nbytes for tensor in network),
-        math.prod(images_shape),
+        math.prod(info.images_shape),
         device.type == "cuda",
     )
 
@@ -104,24 +101,21 @@ def estimate(
 def _warm_up_step(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
-    images_shape: tuple[int, int, int, int],
+    info: DatasetInfo,
+    stage: WarmUpStage,
     config: DPCurriculumConfig,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    loss_scale: float,
+    precision: Precision,
 ) -> float:
-    """Seconds of a step of the warm-up."""
+    """Seconds of a step of a warm-up."""
     device = next(unet.parameters()).device
-    num_classes = loss.null_label or 1
-    images = torch.rand(num_classes * config.central_images_per_class, *images_shape[1:])
-    labels = torch.arange(len(images)) % num_classes
-    central_images = CentralImageDataset(images, labels, Mechanism("rehearsal", 1.0, 1.0, 1, 1.0))
-    state = _standing_still(start_warm_up(unet, config))
+    mechanism = stage.queries.mechanism(info)
+    images = torch.rand(info.num_labels * mechanism.steps, *info.image_shape)
+    released = stage.queries.released(images, torch.arange(len(images)) % info.num_labels, mechanism)
+    state = _standing_still(start_warm_up(unet, stage, config))
     durations = []
     for number in (1, 2):  # the first one also pays for allocations
         start = _now(device)
-        warm_up(
-            state, loss, central_images, replace(config, central_train_steps=number), autocast, loss_scale=loss_scale
-        )
+        warm_up(state, loss, released, replace(stage, train_steps=number), config, precision)
         durations.append(_now(device) - start)
     return min(durations)
 
@@ -130,12 +124,12 @@ def _dp_sgd_step(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
     gradients_of: GradientsOf,
-    images_shape: tuple[int, int, int, int],
+    info: DatasetInfo,
     config: DPCurriculumConfig,
 ) -> float:
     """Seconds of a step of DP-SGD, from one of two physical batches, at most."""
     device = next(unet.parameters()).device
-    largest = largest_share(config, images_shape[0])
+    largest = largest_share(config, info.num_records)
     physical = min(config.max_physical_batch_size, largest)
     size = min(2 * physical, largest)
     state = _standing_still(start_dp_sgd(unet, config))
@@ -149,8 +143,8 @@ def _dp_sgd_step(
         normal=randomness.normal,
     )
     for count in (physical, size):  # the first step also pays for allocations
-        images = torch.rand(count, *images_shape[1:]) * 2 - 1
-        labels = torch.arange(count) % (loss.null_label or 1)
+        images = torch.rand(count, *info.image_shape) * 2 - 1
+        labels = torch.arange(count) % info.num_labels
         pieces = torch.arange(count).split(physical)
         times = []
         for piece in pieces:

@@ -2,9 +2,16 @@
 
 import os
 import signal
-import sys
 import threading
-from typing import NoReturn
+from enum import Enum
+
+
+class RunStatus(Enum):
+    """How a call of [`DPCurriculumTrainer.train`] ended."""
+
+    FINISHED = "finished"
+    TERMINATED = "terminated"  # by SIGTERM, with a checkpoint
+    INTERRUPTED = "interrupted"  # by Ctrl-C, with a checkpoint
 
 
 class TerminationRequest:
@@ -26,17 +33,6 @@ class TerminationRequest:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-    def end(self) -> NoReturn:
-        """End the program as the signal would have, or with exit code 0 if it was SIGTERM or reached another process.
-
-        Raises:
-            KeyboardInterrupt: If it was Ctrl-C.
-            SystemExit: Otherwise.
-        """
-        if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(0)
 
     def _note(self, number: int, frame: object) -> None:
         if number == signal.SIGINT:

@@ -3,7 +3,7 @@
 import torch
 from diffusers import UNet2DModel
 
-from ..data.image_dataset import ImageDataset
+from ..data.dataset_info import DatasetInfo
 from ..errors import InputError
 
 
@@ -18,8 +18,30 @@ def check_sample_size(unet: UNet2DModel) -> int:
     return unet.config.sample_size
 
 
-def check_network(unet: UNet2DModel, records: ImageDataset) -> None:
-    """Refuse a network that cannot be trained on `records`.
+# Set on a network that has learned from sensitive records; copies of the network have it, too.
+TRAINED = "_has_learned_from_sensitive_records"
+
+
+def check_not_trained(unet: UNet2DModel) -> None:
+    """Refuse a network that has learned from sensitive records in another run, or a copy of one.
+
+    Raises:
+        InputError: If the network, or the one it is a copy of, has been trained by DP-SGD or on released images.
+    """
+    if TRAINED in vars(unet):
+        raise InputError(
+            "This UNet has learned from sensitive records in another run, whose cost this one would not count: make a "
+            "new one."
+        )
+
+
+def mark_as_trained(unet: UNet2DModel) -> None:
+    """Note that a network is about to learn from sensitive records."""
+    setattr(unet, TRAINED, True)
+
+
+def check_network(unet: UNet2DModel, info: DatasetInfo) -> None:
+    """Refuse a network that cannot be trained on a data set.
 
     Raises:
         InputError: If sizes, channels or classes do not fit, or nothing of it is trainable in float32.
@@ -31,12 +53,12 @@ def check_network(unet: UNet2DModel, records: ImageDataset) -> None:
             f"A resolution of {config.sample_size} cannot be halved {halvings} times, as the UNet's "
             f"{halvings + 1} levels need: choose a multiple of {2**halvings}, or a network with fewer levels."
         )
-    if {config.in_channels, config.out_channels} != {records.num_channels}:
+    if {config.in_channels, config.out_channels} != {info.num_channels}:
         raise InputError(
-            f"The images have {records.num_channels} channels, and the UNet takes {config.in_channels} and gives "
-            f"{config.out_channels}: make a UNet with in_channels=out_channels={records.num_channels}."
+            f"The images have {info.num_channels} channels, and the UNet takes {config.in_channels} and gives "
+            f"{config.out_channels}: make a UNet with in_channels=out_channels={info.num_channels}."
         )
-    wanted = None if records.num_classes is None else records.num_classes + 1
+    wanted = None if info.num_classes is None else info.num_classes + 1
     if config.num_class_embeds != wanted:
         raise InputError(
             f"The UNet has num_class_embeds={config.num_class_embeds} where the data set needs {wanted} (its classes "

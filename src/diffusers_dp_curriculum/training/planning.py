@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..config import DPCurriculumConfig
+from ..data.dataset_info import DatasetInfo
 from ..errors import InputError
-from ..mechanisms.central_images import central_image_mechanism
 from ..mechanisms.dp_sgd import dp_sgd_mechanism
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
+from .stages import warm_up_stages
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Plan:
         target_epsilon (`float`): The budget of the whole run, and of the previous runs that it counts.
         delta (`float`): Delta of the whole run.
         accountant (`str`): `"prv"` or `"rdp"`.
-        central (`Mechanism`, *optional*): The central-image queries; None without the first stage.
+        warm_ups (`tuple[Mechanism, ...]`): The queries of the warm-up stages, in order; empty for DP-SGD alone.
         dp_sgd (`Mechanism`): The DP-SGD steps.
         epsilon_after (`dict[int, float]`):
             Epsilon spent after so many DP-SGD steps, 0 and the last included, with the previous runs.
@@ -30,10 +32,22 @@ class Plan:
     target_epsilon: float
     delta: float
     accountant: str
-    central: Mechanism | None
+    warm_ups: tuple[Mechanism, ...]
     dp_sgd: Mechanism
     epsilon_after: dict[int, float]
     previous: tuple[Mechanism, ...] = ()
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Plan":
+        """The plan that `dataclasses.asdict` made a dictionary of, also after it was written as JSON.
+
+        Args:
+            content (`dict`): The fields of a plan.
+        """
+        mechanisms = {name: tuple(Mechanism(**fields) for fields in content[name]) for name in ("warm_ups", "previous")}
+        epsilon_after = {int(steps): epsilon for steps, epsilon in content["epsilon_after"].items()}
+        dp_sgd = Mechanism(**content["dp_sgd"])
+        return cls(**{**content, **mechanisms, "dp_sgd": dp_sgd, "epsilon_after": epsilon_after})
 
     def epsilon_spent(self, executed: Sequence[Mechanism]) -> float:
         """An upper bound on epsilon after what this run has executed, previous runs included.
@@ -59,17 +73,16 @@ class Plan:
         if self.previous:
             previous = f"  previous runs   epsilon {self._epsilon(*self.previous):.3f} alone\n"
             included = ", previous runs included"
-        central = "none (DP-SGD alone)"
-        if self.central is not None:
-            central = (
-                f"{self.central.steps} queries ({self.central.name}), noise multiplier "
-                f"{self.central.noise_multiplier:g}, sample rate {self.central.sample_rate:g}, "
-                f"epsilon {self._epsilon(self.central):.3f} alone"
-            )
+        warm_ups = "".join(
+            f"  warm-up         {queries.name}: {queries.steps} queries, noise multiplier "
+            f"{queries.noise_multiplier:g}, sample rate {queries.sample_rate:g}, epsilon "
+            f"{self._epsilon(queries):.3f} alone\n"
+            for queries in self.warm_ups
+        )
         return (
             f"  target          epsilon {self.target_epsilon:g} at delta {self.delta:g}, for zeroing out one record\n"
             f"{previous}"
-            f"  central images  {central}\n"
+            f"{warm_ups or '  warm-up         none (DP-SGD alone)' + chr(10)}"
             f"  DP-SGD          {self.dp_sgd.steps} steps, noise multiplier {self.dp_sgd.noise_multiplier:.4f}, sample "
             f"rate {self.dp_sgd.sample_rate:.4g}, clipping norm {self.dp_sgd.sensitivity:g}\n"
             f"  whole run       epsilon {self.epsilon_after[self.dp_sgd.steps]:.3f} by the {self.accountant} accountant"
@@ -79,21 +92,20 @@ class Plan:
 
 def make_plan(
     config: DPCurriculumConfig,
-    image_shape: tuple[int, int, int],
-    dataset_size: int,
+    info: DatasetInfo,
     previous: Sequence[Mechanism] = (),
 ) -> Plan:
     """Plan a run and calibrate its DP-SGD noise.
 
     Args:
         config (`DPCurriculumConfig`): The hyper-parameters.
-        image_shape (`tuple[int, int, int]`): Channels, height and width of the records.
-        dataset_size (`int`): N, the number of records (public).
+        info (`DatasetInfo`): The public description of the data set.
         previous (`Sequence[Mechanism]`, *optional*): What previous runs have released, for which the target pays too.
 
     Raises:
         InputError: If the budget and the hyper-parameters do not go together.
     """
+    dataset_size = info.num_records
     if config.target_delta >= 1 / dataset_size:
         raise InputError(
             f"target_delta {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, where publishing a whole "
@@ -104,18 +116,8 @@ def make_plan(
             f"train_batch_size {config.train_batch_size} is larger than the data set ({dataset_size} records): give at "
             "most the number of records."
         )
-    central = None
-    if config.central_statistic != "none":
-        central = central_image_mechanism(
-            image_shape,
-            config.central_images_per_class,
-            config.central_statistic,
-            config.central_noise_multiplier,
-            config.central_sample_rate,
-            config.central_pool_factor,
-            config.central_mode_bins,
-        )
-    before = [*previous] if central is None else [*previous, central]
+    warm_ups = tuple(stage.queries.mechanism(info) for stage in warm_up_stages(config))
+    before = [*previous, *warm_ups]
     if previous:
         _check_something_is_left(config, previous, before)
     # The noise multiplier is what remains to be found; any stands in for it.
@@ -133,7 +135,7 @@ def make_plan(
         config.target_epsilon,
         config.target_delta,
         config.accountant,
-        central,
+        warm_ups,
         dp_sgd,
         epsilon_after,
         tuple(previous),
@@ -143,8 +145,8 @@ def make_plan(
 def _check_something_is_left(
     config: DPCurriculumConfig, previous: Sequence[Mechanism], before: Sequence[Mechanism]
 ) -> None:
-    """Refuse previous runs that leave nothing of the target, by themselves or with the central images."""
-    for what, mechanisms in (("previous runs", previous), ("previous runs and the central images", before)):
+    """Refuse previous runs that leave nothing of the target, by themselves or with the warm-up queries."""
+    for what, mechanisms in (("previous runs", previous), ("previous runs and the warm-up queries", before)):
         epsilon = compute_epsilon(mechanisms, config.target_delta, config.accountant)
         if epsilon >= config.target_epsilon:
             raise InputError(

@@ -12,6 +12,7 @@ from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
 from ..privacy.ledger import PrivacyLedger
 from ..privacy.statement import journal_in
+from ..run_paths import RunPaths
 from .checkpointing import Checkpoint, Checkpoints
 
 
@@ -37,7 +38,7 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
                 f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "
                 "another --output_dir, move it away, or resume it by --resume_from_checkpoint latest."
             )
-        if not (output_dir / "private").is_dir():
+        if not RunPaths(output_dir).private.is_dir():
             raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
     elif resume_from_checkpoint not in (None, "latest"):
         raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
@@ -90,7 +91,8 @@ def open_ledger(
         InputError: If the directory must not be written to, or its run has another target or other previous runs.
     """
     output_dir = Path(config.output_dir)
-    private = output_dir / "private"
+    paths = RunPaths(output_dir)
+    private = paths.private
     check_output_dir(output_dir, config.resume_from_checkpoint)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -98,11 +100,10 @@ def open_ledger(
         _keep_private_at_home(output_dir)
     except OSError as error:
         raise InputError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
-    if not _has_run(private):
-        journal = private / "journal.jsonl"
-        ledger = PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon, prior_runs)
+    if not _has_run(paths):
+        ledger = PrivacyLedger(config.target_delta, config.accountant, paths.journal, config.target_epsilon, prior_runs)
         return ledger, None
-    existing = Journal(private / "journal.jsonl")
+    existing = Journal(paths.journal)
     try:
         _check_target(existing, config)
         _check_prior_runs(CountedRun.of_header(existing.header), prior_runs, config)
@@ -130,7 +131,7 @@ def note_errors_for_resume(output_dir: Path, process_index: int) -> Iterator[Non
     try:
         yield
     except BaseException:
-        note = output_dir / "private" / f"{SEEN}{process_index}"
+        note = RunPaths(output_dir).private / f"{SEEN}{process_index}"
         note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a further machine may have none yet
         note.touch()
         raise
@@ -149,7 +150,7 @@ def _keep_private_at_home(output_dir: Path) -> None:
     ignored = output_dir / ".gitignore"  # the Hub obeys the one at the top of an upload
     if not ignored.exists():
         ignored.write_text("private/\n", encoding="utf-8")
-    (output_dir / "private" / ".gitignore").write_text("*\n", encoding="utf-8")
+    (RunPaths(output_dir).private / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 def _check_target(journal: Journal, config: DPCurriculumConfig) -> None:
@@ -167,9 +168,8 @@ def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun
         )
 
 
-def _has_run(private: Path) -> bool:
+def _has_run(paths: RunPaths) -> bool:
     """Whether anything can have been released: a process killed right at its start leaves an empty journal at most."""
-    journal = private / "journal.jsonl"
-    return any(path.name not in MADE_FIRST for path in private.iterdir()) or (
-        journal.exists() and journal.stat().st_size > 0
+    return any(path.name not in MADE_FIRST for path in paths.private.iterdir()) or (
+        paths.journal.exists() and paths.journal.stat().st_size > 0
     )

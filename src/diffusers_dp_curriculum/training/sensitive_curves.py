@@ -11,11 +11,11 @@ class SensitiveCurves:
     """A table of the loss on the records, in `private/`; whoever sees it learns more than epsilon says.
 
     Args:
-        output_dir (`Path`): The directory of the run.
+        path (`Path`): The file, in the run's private directory.
     """
 
-    def __init__(self, output_dir: Path):
-        self.path = output_dir / "private" / "sensitive_curves.csv"
+    def __init__(self, path: Path):
+        self.path = path
 
     def write(self, step: int, unet: torch.nn.Module, draws: NoiseDraws) -> None:
         """Add the loss of a physical batch, of this process alone."""

@@ -1,8 +1,6 @@
-"""Stage 1 after the queries: ordinary training on the central images. Post-processing, which costs no privacy."""
+"""A warm-up stage after its queries: ordinary training on what they released. It costs no privacy."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import kornia.augmentation as K
 import numpy as np
@@ -12,8 +10,10 @@ from accelerate.utils import reduce
 from ..config import DPCurriculumConfig
 from ..distributed import num_processes, process_index
 from ..gradients.losses import DenoisingLoss, denoising_error
-from ..mechanisms.central_images import CentralImageDataset
+from ..gradients.precision import FULL_PRECISION, Precision
+from ..mechanisms.released_images import ReleasedImages
 from .checkpointing import TrainingState, make_ema
+from .stages import WarmUpStage
 
 
 def make_augmentation(name: str, channels: int) -> torch.nn.Module:
@@ -50,61 +50,74 @@ def make_augmentation(name: str, channels: int) -> torch.nn.Module:
     return K.ImageSequential(*operations, random_apply=2)
 
 
-def start_warm_up(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:
-    """The warm-up before its first step; for the arguments see [`warm_up`]."""
-    optimizer = torch.optim.Adam(unet.parameters(), lr=config.central_learning_rate)
-    return TrainingState("warm_up", unet, optimizer, make_ema(unet, config))
+def start_warm_up(unet: torch.nn.Module, stage: WarmUpStage, config: DPCurriculumConfig) -> TrainingState:
+    """A warm-up before its first step.
+
+    Args:
+        unet (`torch.nn.Module`): The network; all of it is trained.
+        stage (`WarmUpStage`): Which warm-up.
+        config (`DPCurriculumConfig`): The fields on the average are used.
+    """
+    optimizer = torch.optim.Adam(unet.parameters(), lr=stage.learning_rate)
+    return TrainingState(stage.name, unet, optimizer, make_ema(unet, config))
 
 
 def warm_up(
     state: TrainingState,
     loss: DenoisingLoss,
-    central_images: CentralImageDataset,
+    released: ReleasedImages,
+    stage: WarmUpStage,
     config: DPCurriculumConfig,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    precision: Precision = FULL_PRECISION,
     after_step: Callable[[torch.Tensor], object] = lambda error: None,
-    loss_scale: float = 1.0,
-) -> None:
-    """Train on the central images and random variations of them.
+) -> bool:
+    """Train on released images and random variations of them.
 
     Every process draws the whole batch, from a seed of the step, and learns from its share: the weights depend neither
     on the number of processes nor on whether the run was interrupted.
 
     Args:
         state (`TrainingState`):
-            Of [`start_warm_up`] or a checkpoint; its network is trained in place, and with `config.use_ema` it ends as
-            the average.
+            From [`start_warm_up`] or a checkpoint; its network is trained in place, and with `config.use_ema` it ends
+            as the average.
         loss (`DenoisingLoss`): Gives the noise draws.
-        central_images (`CentralImageDataset`): What was released.
-        config (`DPCurriculumConfig`): The fields on the warm-up and `seed` are used.
-        autocast (`Callable`, *optional*): Makes the context of the forward pass.
-        after_step (`Callable`, *optional*): Called after each step with the error of this process's share.
-        loss_scale (`float`, *optional*, defaults to 1.0): As [`per_record_gradients`] has it.
+        released (`ReleasedImages`): What the stage's queries released.
+        stage (`WarmUpStage`): Steps, batch size and augmentation.
+        config (`DPCurriculumConfig`): `seed` and `use_ema` are used.
+        precision (`Precision`, *optional*): What the passes are made with.
+        after_step (`Callable`, *optional*):
+            Called after each step with the error of this process's share; what it returns is true if training has to
+            stop.
+
+    Returns:
+        `bool`: Whether all steps were taken.
     """
     unet = state.unet
     device = next(unet.parameters()).device
-    vary = make_augmentation(config.central_augmentation, central_images.images.shape[1])
-    share = torch.arange(process_index(), config.central_batch_size, num_processes(), device=device)
+    vary = make_augmentation(stage.augmentation, released.images.shape[1])
+    share = torch.arange(process_index(), stage.batch_size, num_processes(), device=device)
     unet.train()
-    while state.step < config.central_train_steps:
+    while state.step < stage.train_steps:
         torch.manual_seed(int(np.random.SeedSequence([config.seed, state.step]).generate_state(1)[0]))
-        chosen = torch.randint(len(central_images), (config.central_batch_size,))
-        images = vary(central_images.images[chosen].to(device)) * 2 - 1
-        draws = loss.draw(images, central_images.labels[chosen].to(device), noise_multiplicity=1).flatten()
+        chosen = torch.randint(len(released), (stage.batch_size,))
+        images = vary(released.images[chosen].to(device)) * 2 - 1
+        draws = loss.draw(images, released.labels[chosen].to(device), noise_multiplicity=1).flatten()
         error = torch.zeros((), device=device)
         if len(share) > 0:
-            with autocast():
+            with precision.autocast():
                 error = denoising_error(unet, draws.of_records(share))
-            (error * (loss_scale * len(share) / config.central_batch_size)).backward()
+            (error * (precision.loss_scale * len(share) / stage.batch_size)).backward()
         _sum_gradients(unet)
-        if loss_scale != 1:
-            _unscale_gradients(unet, loss_scale)
+        if precision.loss_scale != 1:
+            _unscale_gradients(unet, precision.loss_scale)
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.advance()
-        after_step(error.detach())
+        if after_step(error.detach()):
+            return False
     if config.use_ema:
         state.ema.copy_to(unet.parameters())
+    return True
 
 
 def _sum_gradients(unet: torch.nn.Module) -> None:

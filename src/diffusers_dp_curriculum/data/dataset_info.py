@@ -1,0 +1,51 @@
+"""What is public of a data set of sensitive images."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The description of a data set that plans, checks, previews and cards work with; it holds no record.
+
+    Everything in it is assumed to be public: the privacy statement names it among its assumptions.
+
+    Args:
+        num_records (`int`): N, the number of records.
+        num_channels (`int`): 1 for grey images, 3 for RGB.
+        resolution (`int`): Height and width of the images in pixels.
+        class_names (`tuple[str, ...]`, *optional*): The name of each class; None for an unconditional data set.
+
+    Example:
+
+    ```py
+    >>> from diffusers_dp_curriculum import DatasetInfo
+    >>> info = DatasetInfo(num_records=60_000, num_channels=1, resolution=28, class_names=("shirt", "boot"))
+    >>> info.num_classes, info.image_shape
+    (2, (1, 28, 28))
+    ```
+    """
+
+    num_records: int
+    num_channels: int
+    resolution: int
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """`int` or `None`: The number of classes; None for an unconditional data set."""
+        return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def num_labels(self) -> int:
+        """`int`: How many values a label can have: the number of classes, or 1 without classes."""
+        return self.num_classes or 1
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`tuple[int, int, int]`: Channels, height and width of an image."""
+        return self.num_channels, self.resolution, self.resolution
+
+    @property
+    def images_shape(self) -> tuple[int, int, int, int]:
+        """`tuple[int, int, int, int]`: The number of records, then channels, height and width."""
+        return self.num_records, *self.image_shape

@@ -1,0 +1,126 @@
+"""Images that a mechanism releases, for a warm-up to train on, and what such a mechanism has to say of itself."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset
+
+from ..data.dataset_info import DatasetInfo
+from ..data.image_dataset import ImageDataset
+from ..errors import InputError
+from ..pictures import image_grid
+from ..privacy.accounting import Mechanism
+from ..privacy.ledger import PrivacyLedger
+from .randomness import MechanismRandomness
+
+
+Released = TypeVar("Released", bound="ReleasedImages")
+
+
+class ReleasedImages(Dataset):
+    """Released images as a `torch.utils.data.Dataset` of (image, label).
+
+    What it holds has been released through a mechanism in the ledger: using it any further is post-processing.
+
+    Args:
+        images (`torch.Tensor`): `(M, channels, height, width)` float32 in [0, 1].
+        labels (`torch.Tensor`): `(M,)` int64; all zero where there are no classes.
+        mechanism (`Mechanism`, *optional*): The ledger entry that paid for the images; None for public images.
+        class_names (`list[str]`, *optional*): None for an unconditional data set.
+        class_counts (`list[float]`, *optional*):
+            How many records each class has about, if the mechanism has released it as well.
+    """
+
+    name: ClassVar[str] = "released_images"  # of the stage, the files and the published picture
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        mechanism: Mechanism | None = None,
+        class_names: list[str] | None = None,
+        class_counts: list[float] | None = None,
+    ):
+        self.images = images
+        self.labels = labels
+        self.mechanism = mechanism
+        self.class_names = class_names
+        self.class_counts = class_counts
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def save_to_disk(self, path: str | Path) -> None:
+        """Write the images and the mechanism's entry.
+
+        Args:
+            path (`str` or `Path`): The directory.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({"images": self.images.contiguous(), "labels": self.labels}, path / f"{self.name}.safetensors")
+        entry = {
+            "mechanism": None if self.mechanism is None else asdict(self.mechanism),
+            "class_names": self.class_names,
+            "class_counts": self.class_counts,
+        }
+        (path / f"{self.name}.json").write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load_from_disk(cls: type[Released], path: str | Path) -> Released:
+        """Read what [`save_to_disk`] wrote.
+
+        Args:
+            path (`str` or `Path`): The directory.
+
+        Raises:
+            InputError: If `path` holds no images of this kind.
+        """
+        path = Path(path)
+        try:
+            entry = json.loads((path / f"{cls.name}.json").read_text(encoding="utf-8"))
+            tensors = load_file(path / f"{cls.name}.safetensors")
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} holds no {cls.name.replace('_', ' ')} ({error.filename} is missing): give the directory that "
+                "has them."
+            ) from None
+        mechanism = None if entry["mechanism"] is None else Mechanism(**entry["mechanism"])
+        return cls(tensors["images"], tensors["labels"], mechanism, entry["class_names"], entry["class_counts"])
+
+    def to_grid(self, images_per_class: int = 10) -> Image.Image:
+        """A `PIL.Image` with one row a class.
+
+        Args:
+            images_per_class (`int`, *optional*, defaults to 10): How many columns, at most.
+        """
+        classes = self.labels.unique()
+        columns = min(images_per_class, len(self) // len(classes))
+        rows = [self.images[self.labels == label][:columns] for label in classes]
+        return image_grid(torch.cat(rows), columns)
+
+
+class ImageQueries(Protocol):
+    """Queries that release labelled images: one description, by which they are planned and by which they are made.
+
+    Attributes:
+        released (`type[ReleasedImages]`): The class of what the queries release.
+    """
+
+    released: ClassVar[type[ReleasedImages]]
+
+    def mechanism(self, info: DatasetInfo) -> Mechanism:
+        """The ledger entry of all queries, from public values alone."""
+        ...
+
+    def release(self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness) -> ReleasedImages:
+        """Make the queries, each step within [`Execution.step`]."""
+        ...

@@ -1,0 +1,40 @@
+"""The execution of a mechanism: no step of it is taken before it is in the ledger, and none more than was planned."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ..arithmetic import own_arithmetic
+from ..errors import InputError
+from .accounting import Mechanism
+
+
+class Execution:
+    """A mechanism that has begun, as [`PrivacyLedger.begin`] gives it. [`step`] is the only way to execute a step.
+
+    Args:
+        mechanism (`Mechanism`): All of its steps.
+        record (`Callable`): Writes a step into the ledger.
+    """
+
+    def __init__(self, mechanism: Mechanism, record: Callable[[Mechanism], None]):
+        self.mechanism = mechanism
+        self.steps_left = mechanism.steps
+        self._record = record
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Execute one step within this context: it is recorded first, and none of the caller's settings reach it.
+
+        Everything that reads records for a release, and the noise on it, belongs inside the context. A step that raises
+        has been recorded, and stays counted.
+
+        Raises:
+            InputError: If all steps have been taken; nothing is recorded then.
+        """
+        if self.steps_left == 0:
+            raise InputError(f"All {self.mechanism.steps} steps have been taken: plan another mechanism for more.")
+        self.steps_left -= 1
+        self._record(replace(self.mechanism, steps=1))
+        with own_arithmetic():
+            yield
