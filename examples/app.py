@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers.utils import numpy_to_pil
 
-from diffusers_dp_curriculum import InputError
+from diffusers_dp_curriculum import DPCurriculumError
 from diffusers_dp_curriculum.pictures import image_grid
 from diffusers_dp_curriculum.privacy.privacy_json import scope_in_words
 from diffusers_dp_curriculum.privacy.statement import check_statement
@@ -37,7 +37,7 @@ def describe(privacy_json: Path | None) -> str:
         return "**No privacy.json:** nothing is known about the privacy of these images."
     try:
         privacy = check_statement(privacy_json)
-    except InputError as error:
+    except DPCurriculumError as error:
         return f"**Not for sharing.** {error}"
     return (
         f"**{budget(privacy)}-differentially private** with respect to zeroing out one record of the "
@@ -125,5 +125,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")

@@ -14,7 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from diffusers_dp_curriculum import InputError, Mechanism, compute_epsilon, recompute_epsilon
+from diffusers_dp_curriculum import DPCurriculumError, InputError, Mechanism, compute_epsilon, recompute_epsilon
 from diffusers_dp_curriculum.privacy.accounting import LooseEpsilonWarning
 from diffusers_dp_curriculum.privacy.composition import FoundStatement, compose, find_statements
 from diffusers_dp_curriculum.privacy.privacy_json import counted_runs, scope_in_words
@@ -113,5 +113,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except InputError as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")

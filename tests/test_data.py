@@ -10,6 +10,7 @@ import torch
 
 from diffusers_dp_curriculum.data import image_decoding
 from diffusers_dp_curriculum.data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
+from diffusers_dp_curriculum.errors import HubError
 from image_data import (
     CLASSES,
     COLOUR,
@@ -442,12 +443,12 @@ def hub(monkeypatch):
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub):
-    with refused("'nobody/nothing' cannot be loaded from the Hub .RepositoryNotFoundError"):
+    with refused("'nobody/nothing' cannot be loaded from the Hub .RepositoryNotFoundError", HubError):
         load_image_dataset(dataset_name="nobody/nothing")
 
 
 def test_a_name_that_cannot_be_one_is_refused():
-    with refused("'not/a/name' cannot be loaded from the Hub .HFValidationError"):
+    with refused("'not/a/name' cannot be loaded from the Hub .HFValidationError", HubError):
         load_image_dataset(dataset_name="not/a/name")
 
 
@@ -455,14 +456,14 @@ def test_a_name_that_cannot_be_one_is_refused():
 def test_a_hub_out_of_reach_is_refused_at_once(hub):
     hub.shutdown()
     hub.server_close()
-    with refused("'somebody/something' cannot be loaded from the Hub .ConnectError"):
+    with refused("'somebody/something' cannot be loaded from the Hub .ConnectError", HubError):
         load_image_dataset(dataset_name="somebody/something")
 
 
 def test_offline_mode_looks_in_the_cache_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with refused("'somebody/something' cannot be loaded from the Hub .ConnectionError"):
+    with refused("'somebody/something' cannot be loaded from the Hub .ConnectionError", HubError):
         load_image_dataset(dataset_name="somebody/something")
 
 

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from diffusers_dp_curriculum import ClassConditionalPipeline, InputError, generate_dataset, load_image_dataset
+from diffusers_dp_curriculum import ClassConditionalPipeline, HubError, InputError, generate_dataset, load_image_dataset
 from diffusers_dp_curriculum.sharing.hub import MODEL_FILES, publishable_files
 from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 
@@ -128,5 +128,5 @@ def test_what_is_neither_pipeline_nor_data_set_is_refused(hub, tmp_path, monkeyp
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "nobody/nothing", "--reference", "digits", *QUICK])
-    with pytest.raises(InputError, match="'nobody/nothing' cannot be loaded from the Hub"):
+    with pytest.raises(HubError, match="'nobody/nothing' cannot be loaded from the Hub"):
         evaluate.main()

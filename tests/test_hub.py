@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, ModelCard
 from diffusers_dp_curriculum import (
     DPCurriculumConfig,
     DPCurriculumTrainer,
+    HubError,
     ImageDataset,
     InputError,
     Mechanism,
@@ -433,7 +434,7 @@ def test_a_run_with_seeded_noise_is_not_pushed(hub, tmp_path):
 def test_a_push_that_fails_says_what_to_do_and_can_be_repeated(hub, model, line, status, advice):
     before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
     hub.fail(line, status, "Storage quota exceeded")
-    with pytest.raises(InputError, match=advice) as failure:
+    with pytest.raises(HubError, match=advice) as failure:
         push_model(model, "alice/model")
     assert re.search(
         r"Storage quota exceeded.*nothing is lost, and `dp-curriculum push .*` pushes again", str(failure.value)
@@ -459,7 +460,7 @@ def test_a_server_error_and_a_cut_connection_in_the_middle_of_an_upload_are_surv
 
 def test_a_connection_cut_in_the_middle_of_the_commit_leaves_the_repository_as_it_was(hub, model):
     hub.cut("POST .*/commit/main", after_bytes=1000)
-    with pytest.raises(InputError, match="check the connection"):
+    with pytest.raises(HubError, match="check the connection"):
         push_model(model, "model")
     assert not hub.commits("alice/model")
     push_model(model, "model")
@@ -468,13 +469,13 @@ def test_a_connection_cut_in_the_middle_of_the_commit_leaves_the_repository_as_i
 
 def test_no_hub_at_all(hub, model, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="check the connection; nothing is lost"):
+    with pytest.raises(HubError, match="check the connection; nothing is lost"):
         push_model(model, "model")
 
 
 @pytest.mark.parametrize("token", ["hf_invalid", "hf_reads"])
 def test_a_token_that_will_not_do_is_found_before_training_and_shown_to_nobody(hub, token):
-    with pytest.raises(InputError) as failure:
+    with pytest.raises(HubError) as failure:
         prepare_repo("model", "model", None, token)
     assert token not in str(failure.value)
     assert failure.value.__suppress_context__
@@ -484,7 +485,7 @@ def test_a_token_that_will_not_do_is_found_before_training_and_shown_to_nobody(h
     ("repo_id", "message"), [("a b/c", "give a repository as USER/NAME"), ("bob/model", "use a token that may write")]
 )
 def test_repositories_that_cannot_be(hub, model, repo_id, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(HubError, match=message):
         push_model(model, repo_id)
 
 
@@ -497,7 +498,7 @@ def test_a_public_repository_does_not_take_what_was_meant_to_be_private(hub, mod
 def test_a_license_that_the_hub_does_not_know(hub, model):
     readme = model / "README.md"
     readme.write_text(readme.read_text().replace("license: mit", "license: mine"))
-    with pytest.raises(InputError, match='"license" must be one of .*correct the lines at the top of README.md'):
+    with pytest.raises(HubError, match='"license" must be one of .*correct the lines at the top of README.md'):
         push_model(model, "model")
     assert not hub.commits("alice/model")
 

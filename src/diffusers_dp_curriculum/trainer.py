@@ -287,9 +287,8 @@ class DPCurriculumTrainer:
             `huggingface_hub.CommitInfo`: Address and id of the commit; None in all processes but the first.
 
         Raises:
-            InputError:
-                If the run is not finished, not saved or not private, or if the push does not succeed. Nothing is lost
-                then, and the same call, or `dp-curriculum push`, pushes again.
+            InputError: If the run is not finished, not saved or not private.
+            HubError: If the push does not succeed: the same call, or `dp-curriculum push`, pushes again.
         """
         if not self.finished:
             raise InputError("There is no trained model to push yet: call train() and save_pipeline() first.")

@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from sklearn.datasets import load_digits as load_scikit_learn_digits
 
-from ..errors import InputError
+from ..errors import DPCurriculumError, HubError, InputError
 from .class_lists import Source
 from .columns import image_paths
 from .file_inventory import FileInventory
@@ -52,7 +52,7 @@ def load_from_hub(name: str, split: str) -> Source:
             info = HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
         dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # the Hub client, its HTTP library and `datasets` each raise their own
-        raise InputError(
+        raise HubError(
             f"The split {split!r} of {name!r} cannot be loaded from the Hub ({_reason(error)}), so check its name and "
             "your connection, set HF_HUB_OFFLINE=1 to use a cached copy, or pass a local copy as --train_data_dir."
         ) from error
@@ -103,7 +103,7 @@ def load_from_directory(
             unconditional=unconditional,
             cache_dir=cache_dir,
         )
-    except InputError:
+    except DPCurriculumError:
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise InputError(

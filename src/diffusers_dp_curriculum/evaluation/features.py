@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from ..data.sources import HUB_TIMEOUT_SECONDS
-from ..errors import InputError
+from ..errors import HubError, InputError
 
 
 BATCH_SIZE = 64
@@ -99,7 +99,7 @@ class Inception(nn.Module):
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights and str(weights), False)
         except (urllib.error.URLError, OSError) as error:
-            raise InputError(
+            raise HubError(
                 f"The weights of Inception cannot be fetched ({error}), so fetch {INCEPTION_WEIGHTS} elsewhere and "
                 "pass the file as --inception_weights."
             ) from error
@@ -145,7 +145,7 @@ class VisionModel(nn.Module):
             model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
         except Exception as error:  # the Hub's client, its HTTP library and transformers each raise their own
             reason = f"{error}\n".splitlines()[0]
-            raise InputError(
+            raise (InputError if Path(name).is_dir() else HubError)(
                 f"{name!r} cannot be loaded as a vision model of transformers ({reason}), so pass `pixels`, "
                 "`inception`, or the id or directory of a model that has a preprocessor_config.json."
             ) from error

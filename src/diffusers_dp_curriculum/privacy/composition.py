@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
-from ..errors import InputError
+from ..errors import HubError, InputError
 from .accounting import LOOSE
 from .counted_runs import CountedRun, count_once
 from .journal import Released, read_released
@@ -76,6 +81,7 @@ def find_statements(run: str) -> list[FoundStatement]:
 
     Raises:
         InputError: If nothing is found, or what is found cannot be read or contradicts itself.
+        HubError: If it has to be fetched from the Hub, and the Hub is out of reach or refuses.
     """
     path = Path(run)
     try:
@@ -141,6 +147,7 @@ def read_prior_runs(runs: Sequence[str]) -> list[CountedRun]:
 
     Raises:
         InputError: If one of them is not found, is not private or understates epsilon.
+        HubError: If one of them has to be fetched from the Hub, and the Hub is out of reach or refuses.
 
     Warns:
         UserWarning: If one of them is counted once although it was found twice, or may be counted twice.
@@ -216,13 +223,13 @@ def _on_the_hub(repo_id: str) -> list[FoundStatement]:
             try:
                 path = hf_hub_download(repo_id, "privacy.json", repo_type=repo_type, local_dir=directory)
             except LocalEntryNotFoundError as error:
-                raise InputError(
+                raise HubError(
                     f"{repo_id} is no path, and the Hub is out of reach: check the path, or try again."
                 ) from error
-            except (EntryNotFoundError, RepositoryNotFoundError):
+            except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
                 continue
             except Exception as error:  # the Hub's client and its HTTP library each raise their own
-                raise InputError(
+                raise HubError(
                     f"{repo_id} is no path, and cannot be fetched from the Hub ({type(error).__name__}): check it."
                 ) from error
             found.append(_in_file(Path(path), f"{repo_id} ({kind})"))

@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from ..files import check_new_or_empty
 from ..sharing.cards import update as update_card
 
@@ -40,7 +40,7 @@ class DatasetDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)  # before anything is sampled for it
         except OSError as error:
-            raise InputError(f"{path} cannot be created ({error.strerror}), so choose another place.") from error
+            raise StorageError(f"{path} cannot be created ({error.strerror}), so choose another place.") from error
 
     def has_shard(self, index: int, rows: range) -> bool:
         """Whether all files of a shard are there."""

@@ -6,7 +6,7 @@ import diffusers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from ..errors import InputError
+from ..errors import HubError, InputError
 from ..gradients.losses import EDM_SCHEDULERS
 from .pipeline import ClassConditionalPipeline
 
@@ -45,7 +45,7 @@ def find_privacy_json(name: str, repo_type: str = "model") -> Path | None:
     try:
         return Path(hf_hub_download(name, "privacy.json", repo_type=repo_type))
     except LocalEntryNotFoundError as error:
-        raise InputError(
+        raise HubError(
             f"The Hub is out of reach, so the privacy.json of {name} is not to be had: try again."
         ) from error
     except (EntryNotFoundError, RepositoryNotFoundError):  # the digits, for instance, are in no repository

@@ -72,7 +72,8 @@ class SyntheticDataset(datasets.Dataset):
             `huggingface_hub.CommitInfo`: Address and id of the commit.
 
         Raises:
-            [`InputError`]: If the budget is not known, or the push does not succeed; nothing is lost then.
+            [`InputError`]: If the budget is not known.
+            [`HubError`]: If the push does not succeed; nothing is lost then.
         """
         if self.privacy is None:
             raise InputError(

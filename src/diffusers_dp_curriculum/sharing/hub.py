@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from ..errors import InputError
+from ..errors import DPCurriculumError, HubError, InputError
 from ..privacy.counted_runs import CountedRun
 from ..privacy.privacy_json import counted_runs
 from ..privacy.statement import check_journal, check_replaces, check_statement
@@ -88,10 +88,12 @@ def push_model(
 
     Raises:
         InputError:
-            If the run is not finished or not private, or anything keeps the push from succeeding. The sentence says
-            what to do; nothing is lost, and the same call pushes again. A repository that was filled by other means
-            is refused, as its files may have the names of ours, and so is one that has a statement of the same run
-            with releases that are not counted here.
+            If the run is not finished or not private. A repository that was filled by other means is refused, as its
+            files may have the names of ours, and so is one that has a statement of the same run with releases that are
+            not counted here.
+        HubError:
+            If the Hub, or anything else, keeps the push from succeeding. The sentence says what to do; nothing is lost,
+            and the same call pushes again.
     """
     directory = Path(output_dir)
     files = publishable_files(directory, MODEL_FILES)
@@ -186,7 +188,8 @@ def prepare_repo(repo_id: str, repo_type: str, private: bool | None, token: str 
         `str`: The repository's full id.
 
     Raises:
-        InputError: If not.
+        InputError: If the repository is not one of this library's.
+        HubError: If the Hub is out of reach or refuses.
     """
     with _explained(repo_id, token, again="the same command"):
         return _open_repo(HfApi(token=token), repo_id, repo_type, private).id
@@ -307,13 +310,13 @@ def _explained(repo_id: str, token: str | None, again: str) -> Iterator[None]:
     """Say of whatever goes wrong within what it is, what to do, and that nothing is lost."""
     try:
         yield
-    except InputError:
+    except DPCurriculumError:
         raise
     except Exception as error:  # the Hub's client, its HTTP library and the file system each raise their own
         problem, advice = _explain(error)
         if token:
             problem = problem.replace(token, "***")
-        raise InputError(
+        raise HubError(
             f"The push to {repo_id} did not succeed ({problem}): {advice}; nothing is lost, and {again} pushes again."
         ) from None  # the original may show headers
 

@@ -19,7 +19,7 @@ from diffusers.training_utils import EMAModel
 
 from ..config import DPCurriculumConfig
 from ..data.image_dataset import ImageDataset
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from ..files import sync
 from ..mechanisms.central_images import CentralImageDataset
 from ..privacy.accounting import Mechanism
@@ -171,7 +171,8 @@ class Checkpoints:
             which (`str`): `"latest"`, for which there may be none, or the path or name of one of this run.
 
         Raises:
-            InputError: If it is missing, unreadable, or of a run with other settings, network or records.
+            InputError: If it is missing, or of a run with other settings, network or records.
+            StorageError: If it is damaged.
         """
         if which == "latest":
             if not (there := self.all()):
@@ -192,7 +193,9 @@ class Checkpoints:
             if plan["central"] is not None:
                 central_images = CentralImageDataset.load_from_disk(path / "central_images")
         except Exception as error:  # the formats have many for a damaged file, and torch's would say how to trust it
-            raise InputError(f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint.") from error
+            raise StorageError(
+                f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint."
+            ) from error
         plan = Plan(
             **plan
             | {
@@ -228,7 +231,7 @@ class Checkpoints:
         path = self.directory.with_name("records.key")
         if not path.exists():
             if self.all():
-                raise InputError(f"{path} is missing, without which no checkpoint can be checked: restore the file.")
+                raise StorageError(f"{path} is missing, without which no checkpoint can be checked: restore the file.")
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(32))
             sync(path)
@@ -261,7 +264,7 @@ def _facts(path: Path) -> dict[str, Any]:
         facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         return {name: facts[name] for name in ("stage", "position", "check", "plan", "identity")}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
+        raise StorageError(
             f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "
             "to resume from another checkpoint."
         ) from error

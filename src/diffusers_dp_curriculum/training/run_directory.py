@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import DPCurriculumConfig
-from ..errors import InputError
+from ..errors import DPCurriculumError, InputError, StorageError
 from ..privacy.composition import read_prior_runs
 from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
@@ -29,7 +29,8 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         resume_from_checkpoint (`str`, *optional*): Given for a run that may be there already.
 
     Raises:
-        InputError: If `output_dir` is a file, holds anything but the run to resume, or cannot be created.
+        InputError: If `output_dir` is a file, or holds anything but the run to resume.
+        StorageError: If it cannot be created.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         if resume_from_checkpoint is None:
@@ -43,7 +44,7 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
     existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
+        raise StorageError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
 
 
 def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
@@ -62,7 +63,7 @@ def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
     if config.prior_runs is not None:
         try:
             given = read_prior_runs(config.prior_runs)
-        except InputError as error:
+        except DPCurriculumError as error:
             raise InputError(
                 f"prior_runs cannot be compared with those that the run in {config.output_dir} was started with "
                 f"({error}): leave prior_runs out to resume it with those."
@@ -88,6 +89,7 @@ def open_ledger(
 
     Raises:
         InputError: If the directory must not be written to, or its run has another target or other previous runs.
+        StorageError: If it cannot be written to, or what is in it is damaged.
     """
     output_dir = Path(config.output_dir)
     private = output_dir / "private"
@@ -97,7 +99,7 @@ def open_ledger(
         private.mkdir(mode=0o700, exist_ok=True)
         _keep_private_at_home(output_dir)
     except OSError as error:
-        raise InputError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
+        raise StorageError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
     if not _has_run(private):
         journal = private / "journal.jsonl"
         ledger = PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon, prior_runs)
