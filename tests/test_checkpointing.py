@@ -301,7 +301,7 @@ def test_a_refused_resume_changes_nothing_in_the_journal(tmp_path):
     with pytest.raises(InputError, match="is no checkpoint of the run"):
         trainer.train()
     trainer.args.resume_from_checkpoint, trainer.args.target_epsilon = "latest", 9.0
-    with pytest.raises(InputError, match=r"has target_epsilon 10.0: resume it with that"):
+    with pytest.raises(InputError, match=r"has `target_epsilon` 10.0: resume it with that"):
         trainer.train()
     assert journal.read_bytes() == before
 

@@ -159,7 +159,7 @@ def test_a_run_that_is_not_private_is_refused(tmp_path, recompute, saved):
     for runs in ([one, two], [two, one]):
         message, printed, _ = recompute(*runs)
         assert message.startswith(f"error: {two}")
-        assert "is not private, so no epsilon covers what it has released" in message
+        assert "is not private, and no epsilon covers what it has released" in message
         assert "Together" not in printed
     assert recompute(two)[0] not in (0, None)
     with pytest.raises(InputError, match="two.* is not private"):

@@ -133,7 +133,7 @@ class TestInception:
             raise urllib.error.URLError("no route")
 
         monkeypatch.setattr(original, "load_state_dict_from_url", fail)
-        with pytest.raises(HubError, match=r"cannot be fetched .*no route.*--inception_weights"):
+        with pytest.raises(HubError, match=r"cannot be fetched .*no route.*`inception_weights`"):
             load_feature_extractor("inception")
 
     def test_other_weights_are_refused(self, tmp_path):

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from diffusers_dp_curriculum import (
     DPCurriculumConfig,
+    DPCurriculumError,
     DPCurriculumTrainer,
     HubError,
     ImageDataset,
@@ -195,7 +196,7 @@ def write_privacy(model, **changes):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda model: (model / "samples.png").unlink(), "has no samples.png, so it is not finished"),
+        (lambda model: (model / "samples.png").unlink(), "has no samples.png and is not finished"),
         (lambda model: (model / "privacy.json").unlink(), "has no privacy.json"),
         (lambda model: shutil.rmtree(model / "unet"), "has no unet/config.json"),
         (lambda model: shutil.rmtree(model), "is not a directory"),
@@ -221,7 +222,7 @@ def write_privacy(model, **changes):
 )
 def test_what_may_not_be_published_is_refused_before_the_hub_is_asked(hub, model, spoil, message):
     spoil(model)
-    with pytest.raises(InputError, match=message) as refusal:
+    with pytest.raises(DPCurriculumError, match=message) as refusal:
         push_model(model, "model")
     assert "\n" not in str(refusal.value)
     assert not hub.requests

@@ -101,7 +101,7 @@ def test_a_resumed_run_has_the_previous_runs_without_their_files(tmp_path, previ
     options = {"prior_runs": [str(previous)]} if given == "again" else {}
     if given == "left out":
         shutil.rmtree(previous)
-        with pytest.raises(InputError, match="prior_runs cannot be compared .*: leave prior_runs out to resume"):
+        with pytest.raises(InputError, match="`prior_runs` cannot be compared .*: leave `prior_runs` out to resume"):
             make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=[str(previous)])
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **options)
     assert trainer.plan.previous == (CENTRAL, DP_SGD)
@@ -116,10 +116,10 @@ def test_a_resume_with_other_previous_runs_is_refused(tmp_path, previous, began_
     interrupted(tmp_path / "model", 2, prior_runs=[str(previous)] if began_with else None)
     journal = (tmp_path / "model" / "private" / "journal.jsonl").read_bytes()
     for runs in ([str(other)], [str(previous), str(other)], [] if began_with else [str(previous)]):
-        with pytest.raises(InputError, match="was started with other prior_runs than .*: leave prior_runs out"):
+        with pytest.raises(InputError, match="was started with other `prior_runs` than .*: leave `prior_runs` out"):
             make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=runs)
     resume_run(previous, DP_SGD)  # of which the run knows nothing
-    with pytest.raises(InputError, match="or they have released more since: leave prior_runs out"):
+    with pytest.raises(InputError, match="or they have released more since: leave `prior_runs` out"):
         make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=[str(previous)])
     assert (tmp_path / "model" / "private" / "journal.jsonl").read_bytes() == journal
 
@@ -127,7 +127,7 @@ def test_a_resume_with_other_previous_runs_is_refused(tmp_path, previous, began_
 def test_a_run_that_began_elsewhere_with_others_since_the_trainer_was_made_is_refused(tmp_path, previous):
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)], resume_from_checkpoint="latest")
     write_run(tmp_path / "model", saved=False, target_epsilon=10.0, accountant="prv")
-    with pytest.raises(InputError, match="was started with other prior_runs"):
+    with pytest.raises(InputError, match="was started with other `prior_runs`"):
         trainer.train()
 
 
@@ -137,8 +137,11 @@ def test_previous_runs_that_leave_nothing_or_cannot_be_counted_are_refused_befor
     not_private = write_privacy_json(tmp_path / "seeded.json", private=False)
     understates = write_privacy_json(tmp_path / "understates.json", epsilon=0.1)
     for runs, message in [
-        ([previous], "previous runs alone cost epsilon .* leaves nothing of the target 1 for DP-SGD: raise target"),
-        ([previous, not_private], "seeded.json is not private, so no epsilon covers what it has released: share"),
+        (
+            [previous],
+            "previous runs alone cost epsilon .* leaves nothing of the target 1 for DP-SGD: raise `target",
+        ),
+        ([previous, not_private], "seeded.json is not private, and no epsilon covers what it has released: share"),
         ([understates], "understates.json states epsilon 0.1, but its mechanisms amount to"),
         ([tmp_path], "holds neither a privacy.json nor the journal of a run: give"),
     ]:

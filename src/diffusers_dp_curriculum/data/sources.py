@@ -34,9 +34,7 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.RandomState(0).permutation(1797)
     records = {"train": order[:NUM_DIGITS_TRAIN], "test": order[NUM_DIGITS_TRAIN:]}
     if split not in records:
-        raise InputError(
-            f"The digits have the splits 'train' and 'test' only, so pass one of them instead of {split!r}."
-        )
+        raise InputError(f"The digits have no split {split!r}: pass 'train' or 'test'.")
     digits = load_scikit_learn_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)
     return images[records[split]], digits.target[records[split]]
@@ -53,8 +51,8 @@ def load_from_hub(name: str, split: str) -> Source:
         dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # the Hub client, its HTTP library and `datasets` each raise their own
         raise HubError(
-            f"The split {split!r} of {name!r} cannot be loaded from the Hub ({_reason(error)}), so check its name and "
-            "your connection, set HF_HUB_OFFLINE=1 to use a cached copy, or pass a local copy as --train_data_dir."
+            f"The split {split!r} of {name!r} cannot be loaded from the Hub ({_reason(error)}): check its name and "
+            "your connection, set HF_HUB_OFFLINE=1 to use a cached copy, or pass a local copy as `train_data_dir`."
         ) from error
     if info is None or dataset.info.builder_name != "imagefolder":
         return Source(dataset)
@@ -108,8 +106,8 @@ def load_from_directory(
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise InputError(
             # The error's own words may have the names of files, which are as sensitive as the images.
-            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}), so "
-            "check what --train_data_dir holds."
+            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}): "
+            "check what `train_data_dir` holds."
         ) from None
 
 

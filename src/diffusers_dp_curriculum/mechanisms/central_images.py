@@ -169,7 +169,10 @@ class CentralImageDataset(Dataset):
             entry = json.loads((path / "central_images.json").read_text(encoding="utf-8"))
             tensors = load_file(path / "central_images.safetensors")
         except FileNotFoundError as error:
-            raise InputError(f"{path} holds no central images ({error.filename} is missing).") from None
+            raise InputError(
+                f"{path} holds no central images ({error.filename} is missing): give a directory that `save_to_disk` "
+                "wrote."
+            ) from None
         mechanism = Mechanism(**entry["mechanism"])
         return cls(tensors["images"], tensors["labels"], mechanism, entry["class_names"], entry["class_counts"])
 

@@ -48,7 +48,7 @@ class FoundStatement:
         """
         if self.content.get("private") is not True:
             raise InputError(
-                f"{self.name} is not private, so no epsilon covers what it has released: share nothing of that run, "
+                f"{self.name} is not private, and no epsilon covers what it has released: share nothing of that run, "
                 "and leave it out."
             )
         check_epsilon(self.content, self.name)

@@ -118,7 +118,7 @@ class Journal:
         """
         if position > self.position:
             raise StorageError(
-                f"{self.path} ends before the checkpoint was made ({self.position} events of {position}), so lines are "
+                f"{self.path} ends before the checkpoint was made ({self.position} events of {position}), as lines are "
                 "missing: restore it from a backup, or give the run up and count all of its target epsilon."
             )
         if check is not None and self.events[position - 1]["check"] != check:
@@ -309,8 +309,8 @@ def _read(text: str, path: Path, formats: tuple[int, ...] = (FORMAT,)) -> list[d
             intact = False
         if not intact:
             raise StorageError(
-                f"Line {number} of {path} is damaged, so what the run has released is not known: restore the file from "
-                "a backup, or give the run up and count all of its target epsilon as spent."
+                f"Line {number} of {path} is damaged, and what the run has released is not known: restore the file "
+                "from a backup, or give the run up and count all of its target epsilon as spent."
             )
         events.append(event)
     if lines[-1].strip():

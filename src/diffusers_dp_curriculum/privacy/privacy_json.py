@@ -103,7 +103,10 @@ def counted_runs(statement: dict[str, Any]) -> list[CountedRun]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"This is not the content of a privacy.json ({type(error).__name__}: {error}).") from error
+        raise InputError(
+            f"This is not the content of a privacy.json ({type(error).__name__}: {error}): give one that this library "
+            "wrote."
+        ) from error
     return runs
 
 

@@ -116,7 +116,10 @@ def recompute_epsilon(statement: dict[str, Any]) -> float:
     try:
         delta, accountant = float(statement["delta"]), statement["accountant"]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"This is not the content of a privacy.json ({type(error).__name__}: {error}).") from error
+        raise InputError(
+            f"This is not the content of a privacy.json ({type(error).__name__}: {error}): give one that this library "
+            "wrote."
+        ) from error
     return compute_epsilon(mechanisms, delta, accountant)
 
 
@@ -144,7 +147,7 @@ def check_same_run(privacy_json: Path, privacy: dict[str, Any]) -> None:
     released = runs_of_journal(privacy_json.parent)
     if released is not None and not _count_all_of(released, counted_runs(privacy)):
         raise InputError(
-            f"{privacy_json} counts releases that the journal beside it does not have, so it is of another run or of a "
+            f"{privacy_json} counts releases that the journal beside it does not have, as it is of another run or of a "
             "copy of this one that was resumed elsewhere: put it back where it belongs, or save the pipeline again."
         )
 
@@ -196,7 +199,7 @@ def check_journal(directory: Path, privacy: dict[str, Any], released: Sequence[C
         released = runs_of_journal(directory)  # the published files alone were checked when they left the run
     if released is not None and leaves_out(privacy, released):
         raise InputError(
-            f"{directory / JOURNAL} has releases that privacy.json does not count, so the run was continued after it "
+            f"{directory / JOURNAL} has releases that privacy.json does not count, as the run was continued after it "
             "was saved: save the pipeline again before it is pushed."
         )
 
@@ -219,8 +222,8 @@ def check_replaces(privacy: dict[str, Any], published: dict[str, Any], where: st
                 continue
             if not there.counts_all_of(run):
                 raise InputError(
-                    f"{where} holds a statement about a copy of the same run that was resumed separately, so that "
-                    "neither counts all of its releases: add both up by `dp-curriculum epsilon`, and push to another "
+                    f"{where} holds a statement about a copy of the same run that was resumed separately, and neither "
+                    "counts all of its releases: add both up by `dp-curriculum epsilon`, and push to another "
                     "repository."
                 )
             if run is own:
@@ -243,4 +246,7 @@ def _check_sentences(statement: dict[str, Any]) -> None:
     for name in ("remarks", "public_assumptions"):
         sentences = statement.get(name, [])
         if not (isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)):
-            raise InputError(f"This is not the content of a privacy.json (its {name} are no list of sentences).")
+            raise InputError(
+                f"This is not the content of a privacy.json (its {name} are no list of sentences): give one that this "
+                "library wrote."
+            )

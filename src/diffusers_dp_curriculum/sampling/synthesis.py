@@ -185,16 +185,14 @@ def generate_dataset(
     counts = _counts_of_classes(images_per_class, class_names)
     churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
     if min(counts) < 0 or sum(counts) < 1 or batch_size < 1:
-        raise InputError(
-            f"`images_per_class` and `batch_size` must be 1 or more, but they are {images_per_class} and {batch_size}."
-        )
+        raise InputError(f"`images_per_class` is {images_per_class} and `batch_size` is {batch_size}: give at least 1.")
     check_sampling(pipeline.scheduler, class_names is not None, num_inference_steps, guidance_scale, s_churn)
     if seed < 0:
-        raise InputError(f"`seed` must be 0 or more, but it is {seed}.")
+        raise InputError(f"`seed` is {seed}: give 0 or more.")
     if file_format not in ("parquet", "imagefolder"):
-        raise InputError(f'`file_format` must be "parquet" or "imagefolder", but it is {file_format!r}.')
+        raise InputError(f'`file_format` is {file_format!r}: choose "parquet" or "imagefolder".')
     if privacy_json is not None and not Path(privacy_json).is_file():
-        raise InputError(f"`privacy_json` names {privacy_json}, which is not a file, so give the path of one.")
+        raise InputError(f"`privacy_json` is {privacy_json}, which is not a file: give the path of one.")
     privacy = None if privacy_json is None else check_statement(Path(privacy_json))
 
     labels = None if class_names is None else _take_turns(counts)
@@ -272,11 +270,11 @@ def _counts_of_classes(images_per_class: int | Sequence[int], class_names: list[
     if isinstance(images_per_class, int):
         return [images_per_class] * (1 if class_names is None else len(class_names))
     if class_names is None:
-        raise InputError("An unconditional pipeline has no classes, so give `images_per_class` as one number.")
+        raise InputError("An unconditional pipeline has no classes: give `images_per_class` as one number.")
     if len(images_per_class) != len(class_names):
         raise InputError(
-            f"`images_per_class` has {len(images_per_class)} numbers for {len(class_names)} classes, so give one for "
-            "all or one for each."
+            f"`images_per_class` has {len(images_per_class)} numbers for {len(class_names)} classes: give one for all "
+            "or one for each."
         )
     return list(images_per_class)
 

@@ -214,7 +214,7 @@ def publishable_files(directory: Path, allowed: dict[str, str | None]) -> dict[s
         found[name] = path
     for pattern, needed in allowed.items():
         if needed is not None and not any(re.fullmatch(pattern, path) for path in found):
-            raise InputError(f"{directory} has no {needed}, so it is not finished: finish it before it is pushed.")
+            raise InputError(f"{directory} has no {needed} and is not finished: finish it before it is pushed.")
     return found
 
 
@@ -277,8 +277,8 @@ def _open_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -
     foreign = [name for name in names if not BEGINNING.fullmatch(name)]
     if foreign and "privacy.json" not in names:
         raise InputError(
-            f"{repo_id} holds {foreign[0]} and no privacy.json, so it is none of this library's: choose another name, "
-            "or move its files elsewhere before."
+            f"{repo_id} holds {foreign[0]} and no privacy.json, as no repository of this library does: choose another "
+            "name, or move its files elsewhere before."
         )
     return head
 

@@ -96,13 +96,13 @@ def make_plan(
     """
     if config.target_delta >= 1 / dataset_size:
         raise InputError(
-            f"target_delta {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, where publishing a whole "
-            "record would count as private: give a smaller one."
+            f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, where publishing a "
+            "whole record would count as private: give a smaller one."
         )
     if config.train_batch_size > dataset_size:
         raise InputError(
-            f"train_batch_size {config.train_batch_size} is larger than the data set ({dataset_size} records): give at "
-            "most the number of records."
+            f"`train_batch_size` {config.train_batch_size} is larger than the data set ({dataset_size} records): give "
+            "at most the number of records."
         )
     central = None
     if config.central_statistic != "none":
@@ -149,5 +149,5 @@ def _check_something_is_left(
         if epsilon >= config.target_epsilon:
             raise InputError(
                 f"The {what} alone cost epsilon {epsilon:.3f}, which leaves nothing of the target "
-                f"{config.target_epsilon:g} for DP-SGD: raise target_epsilon, or do not run on these records again."
+                f"{config.target_epsilon:g} for DP-SGD: raise `target_epsilon`, or do not run on these records again."
             )

@@ -36,15 +36,15 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         if resume_from_checkpoint is None:
             raise InputError(
                 f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "
-                "another --output_dir, move it away, or resume it by --resume_from_checkpoint latest."
+                "another `output_dir`, move it away, or resume it by `resume_from_checkpoint` latest."
             )
         if not (output_dir / "private").is_dir():
-            raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
+            raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
     elif resume_from_checkpoint not in (None, "latest"):
-        raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
+        raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
     existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise StorageError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
+        raise StorageError(f"{output_dir} cannot be created in {existing}: choose another `output_dir`.")
 
 
 def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
@@ -65,8 +65,8 @@ def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
             given = read_prior_runs(config.prior_runs)
         except DPCurriculumError as error:
             raise InputError(
-                f"prior_runs cannot be compared with those that the run in {config.output_dir} was started with "
-                f"({error}): leave prior_runs out to resume it with those."
+                f"`prior_runs` cannot be compared with those that the run in {config.output_dir} was started with "
+                f"({error}): leave `prior_runs` out to resume it with those."
             ) from error
         _check_prior_runs(existing, given, config)
     return existing
@@ -99,7 +99,9 @@ def open_ledger(
         private.mkdir(mode=0o700, exist_ok=True)
         _keep_private_at_home(output_dir)
     except OSError as error:
-        raise StorageError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
+        raise StorageError(
+            f"{output_dir} cannot be created ({error.strerror}): choose another `output_dir`."
+        ) from error
     if not _has_run(private):
         journal = private / "journal.jsonl"
         ledger = PrivacyLedger(config.target_delta, config.accountant, journal, config.target_epsilon, prior_runs)
@@ -158,14 +160,14 @@ def _check_target(journal: Journal, config: DPCurriculumConfig) -> None:
     for name in ("target_epsilon", "target_delta", "accountant"):
         value = journal.header[name.replace("target_delta", "delta")]
         if value != getattr(config, name):
-            raise InputError(f"The run in {config.output_dir} has {name} {value}: resume it with that.")
+            raise InputError(f"The run in {config.output_dir} has `{name}` {value}: resume it with that.")
 
 
 def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun], config: DPCurriculumConfig) -> None:
     if len(existing) != len(given) or not all(run in existing for run in given):
         raise InputError(
-            f"The run in {config.output_dir} was started with other prior_runs than are given, or they have released "
-            "more since: leave prior_runs out to resume it with those, or start a new run that counts all of them."
+            f"The run in {config.output_dir} was started with other `prior_runs` than are given, or they have released "
+            "more since: leave `prior_runs` out to resume it with those, or start a new run that counts all of them."
         )
 
 
