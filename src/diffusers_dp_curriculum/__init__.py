@@ -11,6 +11,7 @@ from .privacy.statement import recompute_epsilon
 from .sampling.pipeline import ClassConditionalPipeline
 from .sampling.synthesis import generate_dataset
 from .trainer import DPCurriculumTrainer
+from .verbosity import set_verbosity
 
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "generate_dataset",
     "load_image_dataset",
     "recompute_epsilon",
+    "set_verbosity",
     "to_image_dataset",
 ]

@@ -1,7 +1,7 @@
 """Several runs on the same records: found by where they are, each counted once, and added up."""
 
+import logging
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ from .journal import Released, read_released
 from .ledger import PUBLIC_ASSUMPTIONS, package_versions
 from .privacy_json import counted_runs, make_statement, scope_in_words
 from .statement import check_epsilon, check_same_run, journal_in, leaves_out, read_statement
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,11 @@ def read_prior_runs(runs: Sequence[str]) -> list[CountedRun]:
         InputError: If one of them is not found, is not private or understates epsilon.
         HubError: If one of them has to be fetched from the Hub, and the Hub is out of reach or refuses.
 
-    Warns:
-        UserWarning: If one of them is counted once although it was found twice, or may be counted twice.
+    A warning is logged if one of them is counted once although it was found twice, or may be counted twice.
     """
     counted, remarks = _count([found for run in runs for found in find_statements(run)])
     for remark in remarks:
-        warnings.warn(remark, stacklevel=2)
+        logger.warning(remark)
     return [run for _, run in counted]
 
 

@@ -4,6 +4,7 @@ What is pushed is named here, file by file. Whatever else lies in a directory st
 """
 
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from .cards import budget, check_budget, merge, update
 from .model_card import mechanisms_in_words, with_repo_id
 
 
+logger = logging.getLogger(__name__)
 # The allow-lists: paths as regular expressions, with the name that a file goes by if nothing is pushed without it.
 MODEL_FILES = {
     r"README\.md": "README.md",
@@ -263,6 +265,7 @@ def _push(
             parent_commit=head.sha,  # what happens there meanwhile is not overwritten unseen
             create_pr=create_pr,
         )
+        logger.info("Pushed to %s.", commit.commit_url)
         return commit, pushed
 
 

@@ -6,6 +6,7 @@ found the file could take the noise away.
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -27,6 +28,7 @@ from ..privacy.ledger import PrivacyLedger
 from .planning import Plan
 
 
+logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
 
 
@@ -162,6 +164,7 @@ class Checkpoints:
         if self.total_limit is not None:
             for superseded in self.all()[: -self.total_limit]:
                 _remove(superseded)
+        logger.info("Wrote %s.", path)
         return path
 
     def load(self, which: str) -> Checkpoint | None:

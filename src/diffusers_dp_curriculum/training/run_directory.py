@@ -1,5 +1,6 @@
 """The directory of a run: whether it may be written to, and the journal in it."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from ..privacy.statement import journal_in
 from .checkpointing import Checkpoint, Checkpoints
 
 
+logger = logging.getLogger(__name__)
 SEEN = "seen-by-process-"
 
 # What may lie in private/ before anything is released.
@@ -115,6 +117,7 @@ def open_ledger(
         _count_what_others_saw(existing, private)
         if checkpoint is None:
             return PrivacyLedger.resume(existing, 0), None
+        logger.info("Resuming the run in %s from %s.", output_dir, checkpoint.name)
         return PrivacyLedger.resume(existing, checkpoint.position, checkpoint.check), checkpoint
     except BaseException:
         existing.close()
