@@ -30,7 +30,7 @@ from diffusers_dp_curriculum.evaluation.metrics import check_reference, evaluate
 from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, table, write_report
 from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
 from diffusers_dp_curriculum.files import check_new_or_empty
-from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.privacy.publishability import check_statement
 from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 from diffusers_dp_curriculum.sharing.cards import budget
 

@@ -16,7 +16,7 @@ import torch
 
 from diffusers_dp_curriculum.errors import DPCurriculumError, InputError
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset
-from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.privacy.publishability import check_statement
 from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 from diffusers_dp_curriculum.sampling.synthesis import apportion, generate_dataset
 from diffusers_dp_curriculum.sharing.hub import prepare_repo

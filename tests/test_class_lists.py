@@ -257,7 +257,7 @@ def test_an_image_folder_on_the_hub_needs_a_list(on_hub):
         {**photos_of, "unconditional": True},
         {**photos_of, "accept_found_classes": True},
     )
-    assert "--class_names cat dog " in refusal
+    assert "`class_names` cat dog " in refusal
     assert (given[0], sorted(given[1])) == (["dog", "bird", "cat"], [0, 0, 0, 2, 2, 2])
     assert given[2] == {
         "files": "9 found, 6 used, 3 left out",

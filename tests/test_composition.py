@@ -17,9 +17,10 @@ from diffusers_dp_curriculum import (
     recompute_epsilon,
 )
 from diffusers_dp_curriculum.privacy.composition import compose, find_statements, read_prior_runs
+from diffusers_dp_curriculum.privacy.counted_runs import all_mechanisms
 from diffusers_dp_curriculum.privacy.journal import Journal
-from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
-from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.privacy.publishability import check_statement
+from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from helpers import resume_run, write_privacy_json, write_run
 
 
@@ -88,7 +89,7 @@ def test_a_previous_run_that_is_counted_already_is_counted_once(tmp_path, recomp
     one = write_run(tmp_path / "one", CENTRAL)
     two = write_run(tmp_path / "two", STEPS, prior_runs=read_prior_runs([str(one)]))
     three = write_run(tmp_path / "three", STEPS, prior_runs=read_prior_runs([str(two)]))
-    assert len(counted_runs(json.loads((three / "privacy.json").read_text()))) == 3
+    assert len(PrivacyStatement.read(three / "privacy.json").runs) == 3
     for runs in ([one, three], [three, one], [three, two, one]):
         code, printed, _ = recompute(*runs)
         assert not code
@@ -143,7 +144,7 @@ def test_the_directory_of_an_older_version_is_read_with_its_journal(tmp_path, re
     code, printed, _ = recompute(directory)
     assert not code
     assert "The statement holds." in printed
-    assert find_statements(str(directory))[0].content["runs"] == [{"id": None, "sessions": {}}]
+    assert [run.id for run in find_statements(str(directory))[0].statement.runs] == [None]
     with pytest.raises(InputError, match="not a journal of this version"):
         Journal(directory / "private" / "journal.jsonl")
 
@@ -196,14 +197,14 @@ def test_the_composed_statement_is_one_that_everything_reads(tmp_path, recompute
     path = tmp_path / "all.json"
     assert not recompute(one, two, "--output", path)[0]
     statement = check_statement(path)
-    assert statement["epsilon"] == recompute_epsilon(statement)
-    assert (statement["adjacency"], statement["dataset_size"]) == ("zero_out_one_record", 60)
+    assert statement.epsilon == recompute_epsilon(statement)
+    assert (statement.adjacency, statement.dataset_size) == ("zero_out_one_record", 60)
     assert str(tmp_path) not in path.read_text()
     accountant = pld.PLDAccountant()
-    for entry in statement["mechanisms"]:
-        gaussian = dp_event.GaussianDpEvent(entry["noise_multiplier"])
-        accountant.compose(dp_event.PoissonSampledDpEvent(entry["sample_rate"], gaussian), entry["steps"])
-    assert statement["epsilon"] >= accountant.get_epsilon(1e-5)
+    for mechanism in all_mechanisms(statement.runs):
+        gaussian = dp_event.GaussianDpEvent(mechanism.noise_multiplier)
+        accountant.compose(dp_event.PoissonSampledDpEvent(mechanism.sample_rate, gaussian), mechanism.steps)
+    assert statement.epsilon >= accountant.get_epsilon(1e-5)
     code, printed, _ = recompute(path)
     assert not code
     assert "The statement holds." in printed
@@ -281,4 +282,4 @@ def test_remarks_of_the_runs_stay(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "remarks": ["Curves were written."]}))
     two = write_run(tmp_path / "two", STEPS)
     statements = [found for run in (one, two) for found in find_statements(str(run))]
-    assert compose(statements).statement["remarks"] == ["Curves were written."]
+    assert compose(statements).statement.remarks == ("Curves were written.",)

@@ -123,9 +123,9 @@ def test_grey_and_colour_together_are_refused():
 
 
 def test_images_of_several_shapes_need_a_resolution():
-    with refused("Record 1 is 6x8 pixels .* pass `resolution`"):
+    with refused("Record 1 is 6x8 pixels, .* pass `resolution`"):
         to_image_dataset(make_dataset([GREY[0], GREY[1][:, :6]]))
-    with refused("Record 0 is 6x8 pixels .* pass `resolution`"):
+    with refused("Record 0 is 6x8 pixels, .* pass `resolution`"):
         to_image_dataset(make_dataset([GREY[0][:, :6]] * 2))
     assert to_image_dataset(make_dataset([GREY[0], GREY[1][:, :6]]), resolution=4).images.shape == (2, 1, 4, 4)
 
@@ -235,7 +235,7 @@ def test_labels_that_nobody_looks_at_may_be_anything():
 def test_undeclared_labels_need_class_names(dtype, values):
     dataset = make_dataset(animal=(datasets.Value(dtype), values))
     assert_is_grey(to_image_dataset(dataset, label_column="animal", class_names=CLASSES))
-    with refused("'animal' does not declare its classes .* pass `class_names`"):
+    with refused("'animal' does not declare its classes, .* pass `class_names`"):
         to_image_dataset(dataset, label_column="animal")
     with refused("The label of record 1 is missing or none of the declared classes"):
         to_image_dataset(dataset, label_column="animal", class_names=["cat"])

@@ -24,6 +24,7 @@ from diffusers_dp_curriculum import (
     PrivacyLedger,
 )
 from diffusers_dp_curriculum.privacy.composition import read_prior_runs
+from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from diffusers_dp_curriculum.sharing.cards import budget
 from diffusers_dp_curriculum.sharing.dataset_card import make_dataset_card
 from diffusers_dp_curriculum.sharing.hub import prepare_repo, push_dataset, push_model
@@ -76,7 +77,7 @@ def pushable(request, model):
     directory = model.parent / "data"
     (directory / "data").mkdir(parents=True)
     (directory / "data" / "train-00000-of-00001.parquet").write_bytes(b"synthetic")
-    privacy = json.loads(write_privacy_json(directory / "privacy.json").read_text())
+    privacy = PrivacyStatement.read(write_privacy_json(directory / "privacy.json"))
     make_dataset_card(privacy, 1, None).save(directory / "README.md")
     return partial(push_dataset, directory), "dataset"
 
@@ -205,7 +206,7 @@ def write_privacy(model, **changes):
         (lambda model: write_privacy(model, private=False, remarks=["NOT PRIVATE: a test."]), "not private.*a test"),
         (lambda model: write_privacy(model, private="yes"), "not private"),
         (lambda model: write_privacy(model, epsilon=0.5), r"states epsilon 0\.5, but its mechanisms amount to"),
-        (lambda model: write_privacy(model, epsilon=None), "states epsilon None"),
+        (lambda model: write_privacy(model, epsilon=None), "states epsilon nan"),
         (
             lambda model: write_privacy(
                 model, mechanisms=json.loads((model / "privacy.json").read_text())["mechanisms"][:1]
@@ -237,7 +238,7 @@ def release_more(directory, steps=1):
     ledger.record(Mechanism("dp_sgd", 3.0, 0.1, steps, 1.0))
     privacy = ledger.statement(60)
     ledger.close()
-    (directory / "privacy.json").write_text(json.dumps(privacy))
+    (directory / "privacy.json").write_text(privacy.to_json())
     readme = directory / "README.md"
     readme.write_text(re.sub(r"\([^()]*\)-differentially", f"{budget(privacy)}-differentially", readme.read_text()))
 
@@ -253,7 +254,7 @@ def push_state(request, hub, tmp_path):
         (data / "data").mkdir(parents=True, exist_ok=True)
         (data / "data" / "train-00000-of-00001.parquet").write_bytes(b"synthetic")
         shutil.copy(directory / "privacy.json", data)
-        make_dataset_card(json.loads((data / "privacy.json").read_text()), 1, None).save(data / "README.md")
+        make_dataset_card(PrivacyStatement.read(data / "privacy.json"), 1, None).save(data / "README.md")
         push_dataset(data, "shoes")
 
     return push

@@ -125,7 +125,7 @@ def test_files_are_counted_by_suffix_and_not_named(photos):
     counts = unread.split(" (")[0].split(", ")
     assert sorted(counts) == ["1 .dcm", "1 .md", "1 with another suffix", "1 without suffix", "2 .heic"]
     assert dataset.provenance["classes"] == (
-        "0 = cat, 1 = dog: taken from the directories found, also empty ones (--class_names fixes the list); published "
+        "0 = cat, 1 = dog: taken from the directories found, also empty ones (`class_names` fixes the list); published "
         "with the model"
     )
     assert to_image_dataset(dataset, unconditional=True).provenance.keys() == {"files", "used", "left out"}

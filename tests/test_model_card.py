@@ -1,11 +1,11 @@
 """What the card says of the budget."""
 
-import json
 import re
 
 import pytest
 
 from diffusers_dp_curriculum import DPCurriculumConfig
+from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from diffusers_dp_curriculum.sharing.model_card import make_model_card
 from helpers import write_privacy_json
 
@@ -13,7 +13,7 @@ from helpers import write_privacy_json
 @pytest.fixture
 def card(tmp_path):
     def make(**changes):
-        privacy = json.loads(write_privacy_json(tmp_path / "privacy.json", **changes).read_text())
+        privacy = PrivacyStatement.read(write_privacy_json(tmp_path / "privacy.json", **changes))
         return make_model_card(privacy, DPCurriculumConfig(), {"resolution": 8}, ["a", "b"], True).text
 
     return make

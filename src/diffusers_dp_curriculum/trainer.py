@@ -239,7 +239,7 @@ class DPCurriculumTrainer:
     def _write_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
         privacy = self.ledger.statement(len(self.records))
-        privacy["remarks"] += self.sensitive_curves.remarks()
+        privacy = replace(privacy, remarks=(*privacy.remarks, *self.sensitive_curves.remarks()))
         statement = self.output_dir / "privacy.json"
         statement.unlink(missing_ok=True)  # it comes last, as the sign that all the rest is there
         self.unet.register_to_config(_name_or_path="")  # where it was loaded from is nobody else's business
@@ -261,7 +261,7 @@ class DPCurriculumTrainer:
         readme.write_text(text, encoding="utf-8")
         self.sampler.grid(self.unet).save(self.output_dir / "samples.png")
         partial = self.output_dir / "private" / "privacy.json"
-        partial.write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(privacy.to_json(), encoding="utf-8")
         partial.rename(statement)
         if self.args.push_to_hub:
             self.push_to_hub()

@@ -19,7 +19,7 @@ SPLIT_DIRECTORIES = {"train", "test", "validation", "valid", "val"}
 # The only files that `datasets` takes for metadata; "metadata.png" is an image.
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 
-FROM_DIRECTORIES = "taken from the directories found, also empty ones (--class_names fixes the list)"
+FROM_DIRECTORIES = "taken from the directories found, also empty ones (`class_names` fixes the list)"
 
 
 def load_image_folder(

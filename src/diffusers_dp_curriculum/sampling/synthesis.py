@@ -21,7 +21,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from ..privacy.statement import check_statement
+from ..privacy.publishability import check_statement
+from ..privacy.statement import PrivacyStatement
 from ..sharing.cards import update as update_card
 from ..sharing.dataset_card import make_dataset_card
 from ..sharing.hub import push_dataset
@@ -39,13 +40,13 @@ class SyntheticDataset(datasets.Dataset):
     What is made of its rows by `select`, `map` and the like is a plain `datasets.Dataset`.
 
     Attributes:
-        privacy (`dict`, *optional*): The content of the model's privacy.json; None if it is not known.
+        privacy (`PrivacyStatement`, *optional*): What the model's privacy.json says; None if it is not known.
         card (`str`, *optional*):
             The data set card, where `privacy` is known. Its generated sections are written anew when it is pushed.
     """
 
     @classmethod
-    def wrap(cls, dataset: datasets.Dataset, privacy: dict[str, Any] | None) -> "SyntheticDataset":
+    def wrap(cls, dataset: datasets.Dataset, privacy: PrivacyStatement | None) -> "SyntheticDataset":
         """`dataset` with the budget of its model."""
         wrapped = cls(dataset.data, info=dataset.info, split=dataset.split, fingerprint=dataset._fingerprint)
         wrapped.privacy = privacy
@@ -85,7 +86,7 @@ class SyntheticDataset(datasets.Dataset):
         with tempfile.TemporaryDirectory() as directory:
             card = update_card(self.card, _card(self, self.privacy))  # columns may have gone since it was written
             Path(directory, "README.md").write_text(card, encoding="utf-8")
-            Path(directory, "privacy.json").write_text(json.dumps(self.privacy, indent=2) + "\n", encoding="utf-8")
+            Path(directory, "privacy.json").write_text(self.privacy.to_json(), encoding="utf-8")
             Path(directory, "data").mkdir()
             num_shards = max(math.ceil(self.data.nbytes / MAX_SHARD_BYTES), 1)
             for index in range(num_shards):
@@ -288,7 +289,7 @@ def _take_turns(counts: list[int]) -> list[int]:
     return [label for _, label in sorted(turns)]
 
 
-def _card(dataset: datasets.Dataset, privacy: dict[str, Any]) -> str:
+def _card(dataset: datasets.Dataset, privacy: PrivacyStatement) -> str:
     counts = None
     if "label" in dataset.features:
         names = dataset.features["label"].names

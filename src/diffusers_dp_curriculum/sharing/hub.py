@@ -10,15 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 from ..errors import DPCurriculumError, HubError, InputError
 from ..privacy.counted_runs import CountedRun
-from ..privacy.privacy_json import counted_runs
-from ..privacy.statement import check_journal, check_replaces, check_statement
+from ..privacy.publishability import check_journal, check_replaces, check_statement
+from ..privacy.statement import PrivacyStatement
 from .cards import budget, check_budget, merge, update
 from .model_card import mechanisms_in_words, with_repo_id
 
@@ -229,7 +228,7 @@ def _push(
     repo_type: str,
     files: Mapping[str, Path | bytes],
     allowed: dict[str, str | None],
-    privacy: dict[str, Any],
+    privacy: PrivacyStatement,
     card: Callable[[str | None, str], str],
     commit_message: str,
     commit_description: str,
@@ -295,17 +294,15 @@ def _read_file(api: HfApi, head: ModelInfo | DatasetInfo, repo_type: str, name: 
         return Path(path).read_text(encoding="utf-8")
 
 
-def _as_statement(text: str, repo_id: str) -> dict[str, Any]:
-    """The content of a privacy.json on the Hub."""
+def _as_statement(text: str, repo_id: str) -> PrivacyStatement:
+    """What a privacy.json on the Hub says."""
     try:
-        statement = json.loads(text)
-        counted_runs(statement)
+        return PrivacyStatement.from_dict(json.loads(text))
     except ValueError as error:
         raise InputError(
             f"privacy.json of {repo_id} on the Hub is not one of this library's ({error}): restore it there, or choose "
             "another name."
         ) from None
-    return statement
 
 
 @contextmanager

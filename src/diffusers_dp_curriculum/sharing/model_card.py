@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..config import DPCurriculumConfig
-from .cards import SECTION, as_text, mechanism_table, num_previous_runs, privacy_statement, round_up
+from ..privacy.statement import PrivacyStatement
+from .cards import SECTION, as_text, mechanism_table, privacy_claim, round_up
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card_template.md"
@@ -23,7 +24,7 @@ HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def make_model_card(
-    privacy: dict[str, Any],
+    privacy: PrivacyStatement,
     config: DPCurriculumConfig,
     network: dict[str, Any],
     class_names: list[str] | None,
@@ -32,7 +33,7 @@ def make_model_card(
     """Render the card of a finished run; nothing in it was computed on the sensitive records outside the ledger.
 
     Args:
-        privacy (`dict`): The content of privacy.json.
+        privacy (`PrivacyStatement`): What privacy.json says.
         config (`DPCurriculumConfig`): The hyper-parameters, all of them public.
         network (`dict`): What was trained: name and value of each of its properties.
         class_names (`list[str]`, *optional*): None for an unconditional model.
@@ -45,16 +46,16 @@ def make_model_card(
     return ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
-        title=f"Diffusion model under differential privacy, epsilon {round_up(privacy['epsilon'])}"
-        if privacy["private"]
+        title=f"Diffusion model under differential privacy, epsilon {round_up(privacy.epsilon)}"
+        if privacy.private
         else "Diffusion model WITHOUT privacy",
-        statement=privacy_statement(
+        statement=privacy_claim(
             privacy, "This model", "its training data", class_names is not None, mechanisms_in_words(privacy)
         ),
         privacy=privacy,
         mechanisms=mechanism_table(privacy),
-        epsilon=round_up(privacy["epsilon"]),
-        delta=round_up(privacy["delta"]),
+        epsilon=round_up(privacy.epsilon),
+        delta=round_up(privacy.delta),
         class_names=None if class_names is None else [as_text(name) for name in class_names],
         example_labels=_example_labels(class_names),
         has_central_images=has_central_images,
@@ -67,11 +68,11 @@ def make_model_card(
     )
 
 
-def mechanisms_in_words(privacy: dict[str, Any]) -> str:
+def mechanisms_in_words(privacy: PrivacyStatement) -> str:
     """What the budget of a privacy.json was spent on, each kind of mechanism once, and previous runs."""
-    names = dict.fromkeys(mechanism["name"] for mechanism in privacy["mechanisms"] if mechanism.get("run", 0) == 0)
+    names = dict.fromkeys(mechanism.name for mechanism in privacy.runs[0].mechanisms)
     spent_on = [IN_WORDS.get(name, as_text(name)) for name in names]
-    if (previous := num_previous_runs(privacy)) > 0:
+    if (previous := privacy.num_previous_runs) > 0:
         spent_on.append(f"{previous} previous run{'s' * (previous > 1)}")
     return " and ".join(spent_on)
 

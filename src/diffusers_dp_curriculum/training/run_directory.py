@@ -12,7 +12,7 @@ from ..privacy.composition import read_prior_runs
 from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
 from ..privacy.ledger import PrivacyLedger
-from ..privacy.statement import journal_in
+from ..privacy.publishability import journal_in
 from .checkpointing import Checkpoint, Checkpoints
 
 
