@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from diffusers.utils import numpy_to_pil
 
-from diffusers_dp_curriculum import InputError
+from diffusers_dp_curriculum import DPCurriculumError
 from diffusers_dp_curriculum.pictures import image_grid
-from diffusers_dp_curriculum.privacy.privacy_json import scope_in_words
-from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.privacy.publishability import check_statement
+from diffusers_dp_curriculum.privacy.statement import scope_in_words
 from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline
-from diffusers_dp_curriculum.sharing.cards import budget, mechanism_table, num_previous_runs
+from diffusers_dp_curriculum.sharing.cards import budget, mechanism_table
 
 
 GRID_COLUMNS = 8
@@ -37,11 +37,11 @@ def describe(privacy_json: Path | None) -> str:
         return "**No privacy.json:** nothing is known about the privacy of these images."
     try:
         privacy = check_statement(privacy_json)
-    except InputError as error:
+    except DPCurriculumError as error:
         return f"**Not for sharing.** {error}"
     return (
         f"**{budget(privacy)}-differentially private** with respect to zeroing out one record of the "
-        f"{privacy['dataset_size']}. {scope_in_words(num_previous_runs(privacy))} Looking at samples, however many, "
+        f"{privacy.dataset_size}. {scope_in_words(privacy.num_previous_runs)} Looking at samples, however many, "
         f"changes nothing about it.\n\n{mechanism_table(privacy)}"
     )
 
@@ -125,5 +125,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")

@@ -28,7 +28,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
-from diffusers_dp_curriculum import InputError, Mechanism, load_image_dataset
+from diffusers_dp_curriculum import DPCurriculumError, Mechanism, load_image_dataset
 from diffusers_dp_curriculum.auditing.audit import Audit, audit_dp_sgd
 from diffusers_dp_curriculum.files import check_new_or_empty
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
@@ -146,5 +146,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except InputError as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")

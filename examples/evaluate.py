@@ -16,14 +16,21 @@ import diffusers
 import torch
 from huggingface_hub import HfApi
 
-from diffusers_dp_curriculum import ImageDataset, InputError, generate_dataset, load_image_dataset
+from diffusers_dp_curriculum import (
+    DPCurriculumError,
+    HubError,
+    ImageDataset,
+    InputError,
+    generate_dataset,
+    load_image_dataset,
+)
 from diffusers_dp_curriculum.data.image_dataset import to_image_dataset
 from diffusers_dp_curriculum.evaluation.features import load_feature_extractor
 from diffusers_dp_curriculum.evaluation.metrics import check_reference, evaluate
 from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, table, write_report
 from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
 from diffusers_dp_curriculum.files import check_new_or_empty
-from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.privacy.publishability import check_statement
 from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 from diffusers_dp_curriculum.sharing.cards import budget
 
@@ -67,7 +74,7 @@ def is_pipeline(name: str) -> bool:
     try:
         return HfApi().file_exists(name, "model_index.json")
     except Exception as error:  # the Hub's client and its HTTP library each raise their own
-        raise InputError(
+        raise HubError(
             f"{name} is no directory, and cannot be looked up on the Hub ({type(error).__name__}), so check it."
         ) from error
 
@@ -86,8 +93,8 @@ def load_reference(args: argparse.Namespace, split: str, resolution: int, with_l
             unconditional=not with_labels,
             accept_found_classes=True,  # the report is not published
         )
-    except InputError as error:
-        raise InputError(str(error).replace(f"--{source}", "--reference")) from error
+    except DPCurriculumError as error:
+        raise type(error)(str(error).replace(f"`{source}`", "`reference`")) from error
 
 
 def describe(args: argparse.Namespace, resolution: int, pipeline: diffusers.DiffusionPipeline | None) -> dict[str, str]:
@@ -111,7 +118,7 @@ def describe(args: argparse.Namespace, resolution: int, pipeline: diffusers.Diff
     else:
         try:
             promise = f"are {budget(check_statement(privacy_json))}-differentially private, as their privacy.json says"
-        except InputError as error:
+        except DPCurriculumError as error:
             promise = f"are not for sharing ({error})"
         about["privacy"] = f"the samples {promise}; this report is not covered by it"
     return about
@@ -174,5 +181,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.errors import DPCurriculumError, InputError
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset
-from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.privacy.publishability import check_statement
 from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
 from diffusers_dp_curriculum.sampling.synthesis import apportion, generate_dataset
 from diffusers_dp_curriculum.sharing.hub import prepare_repo
@@ -129,5 +129,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")

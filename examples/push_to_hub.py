@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffusers_dp_curriculum import InputError
+from diffusers_dp_curriculum import DPCurriculumError
 from diffusers_dp_curriculum.sharing.hub import push_model
 
 
@@ -37,5 +37,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")

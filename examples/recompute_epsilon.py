@@ -9,16 +9,14 @@ that a run that was interrupted counts, too. Several runs are added up into one 
 """
 
 import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
 
-from diffusers_dp_curriculum import InputError, Mechanism, compute_epsilon, recompute_epsilon
+from diffusers_dp_curriculum import DPCurriculumError, InputError, Mechanism, compute_epsilon, recompute_epsilon
 from diffusers_dp_curriculum.privacy.accounting import LooseEpsilonWarning
 from diffusers_dp_curriculum.privacy.composition import FoundStatement, compose, find_statements
-from diffusers_dp_curriculum.privacy.privacy_json import counted_runs, scope_in_words
-from diffusers_dp_curriculum.privacy.statement import understates
+from diffusers_dp_curriculum.privacy.publishability import understates
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,22 +47,22 @@ def print_mechanisms(mechanisms: list[Mechanism]) -> None:
 
 def judge(found: FoundStatement) -> int:
     """Print the mechanisms of one statement, both epsilons and a verdict; return the exit status."""
-    statement = found.content
+    statement = found.statement
     epsilon = recompute_epsilon(statement)
-    own, *previous = counted_runs(statement)
+    own, *previous = statement.runs
     print_mechanisms(own.mechanisms)
     for number, run in enumerate(previous, start=1):
         print(f"  previous run {number}:")
         print_mechanisms(run.mechanisms)
-    print(f"  recomputed epsilon   {epsilon:.4f} at delta {statement['delta']}, {statement['accountant']} accountant")
+    print(f"  recomputed epsilon   {epsilon:.4f} at delta {statement.delta}, {statement.accountant} accountant")
     print(f"  stated epsilon       {found.stated_epsilon}")
-    for remark in statement.get("remarks", []):
+    for remark in statement.remarks:
         print(f"  remark               {remark}")
-    print(f"  scope                {statement.get('scope', scope_in_words(0))}")
+    print(f"  scope                {statement.scope}")
     if understates(statement, epsilon):
         print("The file understates what its mechanisms amount to.")
         return 1
-    if statement.get("private") is not True:
+    if not statement.private:
         print("The file says that the run is not private.")
         return 1
     if found.outdated is not None:
@@ -86,17 +84,17 @@ def add_up(statements: list[FoundStatement], delta: float | None, accountant: st
     for name, run in composition.counted:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LooseEpsilonWarning)  # of all together, the remarks say so
-            alone = compute_epsilon(run.mechanisms, together["delta"], together["accountant"])
+            alone = compute_epsilon(run.mechanisms, together.delta, together.accountant)
         print(f"{name}: epsilon {alone:.4f} alone")
         print_mechanisms(run.mechanisms)
-    for remark in [*composition.remarks, *together["remarks"]]:
+    for remark in [*composition.remarks, *together.remarks]:
         print(remark)
     print(
-        f"Together: epsilon {together['epsilon']:.4f} at delta {together['delta']:g}, {together['accountant']} "
-        f"accountant. {together['scope']}"
+        f"Together: epsilon {together.epsilon:.4f} at delta {together.delta:g}, {together.accountant} "
+        f"accountant. {together.scope}"
     )
     if output is not None:
-        output.write_text(json.dumps(together, indent=2) + "\n", encoding="utf-8")
+        output.write_text(together.to_json(), encoding="utf-8")
         print(f"The statement about all of them is {output}.")
     return int(any(found.outdated is not None for found in statements))
 
@@ -113,5 +111,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except InputError as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")

@@ -19,10 +19,10 @@ from transformers import HfArgumentParser
 
 from diffusers_dp_curriculum import (
     DPCurriculumConfig,
+    DPCurriculumError,
     DPCurriculumTrainer,
     ImageDataset,
     InputError,
-    TrainingError,
     load_image_dataset,
 )
 from diffusers_dp_curriculum.distributed import from_main
@@ -250,7 +250,7 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (InputError, TrainingError) as error:
+    except DPCurriculumError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell has it for Ctrl-C; what to do next has been printed

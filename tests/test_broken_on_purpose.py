@@ -530,8 +530,8 @@ VARIANTS = [
     Variant(
         "an epsilon for another adjacency taken for one for zero-out",
         "privacy/statement.py",
-        'if (adjacency := statement.get("adjacency", ZERO_OUT)) not in ADJACENCIES:',
-        'if (adjacency := statement.get("adjacency", ZERO_OUT)) is None:',
+        "    if statement.adjacency not in ADJACENCIES:",
+        "    if statement.adjacency is None:",
         "privacy/test_statement.py::test_an_adjacency_that_means_something_else_is_refused",
     ),
     Variant(

@@ -65,7 +65,7 @@ def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
         DPCurriculumTrainer(
             tiny_unet(None), EDMEulerScheduler(), DPCurriculumConfig(**config), tiny_records(num_classes=None)
         )
-    with pytest.raises(InputError, match="s_churn is of EDM's sampler"):
+    with pytest.raises(InputError, match="`s_churn` is of EDM's sampler"):
         DPCurriculumTrainer(tiny_unet(), tiny_scheduler(), DPCurriculumConfig(**config, s_churn=1.0), tiny_records())
 
 
@@ -92,5 +92,5 @@ def test_a_data_set_by_churn_or_by_the_other_solver(tmp_path):
 
 
 def test_churn_without_classes_is_refused():
-    with pytest.raises(InputError, match="unconditional .* leave s_churn at 0"):
+    with pytest.raises(InputError, match="unconditional .* leave `s_churn` at 0"):
         generate_dataset(DDPMPipeline(tiny_unet(None), EDMEulerScheduler()), 1, num_inference_steps=2, s_churn=2.0)

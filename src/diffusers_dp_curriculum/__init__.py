@@ -2,7 +2,7 @@
 
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
-from .errors import InputError, TrainingError
+from .errors import DPCurriculumError, HubError, InputError, StorageError, TrainingError
 from .mechanisms.central_images import CentralImageDataset
 from .mechanisms.randomness import MechanismRandomness
 from .privacy.accounting import Mechanism, compute_epsilon
@@ -11,22 +11,27 @@ from .privacy.statement import recompute_epsilon
 from .sampling.pipeline import ClassConditionalPipeline
 from .sampling.synthesis import generate_dataset
 from .trainer import DPCurriculumTrainer
+from .verbosity import set_verbosity
 
 
 __all__ = [
     "CentralImageDataset",
     "ClassConditionalPipeline",
     "DPCurriculumConfig",
+    "DPCurriculumError",
     "DPCurriculumTrainer",
+    "HubError",
     "ImageDataset",
     "InputError",
     "Mechanism",
     "MechanismRandomness",
     "PrivacyLedger",
+    "StorageError",
     "TrainingError",
     "compute_epsilon",
     "generate_dataset",
     "load_image_dataset",
     "recompute_epsilon",
+    "set_verbosity",
     "to_image_dataset",
 ]

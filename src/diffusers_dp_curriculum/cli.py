@@ -9,7 +9,7 @@ Each sub-command is one script, with the flags that `dp-curriculum COMMAND --hel
 import sys
 from importlib import import_module
 
-from .errors import InputError, TrainingError
+from .errors import DPCurriculumError
 
 
 COMMANDS = {
@@ -41,7 +41,7 @@ def main() -> int | str | None:
     sys.argv = [f"dp-curriculum {command}", *arguments]
     try:
         return script.main()
-    except (InputError, TrainingError) as error:
+    except DPCurriculumError as error:
         return f"error: {error}"
     except KeyboardInterrupt:
         return 130  # as a shell has it for Ctrl-C

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
-from .errors import InputError
+from .errors import DPCurriculumError, InputError, TrainingError
 
 
 Result = TypeVar("Result")
@@ -30,24 +30,33 @@ def from_main(function: Callable[[], Result]) -> Result:
     """Call `function` on the main process alone, and give its result to every process.
 
     Raises:
-        InputError: On every process, if the main one has an error; there it is the error itself.
+        DPCurriculumError:
+            On every process, if the main one raises one. Any other error of the main process is a [`TrainingError`] on
+            the others, and on the main one it is the error itself.
     """
     if num_processes() == 1:
         return function()
-    outcome: list[tuple[Result | None, str | None]] = [(None, "")]
+    outcome: list[tuple[Result | None, DPCurriculumError | None]] = [(None, None)]
     error = None
     if process_index() == 0:
         try:
             outcome = [(function(), None)]
         except Exception as caught:
             error = caught
-            outcome = [(None, str(caught) if isinstance(caught, InputError) else "The main process had an error.")]
-    result, message = broadcast_object_list(outcome)[0]
+            outcome = [(None, _for_other_processes(caught))]
+    result, reported = broadcast_object_list(outcome)[0]
     if error is not None:
         raise error
-    if message is not None:
-        raise InputError(message)
+    if reported is not None:
+        raise reported
     return result
+
+
+def _for_other_processes(error: Exception) -> DPCurriculumError:
+    """What the other processes raise when the main one has an error, without anything that is attached to it."""
+    if isinstance(error, DPCurriculumError):
+        return type(error)(str(error))
+    return TrainingError("The main process ended with an error: read what it says.")
 
 
 def any_process(flag: bool) -> bool:

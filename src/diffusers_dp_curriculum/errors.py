@@ -1,4 +1,9 @@
-"""The errors that a user is meant to read, and the keeping of those that nobody else may."""
+"""The errors that a user is meant to read, and the keeping of those that nobody else may.
+
+All of them are a [`DPCurriculumError`], of one of four kinds: what the user gave, what the disk did, what the Hub did,
+and what training did. The message is one sentence that says what is wrong and, after a colon, what to do about it; it
+names arguments of Python functions in backticks. Command-line programs print it without a traceback.
+"""
 
 import traceback
 from collections.abc import Iterator
@@ -6,16 +11,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class InputError(ValueError):
+class DPCurriculumError(Exception):
+    """Base class of all errors that this library raises on purpose."""
+
+
+class InputError(DPCurriculumError, ValueError):
     """Something the user gave cannot be used.
 
-    What can be known beforehand is refused before any privacy is spent and before anything is overwritten. The message
-    is one sentence that says what is wrong and what to do about it; command-line programs print it without a traceback.
+    What can be known beforehand is refused before any privacy is spent and before anything is overwritten.
     """
 
 
-class TrainingError(RuntimeError):
-    """Training broke off for a reason that may tell of sensitive records; it says where to read that reason."""
+class StorageError(DPCurriculumError):
+    """The disk is full or cannot be written, or a file of a run is damaged or missing."""
+
+
+class HubError(DPCurriculumError):
+    """The Hub, or another server, is out of reach, or does not give or take what it is asked to."""
+
+
+class TrainingError(DPCurriculumError, RuntimeError):
+    """Training ended with an unexpected error, whose text may tell of sensitive records and is kept from this one."""
 
 
 @contextmanager
@@ -26,7 +42,7 @@ def confidential_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, TrainingError) as error:
+    except DPCurriculumError as error:
         raise error from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt from None  # whatever it interrupted the handling of

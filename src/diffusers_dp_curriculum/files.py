@@ -25,4 +25,4 @@ def check_new_or_empty(output_dir: Path) -> None:
         InputError: If it holds anything, or is no directory.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise InputError(f"{output_dir} is neither new nor an empty directory, so choose another as `output_dir`.")
+        raise InputError(f"{output_dir} is neither new nor an empty directory: choose another as `output_dir`.")

@@ -116,7 +116,7 @@ def warm_up_memory(batch_size: int) -> AbstractContextManager[None]:
     Raises:
         InputError: If the memory does not suffice.
     """
-    remedy = "lower central_batch_size" if batch_size > 1 else "use a smaller network"
+    remedy = "lower `central_batch_size`" if batch_size > 1 else "use a smaller network"
     return enough_memory(f"A batch of {batch_size}", remedy)
 
 
@@ -127,9 +127,9 @@ def dp_sgd_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:
         InputError: If so.
     """
     if (physical := min(config.max_physical_batch_size, config.train_batch_size)) > 1:
-        remedy = "lower max_physical_batch_size"
+        remedy = "lower `max_physical_batch_size`"
     elif config.noise_multiplicity > 1:
-        remedy = "lower noise_multiplicity"
+        remedy = "lower `noise_multiplicity`"
     else:
         remedy = "use a smaller network"
     return enough_memory(f"A batch of {physical}", remedy)

@@ -250,7 +250,7 @@ class DPCurriculumTrainer:
     def _save_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
         privacy = self.ledger.statement(self.info.num_records)
-        privacy["remarks"] += self.sensitive_curves.remarks()
+        privacy = replace(privacy, remarks=(*privacy.remarks, *self.sensitive_curves.remarks()))
         pipeline = self.preview.pipeline(self.unet)
         card = make_model_card(
             privacy, self.args, pipeline, self.info, self.accelerator.mixed_precision, self.released.keys()
@@ -283,9 +283,8 @@ class DPCurriculumTrainer:
             `huggingface_hub.CommitInfo`: Address and id of the commit; None in all processes but the first.
 
         Raises:
-            InputError:
-                If the run is not finished, not saved or not private, or if the push does not succeed. Nothing is lost
-                then, and the same call, or `dp-curriculum push`, pushes again.
+            InputError: If the run is not finished, not saved or not private.
+            HubError: If the push does not succeed: the same call, or `dp-curriculum push`, pushes again.
         """
         if not self.finished:
             raise InputError("There is no trained model to push yet: call train() and save_pipeline() first.")

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from diffusers_dp_curriculum import ClassConditionalPipeline, InputError, generate_dataset, load_image_dataset
+from diffusers_dp_curriculum import ClassConditionalPipeline, HubError, InputError, generate_dataset, load_image_dataset
 from diffusers_dp_curriculum.sharing.hub import MODEL_FILES, publishable_files
 from helpers import REPOSITORY, tiny_scheduler, tiny_unet, write_privacy_json
 
@@ -105,7 +105,7 @@ def test_a_generated_data_set_is_compared_with_a_folder_of_images(file_format, m
         (["--reference", "digits", "--scheduler", "Magic"], "must be one of"),
         (["--reference", "digits", "--class_names", *"abcdefghij"], "name the real ones alike"),
         (["--reference", "digits", "--output_dir", str(SCRIPT.parent)], "choose another as `output_dir`"),
-        (["--reference", "."], "holds no images, so pass the directory that does as --reference"),
+        (["--reference", "."], "holds no images: pass the directory that does as `reference`"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_sampled_or_written(
@@ -127,5 +127,5 @@ def test_what_is_neither_pipeline_nor_data_set_is_refused(hub, tmp_path, monkeyp
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "nobody/nothing", "--reference", "digits", *QUICK])
-    with pytest.raises(InputError, match="'nobody/nothing' cannot be loaded from the Hub"):
+    with pytest.raises(HubError, match="'nobody/nothing' cannot be loaded from the Hub"):
         evaluate.main()

@@ -228,7 +228,7 @@ def test_a_found_list_of_classes_is_refused_unless_it_is_named_or_accepted(
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     module = script_module()
     monkeypatch.setattr(sys, "argv", ["train", *arguments, "--plan"])
-    with pytest.raises(InputError, match="--class_names cat dog .* --accept_found_classes"):
+    with pytest.raises(InputError, match="`class_names` cat dog .* `accept_found_classes`"):
         module.main()
     for flags, words in (
         (["--accept_found_classes"], "0 = cat, 1 = dog: accepted although they may be those directories alone"),

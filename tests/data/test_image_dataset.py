@@ -10,6 +10,7 @@ import torch
 
 from diffusers_dp_curriculum.data import image_decoding
 from diffusers_dp_curriculum.data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
+from diffusers_dp_curriculum.errors import HubError
 from helpers.image_data import (
     CLASSES,
     COLOUR,
@@ -122,9 +123,9 @@ def test_grey_and_colour_together_are_refused():
 
 
 def test_images_of_several_shapes_need_a_resolution():
-    with refused("Record 1 is 6x8 pixels .* pass --resolution"):
+    with refused("Record 1 is 6x8 pixels, .* pass `resolution`"):
         to_image_dataset(make_dataset([GREY[0], GREY[1][:, :6]]))
-    with refused("Record 0 is 6x8 pixels .* pass --resolution"):
+    with refused("Record 0 is 6x8 pixels, .* pass `resolution`"):
         to_image_dataset(make_dataset([GREY[0][:, :6]] * 2))
     assert to_image_dataset(make_dataset([GREY[0], GREY[1][:, :6]]), resolution=4).images.shape == (2, 1, 4, 4)
 
@@ -192,12 +193,12 @@ def test_a_small_data_set_is_in_memory():
 
 def test_the_image_column_is_found_or_asked_for():
     two = make_dataset(COLOUR, mask=(datasets.Image(), [encoded(image) for image in GREY]))
-    with refused(r"several image columns \(image, mask\), so pass one of them as --image_column"):
+    with refused(r"several image columns \(image, mask\): pass one of them as `image_column`"):
         to_image_dataset(two)
     assert to_image_dataset(two, image_column="mask").num_channels == 1
-    with refused("no image column among age, so cast"):
+    with refused("no image column among age: cast"):
         to_image_dataset(two.add_column("age", [1] * 6).remove_columns(["image", "mask"]))
-    with refused("no column 'picture', so pass --image_column with one of image, mask"):
+    with refused("no column 'picture': pass `image_column` with one of image, mask"):
         to_image_dataset(two, image_column="picture")
     with refused("'label' does not hold images"):
         to_image_dataset(labelled(), image_column="label")
@@ -206,10 +207,10 @@ def test_the_image_column_is_found_or_asked_for():
 def test_the_label_column_is_found_or_asked_for():
     label = datasets.ClassLabel(names=CLASSES)
     two = make_dataset(label=(label, LABELS), sex=(label, LABELS[::-1]))
-    with refused(r"several label columns \(label, sex\), so pass one of them as --label_column"):
+    with refused(r"several label columns \(label, sex\): pass one of them as `label_column`"):
         to_image_dataset(two)
     assert to_image_dataset(two, label_column="sex").labels.tolist() == LABELS[::-1]
-    with refused("no column 'class', so pass --label_column with one of image, label, sex"):
+    with refused("no column 'class': pass `label_column` with one of image, label, sex"):
         to_image_dataset(two, label_column="class")
     with refused("'image' holds neither class labels nor integers nor booleans"):
         to_image_dataset(two, label_column="image", class_names=CLASSES)
@@ -234,7 +235,7 @@ def test_labels_that_nobody_looks_at_may_be_anything():
 def test_undeclared_labels_need_class_names(dtype, values):
     dataset = make_dataset(animal=(datasets.Value(dtype), values))
     assert_is_grey(to_image_dataset(dataset, label_column="animal", class_names=CLASSES))
-    with refused("'animal' does not declare its classes .* pass --class_names"):
+    with refused("'animal' does not declare its classes, .* pass `class_names`"):
         to_image_dataset(dataset, label_column="animal")
     with refused("The label of record 1 is missing or none of the declared classes"):
         to_image_dataset(dataset, label_column="animal", class_names=["cat"])
@@ -297,7 +298,7 @@ def test_the_digits_take_the_common_options():
     dataset = load_image_dataset(dataset_name="digits", resolution=16, unconditional=True)
     assert dataset.images.shape == (1500, 1, 16, 16)
     assert dataset.class_names is None
-    with refused("the splits 'train' and 'test' only"):
+    with refused("pass 'train' or 'test'"):
         load_image_dataset(dataset_name="digits", split="validation")
     with refused("none of the declared classes"):
         load_image_dataset(dataset_name="digits", class_names=["zero", "one"])
@@ -307,9 +308,9 @@ def test_the_digits_take_the_common_options():
 
 
 def test_exactly_one_source_is_given(tmp_path):
-    with refused("either --dataset_name or --train_data_dir"):
+    with refused("`dataset_name` and `train_data_dir` are both"):
         load_image_dataset()
-    with refused("either --dataset_name or --train_data_dir"):
+    with refused("`dataset_name` and `train_data_dir` are both"):
         load_image_dataset(dataset_name="digits", train_data_dir=str(tmp_path))
 
 
@@ -442,12 +443,12 @@ def hub(monkeypatch):
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub):
-    with refused("'nobody/nothing' cannot be loaded from the Hub .RepositoryNotFoundError"):
+    with refused("'nobody/nothing' cannot be loaded from the Hub .RepositoryNotFoundError", HubError):
         load_image_dataset(dataset_name="nobody/nothing")
 
 
 def test_a_name_that_cannot_be_one_is_refused():
-    with refused("'not/a/name' cannot be loaded from the Hub .HFValidationError"):
+    with refused("'not/a/name' cannot be loaded from the Hub .HFValidationError", HubError):
         load_image_dataset(dataset_name="not/a/name")
 
 
@@ -455,14 +456,14 @@ def test_a_name_that_cannot_be_one_is_refused():
 def test_a_hub_out_of_reach_is_refused_at_once(hub):
     hub.shutdown()
     hub.server_close()
-    with refused("'somebody/something' cannot be loaded from the Hub .ConnectError"):
+    with refused("'somebody/something' cannot be loaded from the Hub .ConnectError", HubError):
         load_image_dataset(dataset_name="somebody/something")
 
 
 def test_offline_mode_looks_in_the_cache_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with refused("'somebody/something' cannot be loaded from the Hub .ConnectionError"):
+    with refused("'somebody/something' cannot be loaded from the Hub .ConnectionError", HubError):
         load_image_dataset(dataset_name="somebody/something")
 
 

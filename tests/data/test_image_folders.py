@@ -125,7 +125,7 @@ def test_files_are_counted_by_suffix_and_not_named(photos):
     counts = unread.split(" (")[0].split(", ")
     assert sorted(counts) == ["1 .dcm", "1 .md", "1 with another suffix", "1 without suffix", "2 .heic"]
     assert dataset.provenance["classes"] == (
-        "0 = cat, 1 = dog: taken from the directories found, also empty ones (--class_names fixes the list); published "
+        "0 = cat, 1 = dog: taken from the directories found, also empty ones (`class_names` fixes the list); published "
         "with the model"
     )
     assert to_image_dataset(dataset, unconditional=True).provenance.keys() == {"files", "used", "left out"}
@@ -230,7 +230,7 @@ def test_a_directory_that_cannot_be_read_is_refused():
 
 def test_a_directory_of_nothing_but_unknown_formats_says_so(tmp_path):
     write_files(tmp_path / "cat", "0.heic", "1.heic")
-    with refused("holds no images, only 2 .heic .in no format that Pillow reads., so pass"):
+    with refused("holds no images, only 2 .heic .in no format that Pillow reads.: pass"):
         load(tmp_path)
 
 
@@ -309,7 +309,7 @@ def test_metadata_without_labels_beside_classes_is_refused(photos, name, place):
     (photos / place).mkdir(exist_ok=True)
     files = [f"{'cat/' if place == '.' else ''}{index}.png" for index in range(5)]
     write_metadata(photos / place, name, {"file_name": files, "age": list(range(5))})
-    with refused("The images lie in several directories, .* pass --label_column with one of image, age, or --uncond"):
+    with refused("The images lie in several directories, .* pass `label_column` with one of image, age, or `uncond"):
         load(photos)
     ignored = load(photos, unconditional=True)
     assert len(ignored) == 5
@@ -366,7 +366,7 @@ def test_directories_that_datasets_has_dropped_are_not_ignored_silently(photos, 
         transformed,
         datasets.load_dataset("imagefolder", drop_labels=True, **options),
     ):
-        with refused("The images lie in several directories, .* to_image_dataset.dataset, unconditional=True"):
+        with refused("The images lie in several directories, .* `unconditional` to ignore"):
             to_image_dataset(dataset)
         assert to_image_dataset(dataset, unconditional=True).class_names is None
 

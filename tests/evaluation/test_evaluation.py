@@ -134,7 +134,7 @@ def test_without_classes_there_is_no_classifier():
     [
         (tiny_records(size=16, num_classes=10), r"shape \(1, 8, 8\) and the real training images \(1, 16, 16\)"),
         (tiny_records(channels=3, num_classes=10), r"the real training images \(3, 8, 8\)"),
-        (tiny_records(num_classes=10), "name the real ones alike and in this order with --class_names"),
+        (tiny_records(num_classes=10), "name the real ones alike and in this order with `class_names`"),
         (part(DIGITS, 0, 5), "There are only 5 real training images"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_wrong_compiled_graph_is_refused(tmp_path, monkeypatch, backend):
     if backend == "aot_eager":
         assert isinstance(make_gradients_of(*inputs)[1], CompiledGradients)
         return
-    with pytest.raises(InputError, match=r"wrong \(conv.bias: it gives .* backward pass\): leave out --dynamo"):
+    with pytest.raises(InputError, match=r"wrong \(conv.bias: it gives .* backward pass\): leave out `dynamo"):
         make_gradients_of(*inputs)
 
 
@@ -124,5 +124,5 @@ def test_a_parameter_whose_gradient_is_mixed_is_taken_one_record_at_a_time(tmp_p
 
 def test_memory_that_does_not_suffice_for_the_trial_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(selection, "random_draws", partial(lambda *_, **__: torch.empty(10**15)))
-    with pytest.raises(InputError, match="A batch of 10 does not fit into the memory: lower max_physical_batch_size"):
+    with pytest.raises(InputError, match="A batch of 10 does not fit into the memory: lower `max_physical_batch_size`"):
         make_trainer(tmp_path / "model")

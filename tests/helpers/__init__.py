@@ -66,7 +66,7 @@ def write_privacy_json(path, **changes):
     ledger = PrivacyLedger(1e-5, "rdp")
     ledger.record(Mechanism("central_images_mean", 5.0, 0.1, 5, 4.0))
     ledger.record(Mechanism("dp_sgd", 2.0, 0.1, 10, 1.0))
-    path.write_text(json.dumps({**ledger.statement(60), **changes}, indent=2))
+    path.write_text(json.dumps({**ledger.statement(60).to_dict(), **changes}, indent=2))
     return path
 
 
@@ -89,6 +89,6 @@ def _execute(ledger, directory, mechanisms, saved):
         ledger.record(mechanism)
     if saved:
         ledger.mark_visible("pipeline")
-        (directory / "privacy.json").write_text(json.dumps(ledger.statement(60), indent=2))
+        (directory / "privacy.json").write_text(ledger.statement(60).to_json())
     ledger.close()
     return directory

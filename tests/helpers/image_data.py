@@ -21,8 +21,8 @@ LABELS = [0, 1, 1, 0, 1, 0]
 
 
 @contextlib.contextmanager
-def refused(match):
-    with pytest.raises(InputError, match=match) as caught:
+def refused(match, error=InputError):
+    with pytest.raises(error, match=match) as caught:
         yield caught
     message = str(caught.value)
     assert message.endswith(".")

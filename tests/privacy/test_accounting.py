@@ -191,7 +191,7 @@ def test_calibration_meets_the_target_from_below(target, accountant):
 
 def test_calibration_refuses_a_prior_that_costs_too_much():
     loud = Mechanism("central_images_mean", 0.5, 1.0, 5, 1.0)
-    with pytest.raises(InputError, match="central images alone cost epsilon .* raise central_noise_multiplier"):
+    with pytest.raises(InputError, match="central images alone cost epsilon .* raise `central_noise_multiplier`"):
         calibrate_noise_multiplier(1.0, 1e-5, Mechanism("dp_sgd", 1.0, 0.1, 10, 1.0), [loud])
 
 
@@ -222,13 +222,13 @@ def test_what_an_accountant_cannot_bound_is_refused_before_it_exhausts_memory(me
 def test_prv_is_refused_where_its_rounding_would_reach_delta():
     """At delta 1e-12 it said 0.839 for these steps, where 0.91 is true."""
     mechanism = Mechanism("dp_sgd", 4.0, 1e-3, 300_000, 1.0)
-    with pytest.raises(InputError, match="rounding errors may reach 7e-11.* try `--accountant rdp`"):
+    with pytest.raises(InputError, match="rounding errors may reach 7e-11.* try `accountant` rdp"):
         compute_epsilon([mechanism], 1e-12, "prv")
     assert compute_epsilon([mechanism], 1e-12, "rdp") == pytest.approx(0.949, abs=0.002)
     assert compute_epsilon([mechanism], 1e-9, "prv") < compute_epsilon([mechanism], 1e-9, "rdp")
 
 
-@pytest.mark.parametrize(("delta", "accountant", "message"), [(1e-13, "prv", "delta is 1e-13"), (1e-5, "gdp", "gdp")])
+@pytest.mark.parametrize(("delta", "accountant", "message"), [(1e-13, "prv", "`delta` is 1e-13"), (1e-5, "gdp", "gdp")])
 def test_bad_input_is_refused(delta, accountant, message):
     with pytest.raises(InputError, match=message):
         compute_epsilon([CENTRAL], delta, accountant)

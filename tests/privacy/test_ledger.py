@@ -12,8 +12,8 @@ from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.privacy.accounting import Mechanism, compute_epsilon
 from diffusers_dp_curriculum.privacy.counted_runs import CountedRun, all_mechanisms
 from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
-from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
-from diffusers_dp_curriculum.privacy.statement import check_publishable, recompute_epsilon
+from diffusers_dp_curriculum.privacy.publishability import check_publishable
+from diffusers_dp_curriculum.privacy.statement import PrivacyStatement, recompute_epsilon
 from helpers import tiny_records
 
 
@@ -92,8 +92,8 @@ def test_a_run_that_is_not_private_stays_so(tmp_path):
     ledger.close()
     for either in (ledger, PrivacyLedger.resume(tmp_path / "journal.jsonl", 0)):
         statement = either.statement(100)
-        assert statement["private"] is False
-        assert statement["remarks"] == ["NOT PRIVATE: its noise is known."]
+        assert statement.private is False
+        assert statement.remarks == ("NOT PRIVATE: its noise is known.",)
         with pytest.raises(InputError, match="not private and may not be published.*its noise is known"):
             check_publishable(statement)
 
@@ -101,7 +101,7 @@ def test_a_run_that_is_not_private_stays_so(tmp_path):
 def test_a_loose_bound_is_said_to_be_one():
     ledger = PrivacyLedger(1e-5, "rdp")
     ledger.record(Mechanism("dp_sgd", 50.0, 1e-3, 1, 1.0))
-    assert "larger than need be" in ledger.statement(1000)["remarks"][0]
+    assert "larger than need be" in ledger.statement(1000).remarks[0]
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def statement():
     ledger = PrivacyLedger(1e-5)
     ledger.record(CENTRAL)
     ledger.record(DP_SGD)
-    return json.loads(json.dumps(ledger.statement(dataset_size=1500)))
+    return json.loads(ledger.statement(dataset_size=1500).to_json())
 
 
 def test_a_stranger_recomputes_epsilon_from_the_statement(statement):
@@ -142,11 +142,11 @@ def test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_m
         assert either.prior_runs == previous
         assert either.epsilon() == compute_epsilon([*all_mechanisms(previous), STEP], 1e-5)
     for either in (ledger, resumed):
-        statement = json.loads(json.dumps(either.statement(100)))
-        assert counted_runs(statement)[1:] == previous
-        assert counted_runs(statement)[0].mechanisms == [STEP]
-        assert recompute_epsilon(statement) == statement["epsilon"] == either.epsilon()
-        assert "for this run and the 2 previous runs that it counts: further runs" in statement["scope"]
+        statement = PrivacyStatement.from_dict(json.loads(either.statement(100).to_json()))
+        assert list(statement.runs[1:]) == previous
+        assert statement.runs[0].mechanisms == [STEP]
+        assert recompute_epsilon(statement) == statement.epsilon == either.epsilon()
+        assert "for this run and the 2 previous runs that it counts: further runs" in statement.scope
 
 
 def test_a_statement_says_that_it_is_for_one_run_alone(statement):
@@ -157,10 +157,10 @@ def test_ledgers_without_a_journal_are_runs_of_their_own_too():
     ledgers = [PrivacyLedger(1e-5) for _ in range(2)]
     for ledger in ledgers:
         ledger.record(STEP)
-    one, other = (counted_runs(ledger.statement(10))[0] for ledger in ledgers)
+    one, other = (ledger.statement(10).runs[0] for ledger in ledgers)
     assert one.id != other.id
     ledgers[0].record(STEP)
-    later = counted_runs(ledgers[0].statement(10))[0]
+    later = ledgers[0].statement(10).runs[0]
     assert later.counts_all_of(one)
     assert not one.counts_all_of(later)
 

@@ -1,6 +1,5 @@
 """A run whose target covers previous runs on the same records."""
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -11,8 +10,8 @@ from accelerate.state import AcceleratorState
 from diffusers_dp_curriculum import DPCurriculumConfig, InputError, Mechanism, compute_epsilon, recompute_epsilon
 from diffusers_dp_curriculum.privacy.counted_runs import all_mechanisms
 from diffusers_dp_curriculum.privacy.journal import read_released
-from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
-from diffusers_dp_curriculum.privacy.statement import check_statement
+from diffusers_dp_curriculum.privacy.publishability import check_statement
+from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from helpers import resume_run, write_privacy_json, write_run
 from helpers.runs import interrupted, make_trainer
 from helpers.scripts import script_module
@@ -42,10 +41,10 @@ def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsy
     assert trainer.plan.dp_sgd.noise_multiplier > make_trainer(tmp_path / "other").plan.dp_sgd.noise_multiplier
     privacy = finish(trainer)
     together = compute_epsilon([CENTRAL, DP_SGD, *trainer.plan.warm_ups, trainer.plan.dp_sgd], 1e-5, "rdp")
-    assert 9.9 <= privacy["epsilon"] == together == recompute_epsilon(privacy) <= 10
-    own, other = counted_runs(privacy)
+    assert 9.9 <= privacy.epsilon == together == recompute_epsilon(privacy) <= 10
+    own, other = privacy.runs
     assert own.mechanisms == trainer.ledger.mechanisms == [*trainer.plan.warm_ups, trainer.plan.dp_sgd]
-    assert other == counted_runs(json.loads((previous / "privacy.json").read_text()))[0]
+    assert other == PrivacyStatement.read(previous / "privacy.json").runs[0]
     assert read_released(tmp_path / "model" / "private" / "journal.jsonl").header["prior_runs"] == [other.to_dict()]
 
     bars = capsys.readouterr().err
@@ -60,7 +59,7 @@ def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsy
 
     scope = "The figure is for this run and the 1 previous run that it counts: further runs on the same records add up."
     card = (tmp_path / "model" / "README.md").read_text()
-    assert scope == privacy["scope"]
+    assert scope == privacy.scope
     assert scope in card
     assert scope in trainer.summary()
     assert "| dp_sgd | 2 | 0.1 | 10 | 1 | previous run 1 |" in card
@@ -73,7 +72,7 @@ def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsy
 def test_a_run_without_previous_runs_says_that_it_is_for_itself_alone(tmp_path):
     trainer = make_trainer(tmp_path / "model")
     scope = "The figure is for this run alone: further runs on the same records add up."
-    assert finish(trainer)["scope"] == scope
+    assert finish(trainer).scope == scope
     assert scope in (tmp_path / "model" / "README.md").read_text()
     assert scope in trainer.summary()
     assert "previous run 1" not in trainer.summary()
@@ -84,7 +83,7 @@ def test_training_stops_where_the_target_is_spent_with_the_previous_runs(tmp_pat
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)])
     trainer.plan = replace(trainer.plan, dp_sgd=make_trainer(tmp_path / "other").plan.dp_sgd)
     privacy = finish(trainer)
-    assert privacy["epsilon"] <= 10
+    assert privacy.epsilon <= 10
     assert re.search(r"DP-SGD stops after [1-3] of 4 steps", messages.text)
 
 
@@ -101,13 +100,13 @@ def test_a_resumed_run_has_the_previous_runs_without_their_files(tmp_path, previ
     options = {"prior_runs": [str(previous)]} if given == "again" else {}
     if given == "left out":
         shutil.rmtree(previous)
-        with pytest.raises(InputError, match="prior_runs cannot be compared .*: leave prior_runs out to resume"):
+        with pytest.raises(InputError, match="`prior_runs` cannot be compared .*: leave `prior_runs` out to resume"):
             make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=[str(previous)])
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **options)
     assert trainer.plan.previous == (CENTRAL, DP_SGD)
     privacy = finish(trainer)
-    assert all_mechanisms(counted_runs(privacy)[1:]) == [CENTRAL, DP_SGD]
-    assert 9.9 <= privacy["epsilon"] <= 10
+    assert all_mechanisms(privacy.runs[1:]) == [CENTRAL, DP_SGD]
+    assert 9.9 <= privacy.epsilon <= 10
 
 
 @pytest.mark.parametrize("began_with", [True, False])
@@ -116,10 +115,10 @@ def test_a_resume_with_other_previous_runs_is_refused(tmp_path, previous, began_
     interrupted(tmp_path / "model", 2, prior_runs=[str(previous)] if began_with else None)
     journal = (tmp_path / "model" / "private" / "journal.jsonl").read_bytes()
     for runs in ([str(other)], [str(previous), str(other)], [] if began_with else [str(previous)]):
-        with pytest.raises(InputError, match="was started with other prior_runs than .*: leave prior_runs out"):
+        with pytest.raises(InputError, match="was started with other `prior_runs` than .*: leave `prior_runs` out"):
             make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=runs)
     resume_run(previous, DP_SGD)  # of which the run knows nothing
-    with pytest.raises(InputError, match="or they have released more since: leave prior_runs out"):
+    with pytest.raises(InputError, match="or they have released more since: leave `prior_runs` out"):
         make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=[str(previous)])
     assert (tmp_path / "model" / "private" / "journal.jsonl").read_bytes() == journal
 
@@ -127,7 +126,7 @@ def test_a_resume_with_other_previous_runs_is_refused(tmp_path, previous, began_
 def test_a_run_that_began_elsewhere_with_others_since_the_trainer_was_made_is_refused(tmp_path, previous):
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)], resume_from_checkpoint="latest")
     write_run(tmp_path / "model", saved=False, target_epsilon=10.0)
-    with pytest.raises(InputError, match="was started with other prior_runs"):
+    with pytest.raises(InputError, match="was started with other `prior_runs`"):
         trainer.train()
 
 
@@ -137,8 +136,11 @@ def test_previous_runs_that_leave_nothing_or_cannot_be_counted_are_refused_befor
     not_private = write_privacy_json(tmp_path / "seeded.json", private=False)
     understates = write_privacy_json(tmp_path / "understates.json", epsilon=0.1)
     for runs, message in [
-        ([previous], "previous runs alone cost epsilon .* leaves nothing of the target 1 for DP-SGD: raise target"),
-        ([previous, not_private], "seeded.json is not private, so no epsilon covers what it has released: share"),
+        (
+            [previous],
+            "previous runs alone cost epsilon .* leaves nothing of the target 1 for DP-SGD: raise `target",
+        ),
+        ([previous, not_private], "seeded.json is not private, and no epsilon covers what it has released: share"),
         ([understates], "understates.json states epsilon 0.1, but its mechanisms amount to"),
         ([tmp_path], "holds neither a privacy.json nor the journal of a run: give"),
     ]:
@@ -148,14 +150,14 @@ def test_previous_runs_that_leave_nothing_or_cannot_be_counted_are_refused_befor
     assert not (tmp_path / "model").exists()
 
 
-def test_copies_and_runs_without_a_name_are_said_to_be_counted_twice(tmp_path, previous):
+def test_copies_and_runs_without_a_name_are_said_to_be_counted_twice(tmp_path, previous, caplog):
     copy = shutil.copytree(previous, tmp_path / "copy")
     for place in (previous, copy):
         resume_run(place, DP_SGD)
-    with pytest.warns(UserWarning, match="are of one run, and neither counts all .*: both are counted in full"):
-        trainer = make_trainer(tmp_path / "model", target_epsilon=20.0, prior_runs=[str(previous), str(copy)])
+    trainer = make_trainer(tmp_path / "model", target_epsilon=20.0, prior_runs=[str(previous), str(copy)])
+    assert re.search("are of one run, and neither counts all .*: both are counted in full", caplog.text)
     assert trainer.plan.previous == 2 * (CENTRAL, replace(DP_SGD, steps=20))
-    assert "Copies of one run that were resumed separately" in " ".join(finish(trainer)["remarks"])
+    assert "Copies of one run that were resumed separately" in " ".join(finish(trainer).remarks)
 
 
 def test_the_flag_takes_directories():

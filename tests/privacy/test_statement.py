@@ -3,20 +3,22 @@
 import contextlib
 import json
 import shutil
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.privacy.accounting import Mechanism, compute_epsilon
+from diffusers_dp_curriculum.privacy.counted_runs import CountedRun
+from diffusers_dp_curriculum.privacy.journal import read_released
 from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
-from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
-from diffusers_dp_curriculum.privacy.statement import (
+from diffusers_dp_curriculum.privacy.publishability import (
     check_journal,
     check_publishable,
     check_statement,
-    recompute_epsilon,
     understates,
 )
+from diffusers_dp_curriculum.privacy.statement import PrivacyStatement, recompute_epsilon
 from helpers import resume_run, write_privacy_json, write_run
 
 
@@ -35,7 +37,7 @@ def test_epsilon_is_recomputed_from_what_a_statement_says_was_done():
 
 def test_what_does_not_say_that_it_is_private_is_not_published():
     with pytest.raises(InputError, match="not private"):
-        check_publishable({"epsilon": 1.0})
+        check_publishable(PrivacyStatement.from_dict({"delta": 1e-5, "accountant": "prv", "mechanisms": []}))
     check_publishable(PrivacyLedger(1e-5).statement(10))
 
 
@@ -58,7 +60,7 @@ def statement(tmp_path):
 def test_script_and_push_agree_on_what_understates(statement, tmp_path, recompute, stated, too_little):
     epsilon = statement["epsilon"]
     statement["epsilon"] = stated(epsilon)
-    assert understates(statement, epsilon) == too_little
+    assert understates(PrivacyStatement.from_dict(statement), epsilon) == too_little
     path = tmp_path / "privacy.json"
     path.write_text(json.dumps(statement))
     assert recompute(path)[0] == too_little
@@ -95,6 +97,35 @@ def test_the_script_refuses_what_is_no_statement_in_one_sentence(tmp_path, recom
     assert message.count("\n") == 0
 
 
+def test_a_statement_is_written_as_it_was_read(tmp_path):
+    """Byte for byte, so that a data set is pushed with the statement of its model."""
+    path = write_run(tmp_path / "run", STEP, STEP, prior_runs=CountedRun.of_journal(previous_journal(tmp_path)))
+    text = (path / "privacy.json").read_text()
+    statement = PrivacyStatement.read(path / "privacy.json")
+    assert statement.to_json() == text == json.dumps(json.loads(text), indent=2) + "\n"
+    assert list(json.loads(text)) == [
+        *("epsilon", "delta", "accountant", "adjacency", "scope", "dataset_size", "private", "remarks", "runs"),
+        *("mechanisms", "public_assumptions", "versions"),
+    ]
+    with pytest.raises(FrozenInstanceError):
+        statement.epsilon = 0.1
+
+
+def previous_journal(tmp_path):
+    return read_released(write_run(tmp_path / "previous", STEP) / "private" / "journal.jsonl")
+
+
+def test_what_a_newer_version_says_besides_is_kept(statement):
+    statement["unit_of_privacy"] = "one user"
+    assert PrivacyStatement.from_dict(statement).to_dict() == statement
+
+
+def test_epsilon_is_recomputed_from_a_path_a_dict_or_a_statement(statement, tmp_path):
+    path = tmp_path / "privacy.json"
+    for source in (path, str(path), statement, PrivacyStatement.from_dict(statement)):
+        assert recompute_epsilon(source) == statement["epsilon"]
+
+
 def old_version(statement):
     """What older versions wrote of the same run."""
     mechanisms = [{name: value for name, value in entry.items() if name != "run"} for entry in statement["mechanisms"]]
@@ -105,9 +136,9 @@ def old_version(statement):
 def test_files_of_older_versions_are_read_as_ever(statement, tmp_path, recompute):
     path = tmp_path / "privacy.json"
     path.write_text(json.dumps(old_version(statement)))
-    assert check_statement(path)["adjacency"] == "add_or_remove_one_record"
+    assert check_statement(path).adjacency == "add_or_remove_one_record"
     assert not recompute(path)[0]
-    assert [run.id for run in counted_runs(old_version(statement))] == [None]
+    assert [run.id for run in PrivacyStatement.from_dict(old_version(statement)).runs] == [None]
     assert recompute_epsilon(old_version(statement)) == statement["epsilon"]
 
 
@@ -163,9 +194,7 @@ def test_a_statement_names_its_run_and_how_far_each_of_its_sessions_had_come(tmp
     assert run["id"] == first["runs"][0]["id"]
     assert list(run["sessions"].values()) == [2, 1]
     assert run["sessions"].items() > first["runs"][0]["sessions"].items()
-    assert check_statement(directory / "privacy.json")["mechanisms"] == [
-        {"run": 0, "name": "dp_sgd", "noise_multiplier": 2.0, "sample_rate": 0.1, "steps": 3, "sensitivity": 1.0}
-    ]
+    assert check_statement(directory / "privacy.json").runs[0].mechanisms == [replace(STEP, steps=3)]
 
 
 def test_a_statement_of_a_copy_of_the_run_is_noticed_where_the_journal_is_at_hand(tmp_path):
@@ -184,7 +213,7 @@ def test_a_statement_of_a_copy_of_the_run_is_noticed_where_the_journal_is_at_han
 
 def test_steps_of_a_previous_run_do_not_stand_for_steps_of_its_own(tmp_path):
     """They have the same names, and may have the same settings."""
-    previous = counted_runs(json.loads((write_run(tmp_path / "one", STEP, STEP) / "privacy.json").read_text()))
+    previous = PrivacyStatement.read(write_run(tmp_path / "one", STEP, STEP) / "privacy.json").runs
     directory = write_run(tmp_path / "two", STEP, prior_runs=previous)
     stated = check_statement(directory / "privacy.json")
     check_journal(directory, stated, None)
@@ -194,9 +223,10 @@ def test_steps_of_a_previous_run_do_not_stand_for_steps_of_its_own(tmp_path):
 
 
 def test_a_statement_without_the_previous_runs_of_the_journal_is_not_published(tmp_path):
-    previous = counted_runs(json.loads((write_run(tmp_path / "one", STEP) / "privacy.json").read_text()))
+    previous = PrivacyStatement.read(write_run(tmp_path / "one", STEP) / "privacy.json").runs
     directory = write_run(tmp_path / "two", STEP, prior_runs=previous)
     stated = check_statement(directory / "privacy.json")
-    stated["mechanisms"] = [entry for entry in stated["mechanisms"] if entry["run"] == 0]
+    own, other = stated.runs
+    stated = replace(stated, runs=(own, replace(other, mechanisms=[])))
     with pytest.raises(InputError, match="releases that privacy.json does not count"):
         check_journal(directory, stated, None)

@@ -272,7 +272,7 @@ def test_unconditional_pipeline(tmp_path, file_format):
         ({"images_per_class": [0, 0, 0]}, "images_per_class"),
         ({"pipe": make_pipeline(num_class_embeds=None), "images_per_class": [5]}, "no classes"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
-        ({"num_inference_steps": 21}, "num_inference_steps is 21: give 1 to 20"),
+        ({"num_inference_steps": 21}, "`num_inference_steps` is 21: give 1 to 20"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"seed": -1}, "seed"),
         ({"file_format": "csv"}, "file_format"),

@@ -15,13 +15,16 @@ from huggingface_hub import HfApi, ModelCard
 
 from diffusers_dp_curriculum import (
     DPCurriculumConfig,
+    DPCurriculumError,
     DPCurriculumTrainer,
+    HubError,
     ImageDataset,
     InputError,
     Mechanism,
     PrivacyLedger,
 )
 from diffusers_dp_curriculum.privacy.composition import read_prior_runs
+from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from diffusers_dp_curriculum.sharing.cards import budget
 from diffusers_dp_curriculum.sharing.dataset_card import make_dataset_card
 from diffusers_dp_curriculum.sharing.hub import prepare_repo, push_dataset, push_model
@@ -74,7 +77,7 @@ def pushable(request, model):
     directory = model.parent / "data"
     (directory / "data").mkdir(parents=True)
     (directory / "data" / "train-00000-of-00001.parquet").write_bytes(b"synthetic")
-    privacy = json.loads(write_privacy_json(directory / "privacy.json").read_text())
+    privacy = PrivacyStatement.read(write_privacy_json(directory / "privacy.json"))
     make_dataset_card(privacy, 1, None).save(directory / "README.md")
     return partial(push_dataset, directory), "dataset"
 
@@ -194,7 +197,7 @@ def write_privacy(model, **changes):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda model: (model / "samples.png").unlink(), "has no samples.png, so it is not finished"),
+        (lambda model: (model / "samples.png").unlink(), "has no samples.png and is not finished"),
         (lambda model: (model / "privacy.json").unlink(), "has no privacy.json"),
         (lambda model: shutil.rmtree(model / "unet"), "has no unet/config.json"),
         (lambda model: shutil.rmtree(model), "is not a directory"),
@@ -203,7 +206,7 @@ def write_privacy(model, **changes):
         (lambda model: write_privacy(model, private=False, remarks=["NOT PRIVATE: a test."]), "not private.*a test"),
         (lambda model: write_privacy(model, private="yes"), "not private"),
         (lambda model: write_privacy(model, epsilon=0.5), r"states epsilon 0\.5, but its mechanisms amount to"),
-        (lambda model: write_privacy(model, epsilon=None), "states epsilon None"),
+        (lambda model: write_privacy(model, epsilon=None), "states epsilon nan"),
         (
             lambda model: write_privacy(
                 model, mechanisms=json.loads((model / "privacy.json").read_text())["mechanisms"][:1]
@@ -220,7 +223,7 @@ def write_privacy(model, **changes):
 )
 def test_what_may_not_be_published_is_refused_before_the_hub_is_asked(hub, model, spoil, message):
     spoil(model)
-    with pytest.raises(InputError, match=message) as refusal:
+    with pytest.raises(DPCurriculumError, match=message) as refusal:
         push_model(model, "model")
     assert "\n" not in str(refusal.value)
     assert not hub.requests
@@ -235,7 +238,7 @@ def release_more(directory, steps=1):
     ledger.record(Mechanism("dp_sgd", 3.0, 0.1, steps, 1.0))
     privacy = ledger.statement(60)
     ledger.close()
-    (directory / "privacy.json").write_text(json.dumps(privacy))
+    (directory / "privacy.json").write_text(privacy.to_json())
     readme = directory / "README.md"
     readme.write_text(re.sub(r"\([^()]*\)-differentially", f"{budget(privacy)}-differentially", readme.read_text()))
 
@@ -251,7 +254,7 @@ def push_state(request, hub, tmp_path):
         (data / "data").mkdir(parents=True, exist_ok=True)
         (data / "data" / "train-00000-of-00001.parquet").write_bytes(b"synthetic")
         shutil.copy(directory / "privacy.json", data)
-        make_dataset_card(json.loads((data / "privacy.json").read_text()), 1, None).save(data / "README.md")
+        make_dataset_card(PrivacyStatement.read(data / "privacy.json"), 1, None).save(data / "README.md")
         push_dataset(data, "shoes")
 
     return push
@@ -433,7 +436,7 @@ def test_a_run_with_seeded_noise_is_not_pushed(hub, tmp_path):
 def test_a_push_that_fails_says_what_to_do_and_can_be_repeated(hub, model, line, status, advice):
     before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
     hub.fail(line, status, "Storage quota exceeded")
-    with pytest.raises(InputError, match=advice) as failure:
+    with pytest.raises(HubError, match=advice) as failure:
         push_model(model, "alice/model")
     assert re.search(
         r"Storage quota exceeded.*nothing is lost, and `dp-curriculum push .*` pushes again", str(failure.value)
@@ -459,7 +462,7 @@ def test_a_server_error_and_a_cut_connection_in_the_middle_of_an_upload_are_surv
 
 def test_a_connection_cut_in_the_middle_of_the_commit_leaves_the_repository_as_it_was(hub, model):
     hub.cut("POST .*/commit/main", after_bytes=1000)
-    with pytest.raises(InputError, match="check the connection"):
+    with pytest.raises(HubError, match="check the connection"):
         push_model(model, "model")
     assert not hub.commits("alice/model")
     push_model(model, "model")
@@ -468,13 +471,13 @@ def test_a_connection_cut_in_the_middle_of_the_commit_leaves_the_repository_as_i
 
 def test_no_hub_at_all(hub, model, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="check the connection; nothing is lost"):
+    with pytest.raises(HubError, match="check the connection; nothing is lost"):
         push_model(model, "model")
 
 
 @pytest.mark.parametrize("token", ["hf_invalid", "hf_reads"])
 def test_a_token_that_will_not_do_is_found_before_training_and_shown_to_nobody(hub, token):
-    with pytest.raises(InputError) as failure:
+    with pytest.raises(HubError) as failure:
         prepare_repo("model", "model", None, token)
     assert token not in str(failure.value)
     assert failure.value.__suppress_context__
@@ -484,7 +487,7 @@ def test_a_token_that_will_not_do_is_found_before_training_and_shown_to_nobody(h
     ("repo_id", "message"), [("a b/c", "give a repository as USER/NAME"), ("bob/model", "use a token that may write")]
 )
 def test_repositories_that_cannot_be(hub, model, repo_id, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(HubError, match=message):
         push_model(model, repo_id)
 
 
@@ -497,7 +500,7 @@ def test_a_public_repository_does_not_take_what_was_meant_to_be_private(hub, mod
 def test_a_license_that_the_hub_does_not_know(hub, model):
     readme = model / "README.md"
     readme.write_text(readme.read_text().replace("license: mit", "license: mine"))
-    with pytest.raises(InputError, match='"license" must be one of .*correct the lines at the top of README.md'):
+    with pytest.raises(HubError, match='"license" must be one of .*correct the lines at the top of README.md'):
         push_model(model, "model")
     assert not hub.commits("alice/model")
 

@@ -1,6 +1,5 @@
 """What the card says of the budget."""
 
-import json
 import re
 
 import pytest
@@ -8,6 +7,7 @@ from diffusers import DDPMPipeline
 
 from diffusers_dp_curriculum import DPCurriculumConfig
 from diffusers_dp_curriculum.data.dataset_info import DatasetInfo
+from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from diffusers_dp_curriculum.sharing.model_card import make_model_card
 from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 
@@ -18,7 +18,7 @@ def card(tmp_path):
     pipeline = DDPMPipeline(tiny_unet(), tiny_scheduler())
 
     def make(**changes):
-        privacy = json.loads(write_privacy_json(tmp_path / "privacy.json", **changes).read_text())
+        privacy = PrivacyStatement.read(write_privacy_json(tmp_path / "privacy.json", **changes))
         return make_model_card(privacy, DPCurriculumConfig(), pipeline, info, "no", ["central_images"]).text
 
     return make

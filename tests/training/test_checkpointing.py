@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from diffusers_dp_curriculum import CentralImageDataset, InputError, TrainingError, recompute_epsilon
+from diffusers_dp_curriculum import CentralImageDataset, InputError, StorageError, TrainingError, recompute_epsilon
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
 from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD
 from diffusers_dp_curriculum.training import checkpointing as checkpointing_module
@@ -286,7 +286,7 @@ def test_a_refused_resume_changes_nothing_in_the_journal(tmp_path):
     with pytest.raises(InputError, match="is no checkpoint of the run"):
         trainer.train()
     trainer.args.resume_from_checkpoint, trainer.args.target_epsilon = "latest", 9.0
-    with pytest.raises(InputError, match=r"has target_epsilon 10.0: resume it with that"):
+    with pytest.raises(InputError, match=r"has `target_epsilon` 10.0: resume it with that"):
         trainer.train()
     assert journal.read_bytes() == before
 
@@ -303,7 +303,7 @@ def test_the_records_cannot_be_guessed_from_a_checkpoint(tmp_path):
     key = tmp_path / "one" / "private" / "records.key"
     assert key.stat().st_mode & 0o077 == 0
     key.unlink()
-    with pytest.raises(InputError, match=r"records.key is missing.*restore the file"):
+    with pytest.raises(StorageError, match=r"records.key is missing.*restore the file"):
         make_trainer(tmp_path / "one", resume_from_checkpoint="latest")
 
 
@@ -368,7 +368,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, tmp_path_factory, name, conte
         AcceleratorState._reset_state(reset_partial_state=True)
     shutil.copytree(whole, tmp_path / "model")
     (tmp_path / "model" / "private" / "checkpoints" / "checkpoint-2" / name).write_bytes(content)
-    with pytest.raises(InputError, match="checkpoint-2.* cannot be read") as refusal:
+    with pytest.raises(StorageError, match="checkpoint-2.* cannot be read") as refusal:
         make_trainer(tmp_path / "model", resume_from_checkpoint="latest")
     assert "\n" not in str(refusal.value)
 

@@ -144,9 +144,9 @@ def test_what_is_printed_is_what_it_is_made_of():
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({"central_batch_size": 10**13}, "lower central_batch_size"),  # beyond the addresses that a process has
-        ({"noise_multiplicity": 10**13}, "lower max_physical_batch_size"),
-        ({"noise_multiplicity": 10**13, "max_physical_batch_size": 1}, "lower noise_multiplicity"),
+        ({"central_batch_size": 10**13}, "lower `central_batch_size`"),  # beyond the addresses that a process has
+        ({"noise_multiplicity": 10**13}, "lower `max_physical_batch_size`"),
+        ({"noise_multiplicity": 10**13, "max_physical_batch_size": 1}, "lower `noise_multiplicity`"),
     ],
 )
 def test_too_little_memory_is_found_before_anything_is_spent(tmp_path, options, remedy):
@@ -206,7 +206,7 @@ def test_a_plan_that_just_fits_does_not_run_out_of_memory_when_it_is_carried_out
         try:
             trainer.train()
         except InputError as error:
-            refused = "does not fit into the memory: lower max_physical_batch_size" in str(error)
+            refused = "does not fit into the memory: lower `max_physical_batch_size`" in str(error)
             return 2 if refused and not (tmp_path / str(mebibytes)).exists() else 3
         return 0
 

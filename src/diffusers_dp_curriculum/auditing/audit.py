@@ -167,9 +167,9 @@ def audit_dp_sgd(
             f"{min(gradient_canaries, image_canaries)} canaries prove nothing: give at least 100 of a kind."
         )
     if not 0.5 <= confidence < 1:
-        raise InputError(f"confidence is {confidence}: give a number from 0.5 to below 1.")
+        raise InputError(f"`confidence` is {confidence}: give a number from 0.5 to below 1.")
     if actual_noise < 0:
-        raise InputError(f"actual_noise is {actual_noise}: give 0 or more.")
+        raise InputError(f"`actual_noise` is {actual_noise}: give 0 or more.")
     canaries = _Canaries(records, image_canaries, gradient_canaries)
     expected_batch_size = round(sample_rate * len(canaries.records))
     mechanism = dp_sgd_mechanism(noise_multiplier, expected_batch_size, len(canaries.records), steps, max_grad_norm)

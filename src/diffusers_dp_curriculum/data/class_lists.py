@@ -54,9 +54,8 @@ def find_classes(source: Source, label_column: str, accept_found_classes: bool) 
     if accept_found_classes:
         return names, f"accepted although they {doubt}"
     raise InputError(
-        f"The classes {doubt}, so that one record may add its own to what is published: pass the list as "
-        f"--class_names {shlex.join(names)} (in Python, to_image_dataset(dataset, class_names={names})), or accept it "
-        "as it is with --accept_found_classes."
+        f"The classes {doubt}, so that one record may add its own to what is published: pass the list as `class_names` "
+        f"{shlex.join(names)} (in Python, {names}), or accept it as it is with `accept_found_classes`."
     )
 
 
@@ -70,8 +69,8 @@ def check_no_classes_are_lost(source: Source) -> None:
     if source.told_apart or (of_folder and in_several_directories(map(Path, image_paths(source.dataset)))):
         raise InputError(
             "The images lie in several directories, which may be classes, but no column is declared to hold labels: "
-            f"pass --label_column with one of {', '.join(source.dataset.features)}, or --unconditional to ignore the "
-            "directories (in Python, to_image_dataset(dataset, unconditional=True))."
+            f"pass `label_column` with one of {', '.join(source.dataset.features)}, or `unconditional` to ignore the "
+            "directories."
         )
 
 

@@ -19,21 +19,21 @@ def find_image_column(features: datasets.Features, image_column: str | None) -> 
     """The column that is asked for, or the only one of images."""
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if image_column is not None:
-        _check_column_exists(features, image_column, "--image_column")
+        _check_column_exists(features, image_column, "image_column")
         if image_column not in columns:
             raise InputError(
-                f"The column {image_column!r} does not hold images, so name another as --image_column or cast it to "
+                f"The column {image_column!r} does not hold images: name another as `image_column`, or cast it to "
                 "datasets.Image first."
             )
         return image_column
     if not columns:
         raise InputError(
-            f"The data set has no image column among {', '.join(features)}, so cast the one that holds images to "
+            f"The data set has no image column among {', '.join(features)}: cast the one that holds images to "
             "datasets.Image first."
         )
     if len(columns) > 1:
         raise InputError(
-            f"The data set has several image columns ({', '.join(columns)}), so pass one of them as --image_column."
+            f"The data set has several image columns ({', '.join(columns)}): pass one of them as `image_column`."
         )
     return columns[0]
 
@@ -43,30 +43,30 @@ def find_label_column(
 ) -> str | None:
     """The column that is asked for, or the only one that declares classes; `None` if there are no labels."""
     if label_column is not None:
-        _check_column_exists(features, label_column, "--label_column")
+        _check_column_exists(features, label_column, "label_column")
         return label_column
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(columns) > 1:
         raise InputError(
-            f"The data set has several label columns ({', '.join(columns)}), so pass one of them as --label_column."
+            f"The data set has several label columns ({', '.join(columns)}): pass one of them as `label_column`."
         )
     if not columns and class_names is not None:
         raise InputError(
-            "Class names are given but no column is declared to hold labels, so pass --label_column with one of "
+            "Class names are given but no column is declared to hold labels: pass `label_column` with one of "
             f"{', '.join(features)}."
         )
     undeclared = [name for name in features if name.lower() in LABEL_LIKE]
     if not columns and undeclared:
         raise InputError(
-            f"The column {undeclared[0]!r} does not declare its classes, so pass --label_column {undeclared[0]} with "
-            "--class_names, or --unconditional to ignore it."
+            f"The column {undeclared[0]!r} does not declare its classes: pass `label_column` {undeclared[0]} with "
+            "`class_names`, or `unconditional` to ignore it."
         )
     return columns[0] if columns else None
 
 
 def _check_column_exists(features: datasets.Features, column: str, option: str) -> None:
     if column not in features:
-        raise InputError(f"There is no column {column!r}, so pass {option} with one of {', '.join(features)}.")
+        raise InputError(f"There is no column {column!r}: pass `{option}` with one of {', '.join(features)}.")
 
 
 def image_paths(dataset: datasets.Dataset) -> set[str]:
@@ -91,13 +91,13 @@ def read_labels(
         classes = {label: index_of[name] for label, name in enumerate(feature.names) if name in index_of}
     elif not isinstance(feature, datasets.Value) or not (_is_index(feature) or _is_string(feature)):
         raise InputError(
-            f"The column {label_column!r} holds neither class labels nor integers nor booleans nor strings, so name "
-            "another as --label_column."
+            f"The column {label_column!r} holds neither class labels nor integers nor booleans nor strings: name "
+            "another as `label_column`."
         )
     elif class_names is None:
         raise InputError(
-            f"The column {label_column!r} does not declare its classes and they must not be read from the records, so "
-            "pass --class_names."
+            f"The column {label_column!r} does not declare its classes, and they must not be read from the records: "
+            "pass `class_names`."
         )
     elif _is_index(feature):
         classes = {index: index for index in range(len(class_names))}
@@ -119,7 +119,7 @@ def encode_labels(labels: list[Hashable], classes: dict[Hashable, int]) -> torch
     indices = [classes.get(label, -1) for label in labels]
     if -1 in indices:
         raise InputError(
-            f"The label of record {indices.index(-1)} is missing or none of the declared classes, so "
-            "correct it, declare its class with --class_names, or pass --unconditional."
+            f"The label of record {indices.index(-1)} is missing or none of the declared classes: correct it, declare "
+            "its class with `class_names`, or pass `unconditional`."
         )
     return torch.tensor(indices, dtype=torch.int64)

@@ -34,12 +34,12 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not a complete gzip file, so download it again.") from error
+        raise InputError(f"{path} is not a complete gzip file: download it again.") from error
     header_length = 4 + 4 * num_dimensions
     if len(content) < header_length or content[:4] != bytes([0, 0, UINT8_TYPE_CODE, num_dimensions]):
         raise InputError(
-            f"{path} does not start as an IDX file of unsigned bytes with {num_dimensions} dimension(s) does, so "
-            "check that it is the file its name says."
+            f"{path} does not start as an IDX file of unsigned bytes with {num_dimensions} dimension(s) does: check "
+            "that it is the file its name says."
         )
     # Dimensions as Python integers, whose product cannot overflow whatever a wrong file declares.
     shape = np.frombuffer(content, dtype=">u4", count=num_dimensions, offset=4).tolist()
@@ -47,7 +47,7 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
     expected = int(np.prod(shape, dtype=object))
     if values.size != expected:
         raise InputError(
-            f"{path} declares {expected} values but holds {values.size}, so it is damaged: download it again."
+            f"{path} declares {expected} values but holds {values.size}, as a damaged file does: download it again."
         )
     return values.reshape(shape).copy()  # a copy, since what `frombuffer` returns cannot be written to
 
@@ -75,22 +75,20 @@ def read_idx_dataset(directory: Path, split: str) -> tuple[np.ndarray, np.ndarra
         InputError: If the split is unknown, a file is missing or damaged, or images and labels differ in number.
     """
     if split not in SPLIT_PREFIXES:
-        raise InputError(
-            f"IDX files have the splits 'train' and 'test' only, so pass one of them instead of {split!r}."
-        )
+        raise InputError(f"IDX files have no split {split!r}: pass 'train' or 'test'.")
     prefix = SPLIT_PREFIXES[split]
     image_file = _find(directory, prefix, "images", 3)
     label_file = _find(directory, prefix, "labels", 1)
     if image_file is None or label_file is None:
         raise InputError(
-            f"{directory} needs both {prefix}-images-idx3-ubyte and {prefix}-labels-idx1-ubyte (or the same with .gz) "
-            f"for the split {split!r}, so add what is missing."
+            f"{directory} lacks {prefix}-images-idx3-ubyte or {prefix}-labels-idx1-ubyte (or the same with .gz), which "
+            f"the split {split!r} needs: add what is missing."
         )
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
     if len(images) != len(labels):
         raise InputError(
-            f"{image_file} holds {len(images)} images but {label_file} holds {len(labels)} labels, so use two files "
-            "of one data set."
+            f"{image_file} holds {len(images)} images but {label_file} holds {len(labels)} labels: use two files of "
+            "one data set."
         )
     return images, labels
 

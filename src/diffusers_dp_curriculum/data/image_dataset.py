@@ -161,10 +161,10 @@ def load_image_dataset(
         InputError: If the source does not exist or cannot be read, or if its records do not satisfy the above.
     """
     if (dataset_name is None) == (train_data_dir is None):
-        raise InputError("Pass either --dataset_name or --train_data_dir, and not both.")
+        raise InputError("`dataset_name` and `train_data_dir` are both given or both missing: pass one of them.")
     _check_class_names(class_names)
     if resolution is not None and resolution < 1:
-        raise InputError(f"--resolution is {resolution}, so pass a number of pixels above 0.")
+        raise InputError(f"`resolution` is {resolution}: pass a number of pixels above 0.")
     array_options: dict[str, Any] = {
         "resolution": resolution,
         "class_names": class_names,
@@ -186,7 +186,7 @@ def load_image_dataset(
     assert train_data_dir is not None
     directory = Path(train_data_dir)
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory, so pass the one that holds the images as --train_data_dir.")
+        raise InputError(f"{directory} is not a directory: pass the one that holds the images as `train_data_dir`.")
     files = FileInventory.of_directory(directory)
     if has_idx_files(directory):
         _refuse_columns("IDX files have", image_column, label_column)
@@ -246,15 +246,15 @@ def to_image_dataset(
     if isinstance(dataset, ImageDataset):
         if resolution not in (None, dataset.resolution):
             raise InputError(
-                f"The images were loaded with {dataset.resolution} pixels a side, so load them with "
-                f"resolution={resolution} or ask for {dataset.resolution}."
+                f"The images were loaded with {dataset.resolution} pixels a side: load them with `resolution` "
+                f"{resolution}, or ask for {dataset.resolution}."
             )
         dataset = _without_labels(dataset.images, dataset.provenance) if unconditional else dataset
         _check_image_dataset(dataset)
         return dataset
     if not isinstance(dataset, datasets.Dataset):
         raise InputError(
-            f"{type(dataset).__name__} is not one split of a data set, so pass a datasets.Dataset such as "
+            f"{type(dataset).__name__} is not one split of a data set: pass a datasets.Dataset such as "
             'dataset["train"].'
         )
     return _from_source(
@@ -281,7 +281,7 @@ def _from_source(
     source = replace(source, dataset=source.dataset.with_format(None))
     dataset = source.dataset
     if len(dataset) == 0:
-        raise InputError("The data set is empty, so pass one that has records.")
+        raise InputError("The data set is empty: pass one that has records.")
     image_column = find_image_column(dataset.features, image_column)
     label_column = None if unconditional else find_label_column(dataset.features, label_column, class_names)
     if label_column is None:
@@ -304,30 +304,30 @@ def _check_image_dataset(dataset: ImageDataset) -> None:
     images, labels = dataset.images, dataset.labels
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise InputError(
-            f"The images are {images.dtype} of shape {tuple(images.shape)}, so make them uint8 of shape "
-            "(N, 1 or 3, side, side)."
+            f"The images are {images.dtype} of shape {tuple(images.shape)}: make them uint8 of shape (N, 1 or 3, side, "
+            "side)."
         )
     if len(images) == 0:
-        raise InputError("The data set is empty, so pass one that has records.")
+        raise InputError("The data set is empty: pass one that has records.")
     if images.shape[2] != images.shape[3]:
-        raise InputError(f"The images are {images.shape[3]}x{images.shape[2]} pixels, so make them square.")
+        raise InputError(f"The images are {images.shape[3]}x{images.shape[2]} pixels: make them square.")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise InputError(
-            f"The labels are {labels.dtype} of shape {tuple(labels.shape)}, so make them int64, one for each image."
+            f"The labels are {labels.dtype} of shape {tuple(labels.shape)}: make them int64, one for each image."
         )
     if labels.min() < 0 or labels.max() >= dataset.info.num_labels:
-        raise InputError("A label is none of the declared classes, so correct it or declare its class in class_names.")
+        raise InputError("A label is none of the declared classes: correct it, or declare its class in `class_names`.")
     _check_class_names(dataset.class_names)
 
 
 def _check_class_names(class_names: list[str] | None) -> None:
     if class_names is not None and len(set(class_names)) != len(class_names):
-        raise InputError(f"The classes {', '.join(class_names)} are not all different, so give each a name of its own.")
+        raise InputError(f"The classes {', '.join(class_names)} are not all different: give each a name of its own.")
 
 
 def _refuse_columns(source: str, image_column: str | None, label_column: str | None) -> None:
     if image_column is not None or label_column is not None:
-        raise InputError(f"{source} no columns to choose from, so leave out --image_column and --label_column.")
+        raise InputError(f"{source} no columns to choose from: leave out `image_column` and `label_column`.")
 
 
 def _without_labels(images: torch.Tensor, provenance: dict[str, str]) -> ImageDataset:
@@ -346,7 +346,7 @@ def _from_arrays(
 ) -> ImageDataset:
     """Grey images of shape `(N, H, W)` with the integers that label them, ten digits unless names are given."""
     if len(images) == 0:
-        raise InputError("The data set is empty, so pass one that has records.")
+        raise InputError("The data set is empty: pass one that has records.")
     if not unconditional:
         origin = "as given" if class_names else "the ten digits"
         class_names = list(class_names or map(str, range(10)))

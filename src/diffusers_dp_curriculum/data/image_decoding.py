@@ -35,7 +35,7 @@ def read_images(dataset: datasets.Dataset, image_column: str) -> Iterator[PIL.Im
             image.load()  # nothing more to do for an image, but a missing one decodes to `None`
         except Exception:  # a damaged file makes a decoder raise anything, and the original would show the file's name
             raise InputError(
-                f"The image of record {index} is empty or cannot be decoded, so repair or remove that record."
+                f"The image of record {index} is empty or cannot be decoded: repair or remove that record."
             ) from None
         yield image
 
@@ -50,14 +50,14 @@ def to_tensor(images: Iterable[PIL.Image.Image], num_images: int, resolution: in
     for index, image in enumerate(itertools.chain([first], progress)):
         if image.mode != first.mode:
             raise InputError(
-                f"Record {index} is {KINDS[image.mode]} but record 0 is {KINDS[first.mode]}, so convert all images to "
-                "one of the two."
+                f"Record {index} is {KINDS[image.mode]} but record 0 is {KINDS[first.mode]}: convert all images to one "
+                "of the two."
             )
         if image.size != (side, side):
             if resolution is None:
                 raise InputError(
-                    f"Record {index} is {image.width}x{image.height} pixels and not all images are squares of one "
-                    "size, so pass --resolution to resize and crop them."
+                    f"Record {index} is {image.width}x{image.height} pixels, and not all images are squares of one "
+                    "size: pass `resolution` to resize and crop them."
                 )
             image = PIL.ImageOps.fit(image, (side, side))
         pixels[index] = np.atleast_3d(image).transpose(2, 0, 1)
@@ -80,8 +80,8 @@ def _to_grey_or_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:
     if image.mode in COLOUR_MODES:
         return image.convert("RGB")
     raise InputError(
-        f"The image of record {index} has the mode {image.mode!r}, which is neither 8-bit grey nor RGB, so convert "
-        "the images to one of these."
+        f"The image of record {index} has the mode {image.mode!r}, which is neither 8-bit grey nor RGB: convert the "
+        "images to one of these."
     )
 
 

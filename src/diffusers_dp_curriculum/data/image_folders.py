@@ -19,7 +19,7 @@ SPLIT_DIRECTORIES = {"train", "test", "validation", "valid", "val"}
 # The only files that `datasets` takes for metadata; "metadata.png" is an image.
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 
-FROM_DIRECTORIES = "taken from the directories found, also empty ones (--class_names fixes the list)"
+FROM_DIRECTORIES = "taken from the directories found, also empty ones (`class_names` fixes the list)"
 
 
 def load_image_folder(
@@ -48,7 +48,7 @@ def load_image_folder(
     if not images:
         others = files.left_out_of(root)
         found = f", only {files.count(others)}" if others else ""
-        raise InputError(f"{root} holds no images{found}, so pass the directory that does as --train_data_dir.")
+        raise InputError(f"{root} holds no images{found}: pass the directory that does as `train_data_dir`.")
     told_apart = in_several_directories(images)
 
     has_metadata = len(images) < len(files.used)
@@ -63,7 +63,7 @@ def load_image_folder(
         if class_names is not None and not unconditional:
             raise InputError(
                 f"Class names are given but {root} has no directories: put the images of each class into one of its "
-                "own, or leave out --class_names."
+                "own, or leave out `class_names`."
             )
         return Source(_records(images, None, None), provenance=files.provenance())
 
@@ -73,7 +73,7 @@ def load_image_folder(
     if strange := sorted({path.parent.name for path in images} - set(classes)):
         raise InputError(
             f"The directories {', '.join(strange)} hold images but are none of the classes {', '.join(classes)}: add "
-            "them to --class_names, or move them elsewhere."
+            "them to `class_names`, or move them elsewhere."
         )
     for name in classes:
         left_out = files.left_out_of(root / name)
@@ -92,8 +92,8 @@ def find_split(directory: Path, split: str) -> Path:
     has_splits = bool(directories) and directories <= SPLIT_DIRECTORIES
     if split in directories and not has_splits:
         raise InputError(
-            f"{directory / split} may be a split or a class, since not all directories beside it are splits, so pass "
-            "it as --train_data_dir if it is the split and rename it if it is a class."
+            f"{directory / split} may be a split or a class, since not all directories beside it are splits: pass it "
+            "as `train_data_dir` if it is the split, and rename it if it is a class."
         )
     if split not in directories and (has_splits or split != "train"):
         raise no_such_split(directory, split)
@@ -102,7 +102,7 @@ def find_split(directory: Path, split: str) -> Path:
 
 def no_such_split(directory: Path, split: str) -> InputError:
     """The refusal of a split that is not there."""
-    return InputError(f"{directory} has no split {split!r}, so pass one that it has or another --train_data_dir.")
+    return InputError(f"{directory} has no split {split!r}: pass one that it has, or another `train_data_dir`.")
 
 
 def _load_metadata(root: Path, files: FileInventory, split: str, cache_dir: str) -> datasets.Dataset:
@@ -150,6 +150,6 @@ def _directories(root: Path) -> list[str]:
 
 def _not_all_in_classes(root: Path) -> InputError:
     return InputError(
-        f"Not all images in {root} lie directly in the directory of a class, so pass the directory that holds one "
-        "directory a class, move the images that lie elsewhere, or pass --unconditional to ignore the directories."
+        f"Not all images in {root} lie directly in the directory of a class: pass the directory that holds one "
+        "directory a class, move the images that lie elsewhere, or pass `unconditional` to ignore the directories."
     )

@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from sklearn.datasets import load_digits as load_scikit_learn_digits
 
-from ..errors import InputError
+from ..errors import DPCurriculumError, HubError, InputError
 from .class_lists import Source
 from .columns import image_paths
 from .file_inventory import FileInventory
@@ -34,9 +34,7 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.RandomState(0).permutation(1797)
     records = {"train": order[:NUM_DIGITS_TRAIN], "test": order[NUM_DIGITS_TRAIN:]}
     if split not in records:
-        raise InputError(
-            f"The digits have the splits 'train' and 'test' only, so pass one of them instead of {split!r}."
-        )
+        raise InputError(f"The digits have no split {split!r}: pass 'train' or 'test'.")
     digits = load_scikit_learn_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)
     return images[records[split]], digits.target[records[split]]
@@ -52,9 +50,9 @@ def load_from_hub(name: str, split: str) -> Source:
             info = HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
         dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # the Hub client, its HTTP library and `datasets` each raise their own
-        raise InputError(
-            f"The split {split!r} of {name!r} cannot be loaded from the Hub ({_reason(error)}), so check its name and "
-            "your connection, set HF_HUB_OFFLINE=1 to use a cached copy, or pass a local copy as --train_data_dir."
+        raise HubError(
+            f"The split {split!r} of {name!r} cannot be loaded from the Hub ({_reason(error)}): check its name and "
+            "your connection, set HF_HUB_OFFLINE=1 to use a cached copy, or pass a local copy as `train_data_dir`."
         ) from error
     if info is None or dataset.info.builder_name != "imagefolder":
         return Source(dataset)
@@ -103,13 +101,13 @@ def load_from_directory(
             unconditional=unconditional,
             cache_dir=cache_dir,
         )
-    except InputError:
+    except DPCurriculumError:
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise InputError(
             # The error's own words may have the names of files, which are as sensitive as the images.
-            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}), so "
-            "check what --train_data_dir holds."
+            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}): "
+            "check what `train_data_dir` holds."
         ) from None
 
 

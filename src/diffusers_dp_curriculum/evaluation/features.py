@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from ..data.sources import HUB_TIMEOUT_SECONDS
-from ..errors import InputError
+from ..errors import HubError, InputError
 
 
 BATCH_SIZE = 64
@@ -91,21 +91,21 @@ class Inception(nn.Module):
         super().__init__()
         if not has_torch_fidelity():
             raise InputError(
-                'FID needs the package torch-fidelity, so install it (`pip install ".[fid]"`), or compare by other '
-                "features, such as `pixels` or `facebook/dinov2-base`."
+                'FID needs the package torch-fidelity: install it (`pip install ".[fid]"`), or compare by other '
+                "features, such as pixels or facebook/dinov2-base."
             )
         if weights is not None:
             _check_weights(Path(weights))
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights and str(weights), False)
         except (urllib.error.URLError, OSError) as error:
-            raise InputError(
-                f"The weights of Inception cannot be fetched ({error}), so fetch {INCEPTION_WEIGHTS} elsewhere and "
-                "pass the file as --inception_weights."
+            raise HubError(
+                f"The weights of Inception cannot be fetched ({error}): fetch {INCEPTION_WEIGHTS} elsewhere and pass "
+                "the file as `inception_weights`."
             ) from error
         except RuntimeError as error:  # keys or shapes that do not match
             raise InputError(
-                f"{weights} does not hold the weights of FID's Inception, so fetch {INCEPTION_WEIGHTS}."
+                f"{weights} does not hold the weights of FID's Inception: fetch {INCEPTION_WEIGHTS}."
             ) from error
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -116,12 +116,12 @@ class Inception(nn.Module):
 def _check_weights(path: Path) -> None:
     """torch-fidelity would unpickle anything; a file of weights has tensors alone."""
     if not path.is_file():
-        raise InputError(f"{path} is not a file, so pass that of Inception's weights, from {INCEPTION_WEIGHTS}.")
+        raise InputError(f"{path} is not a file: pass that of Inception's weights, from {INCEPTION_WEIGHTS}.")
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(
-            f"{path} is not a file of PyTorch weights and nothing else, so fetch {INCEPTION_WEIGHTS}."
+            f"{path} is not a file of PyTorch weights and nothing else: fetch {INCEPTION_WEIGHTS}."
         ) from error
 
 
@@ -145,18 +145,18 @@ class VisionModel(nn.Module):
             model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
         except Exception as error:  # the Hub's client, its HTTP library and transformers each raise their own
             reason = f"{error}\n".splitlines()[0]
-            raise InputError(
-                f"{name!r} cannot be loaded as a vision model of transformers ({reason}), so pass `pixels`, "
-                "`inception`, or the id or directory of a model that has a preprocessor_config.json."
+            raise (InputError if Path(name).is_dir() else HubError)(
+                f"{name!r} cannot be loaded as a vision model of transformers ({reason}): pass pixels, inception, or "
+                "the id or directory of a model that has a preprocessor_config.json."
             ) from error
         if loading["missing_keys"]:
             raise InputError(
-                f"The weights of {name!r} lack {min(loading['missing_keys'])}, which would be random, so pass another "
+                f"The weights of {name!r} lack {min(loading['missing_keys'])}, which would be random: pass another "
                 "model."
             )
         self.model = getattr(model, "vision_model", model)
         if self.model.main_input_name != "pixel_values":
-            raise InputError(f"{name!r} takes {self.model.main_input_name} and no images, so pass a vision model.")
+            raise InputError(f"{name!r} takes {self.model.main_input_name} and no images: pass a vision model.")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`(N, hidden size)`."""

@@ -122,11 +122,11 @@ def _check(real: torch.Tensor, synthetic: torch.Tensor, at_least: int) -> tuple[
     real, synthetic = (torch.as_tensor(features).double().cpu() for features in (real, synthetic))
     if real.ndim != 2 or synthetic.ndim != 2 or real.shape[1] != synthetic.shape[1]:
         raise InputError(
-            f"The features have the shapes {tuple(real.shape)} and {tuple(synthetic.shape)}, so pass two matrices with "
-            "a row an image and as many columns."
+            f"The features have the shapes {tuple(real.shape)} and {tuple(synthetic.shape)}: pass two matrices with a "
+            "row an image and as many columns."
         )
     if min(len(real), len(synthetic)) < at_least:
         raise InputError(
-            f"There are {len(real)} real and {len(synthetic)} synthetic images, so pass at least {at_least} of each."
+            f"There are {len(real)} real and {len(synthetic)} synthetic images: pass at least {at_least} of each."
         )
     return real, synthetic

@@ -142,14 +142,14 @@ def check_reference(
         if tuple(dataset.images.shape[1:]) != tuple(shape):
             raise InputError(
                 f"The samples have the shape {tuple(shape)} and the real {what} images "
-                f"{tuple(dataset.images.shape[1:])} (channels, height, width), so convert one of them."
+                f"{tuple(dataset.images.shape[1:])} (channels, height, width): convert one of them."
             )
         if len(dataset) < MIN_IMAGES:
-            raise InputError(f"There are only {len(dataset)} real {what} images, so pass {MIN_IMAGES} or more.")
+            raise InputError(f"There are only {len(dataset)} real {what} images: pass {MIN_IMAGES} or more.")
         if class_names is not None and dataset.class_names is not None and class_names != dataset.class_names:
             raise InputError(
                 f"The classes of the samples are {', '.join(class_names)} and those of the real {what} images "
-                f"{', '.join(dataset.class_names)}, so name the real ones alike and in this order with --class_names."
+                f"{', '.join(dataset.class_names)}: name the real ones alike and in this order with `class_names`."
             )
 
 

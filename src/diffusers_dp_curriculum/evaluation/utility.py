@@ -80,7 +80,7 @@ ARCHITECTURES = {"cnn": make_cnn, "resnet": make_resnet}
 def check_architecture(architecture: str) -> None:
     """Raise an [`InputError`] if there is no such classifier."""
     if architecture not in ARCHITECTURES:
-        raise InputError(f"There is no classifier {architecture!r}, so take one of {', '.join(ARCHITECTURES)}.")
+        raise InputError(f"There is no classifier {architecture!r}: take one of {', '.join(ARCHITECTURES)}.")
 
 
 def train_classifier(
@@ -124,15 +124,15 @@ def train_classifier(
     if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
         raise InputError(
             f"The images are {images.dtype} of shape {tuple(images.shape)} and the labels of shape "
-            f"{tuple(labels.shape)}, so pass uint8 images of shape (N, C, H, W) and N labels."
+            f"{tuple(labels.shape)}: pass uint8 images of shape (N, C, H, W) and N labels."
         )
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"A label is not between 0 and {num_classes - 1}, so correct it or num_classes.")
+        raise InputError(f"A label is not between 0 and {num_classes - 1}: correct it or `num_classes`.")
     held_out = round(selection_share * len(images))
     if not 0 < held_out <= len(images) - 2:
         raise InputError(
-            f"Of {len(images)} images {held_out} would be held out for selection, so pass more images, or another "
-            "selection_share."
+            f"Of {len(images)} images {held_out} would be held out for selection: pass more images, or another "
+            "`selection_share`."
         )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = torch.Generator().manual_seed(seed)

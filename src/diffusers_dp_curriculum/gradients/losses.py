@@ -85,8 +85,8 @@ class DDPMNoise:
             self.timestep_probabilities = mass / mass.sum()
         if not self.timestep_probabilities.isfinite().all():
             raise InputError(
-                "No timestep has the noise levels asked for: bring noise_level_mean nearer to 0, or use "
-                "timestep_sampling uniform (as schedules that end at zero signal need)."
+                "No timestep has the noise levels asked for: bring `noise_level_mean` nearer to 0, or use "
+                "`timestep_sampling` uniform (as schedules that end at zero signal need)."
             )
 
     def add_to(self, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -122,7 +122,7 @@ class EDMNoise:
     def __init__(self, noise_scheduler: EDMEulerScheduler, timestep_sampling: str, mean: float, std: float):
         if timestep_sampling != "log_normal":
             raise InputError(
-                f'EDM has no timesteps to draw by timestep_sampling "{timestep_sampling}": use "log_normal".'
+                f'EDM has no timesteps to draw by `timestep_sampling` "{timestep_sampling}": use "log_normal".'
             )
         if noise_scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise InputError(
@@ -174,11 +174,11 @@ class DenoisingLoss:
         random_flip: bool = False,
     ):
         if timestep_sampling not in ("log_normal", "uniform"):
-            raise InputError(f'timestep_sampling is "{timestep_sampling}": choose "log_normal" or "uniform".')
+            raise InputError(f'`timestep_sampling` is "{timestep_sampling}": choose "log_normal" or "uniform".')
         if noise_level_std <= 0:
-            raise InputError(f"noise_level_std is {noise_level_std}: give a number above 0.")
+            raise InputError(f"`noise_level_std` is {noise_level_std}: give a number above 0.")
         if not 0 <= label_dropout < 1:
-            raise InputError(f"label_dropout is {label_dropout}: give a probability in [0, 1).")
+            raise InputError(f"`label_dropout` is {label_dropout}: give a probability in [0, 1).")
         if not isinstance(noise_scheduler, (DDPMScheduler, *EDM_SCHEDULERS)):
             raise InputError(
                 f"There is no loss for {type(noise_scheduler).__name__}: train with a DDPMScheduler or an "

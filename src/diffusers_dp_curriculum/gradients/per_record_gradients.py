@@ -157,7 +157,7 @@ def choose_mode(
         mode = "loop"
     elif reason := why_not_as_in_a_loop(of_mode["folded"], model, draws, precision):
         if requested == "folded":
-            raise InputError(f'grad_sample_mode "folded" cannot take this UNet ({reason}): use "loop".')
+            raise InputError(f'`grad_sample_mode` "folded" cannot take this UNet ({reason}): use "loop".')
         mode = "loop"
     check_gradients_stay_apart(of_mode[mode], model, draws)
     return mode

@@ -64,14 +64,14 @@ def make_gradients_of(
         return mode, partial(per_record_gradients, unet, mode=mode, precision=precision)
     if on_cpu and accelerator.mixed_precision != "no":
         # PyTorch's compiler takes the group normalisation's gradient for float32 there, which it is not.
-        raise InputError("On CPU only float32 can be compiled: leave out --dynamo_backend or bf16.")
+        raise InputError("On CPU only float32 can be compiled: leave out `dynamo_backend` or bf16.")
     if config.gradient_checkpointing:
-        raise InputError("A compiled pass keeps what it chooses: leave out --gradient_checkpointing.")
+        raise InputError("A compiled pass keeps what it chooses: leave out `gradient_checkpointing`.")
     most = min(config.max_physical_batch_size, images_shape[0])
     compiled = CompiledGradients(unet, most, precision, **dynamo.to_kwargs())
     with dp_sgd_memory(config):
         # It is compiled for as many draws a record, and fills up the records.
         if reason := why_not_as_in_a_loop(compiled, unet, draws(physical, multiplicity), precision):
-            raise InputError(f"The compiled pass is wrong ({reason}): leave out --dynamo_backend.")
+            raise InputError(f"The compiled pass is wrong ({reason}): leave out `dynamo_backend`.")
         check_gradients_stay_apart(compiled, unet, draws(physical, multiplicity))
     return mode, compiled

@@ -90,8 +90,8 @@ class ReleasedImages(Dataset):
             tensors = load_file(path / f"{cls.name}.safetensors")
         except FileNotFoundError as error:
             raise InputError(
-                f"{path} holds no {cls.name.replace('_', ' ')} ({error.filename} is missing): give the directory that "
-                "has them."
+                f"{path} holds no {cls.name.replace('_', ' ')} ({error.filename} is missing): give a directory that "
+                "`save_to_disk` wrote."
             ) from None
         mechanism = None if entry["mechanism"] is None else Mechanism(**entry["mechanism"])
         return cls(tensors["images"], tensors["labels"], mechanism, entry["class_names"], entry["class_counts"])

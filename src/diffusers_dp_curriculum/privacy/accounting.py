@@ -123,7 +123,7 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
     except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise InputError(
             f"The {accountant} accountant cannot bound this composition ({error}): raise the noise multipliers, or try "
-            f"`--accountant {'prv' if accountant == 'rdp' else 'rdp'}`."
+            f"`accountant` {'prv' if accountant == 'rdp' else 'rdp'}."
         ) from error
     if not math.isfinite(epsilon):
         raise InputError(f"The {accountant} accountant finds no finite epsilon: raise the noise multipliers.")
@@ -139,9 +139,9 @@ def check_accounting(delta: float, accountant: str) -> None:
         InputError: If so.
     """
     if not MIN_DELTA <= delta < 1:
-        raise InputError(f"delta is {delta}: give a number from {MIN_DELTA:g} to 1, below 1/N.")
+        raise InputError(f"`delta` is {delta}: give a number from {MIN_DELTA:g} to 1, below 1/N.")
     if accountant not in ("prv", "rdp"):
-        raise InputError(f'The accountant is "{accountant}": choose "prv" or "rdp".')
+        raise InputError(f'`accountant` is "{accountant}": choose "prv" or "rdp".')
 
 
 # A run asks for the epsilon of its plan several times, and Opacus takes up to a second to answer.
@@ -212,8 +212,8 @@ def calibrate_noise_multiplier(
     if prior_epsilon >= target_epsilon:
         raise InputError(
             f"The central images alone cost epsilon {prior_epsilon:.3f}, which leaves nothing of the target "
-            f"{target_epsilon:g} for DP-SGD: raise central_noise_multiplier, or lower central_sample_rate or "
-            "central_images_per_class."
+            f"{target_epsilon:g} for DP-SGD: raise `central_noise_multiplier`, or lower `central_sample_rate` or "
+            "`central_images_per_class`."
         )
 
     def epsilon(sigma: float) -> float:

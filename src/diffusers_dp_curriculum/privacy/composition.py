@@ -1,22 +1,29 @@
 """Several runs on the same records: found by where they are, each counted once, and added up."""
 
+import logging
 import tempfile
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
-from ..errors import InputError
+from ..errors import HubError, InputError
 from .accounting import LOOSE
 from .counted_runs import CountedRun, count_once
 from .journal import Released, read_released
 from .ledger import PUBLIC_ASSUMPTIONS, package_versions
-from .privacy_json import counted_runs, make_statement, scope_in_words
-from .statement import check_epsilon, check_same_run, journal_in, leaves_out, read_statement
+from .publishability import check_epsilon, check_same_run, journal_in, leaves_out
+from .statement import PrivacyStatement, make_statement, scope_in_words
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,14 +32,15 @@ class FoundStatement:
 
     Args:
         name (`str`): What messages call it.
-        content (`dict`): As in a privacy.json.
-        stated_epsilon (`object`): What the privacy.json says, in a directory whose journal is the statement.
+        statement (`PrivacyStatement`): The statement.
+        stated_epsilon (`float`, *optional*):
+            What the privacy.json says, in a directory whose journal is the statement; None where there is none yet.
         outdated (`str`, *optional*): A sentence about a privacy.json that counts less than the journal beside it.
     """
 
     name: str
-    content: dict[str, Any]
-    stated_epsilon: object
+    statement: PrivacyStatement
+    stated_epsilon: float | None
     outdated: str | None = None
 
     def check(self) -> None:
@@ -41,12 +49,12 @@ class FoundStatement:
         Raises:
             InputError: If it is such a run.
         """
-        if self.content.get("private") is not True:
+        if not self.statement.private:
             raise InputError(
-                f"{self.name} is not private, so no epsilon covers what it has released: share nothing of that run, "
+                f"{self.name} is not private, and no epsilon covers what it has released: share nothing of that run, "
                 "and leave it out."
             )
-        check_epsilon(self.content, self.name)
+        check_epsilon(self.statement, self.name)
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,12 @@ class Composition:
     """What several statements amount to together.
 
     Args:
-        statement (`dict`): All of it, as in a privacy.json.
+        statement (`PrivacyStatement`): All of it.
         counted (`list[tuple[str, CountedRun]]`): Each run that is counted, after what messages call it.
         remarks (`list[str]`): A sentence about each choice that was made.
     """
 
-    statement: dict[str, Any]
+    statement: PrivacyStatement
     counted: list[tuple[str, CountedRun]]
     remarks: list[str]
 
@@ -76,6 +84,7 @@ def find_statements(run: str) -> list[FoundStatement]:
 
     Raises:
         InputError: If nothing is found, or what is found cannot be read or contradicts itself.
+        HubError: If it has to be fetched from the Hub, and the Hub is out of reach or refuses.
     """
     path = Path(run)
     try:
@@ -106,8 +115,8 @@ def compose(
         InputError: If one of them is not private or understates epsilon, or the accountant cannot bound all of it.
     """
     counted, remarks = _count(statements)
-    deltas = {float(found.content["delta"]) for found in statements}
-    accountants = {found.content["accountant"] for found in statements}
+    deltas = {found.statement.delta for found in statements}
+    accountants = {found.statement.accountant for found in statements}
     if delta is None:
         delta = min(deltas)
         if len(deltas) > 1:
@@ -117,8 +126,8 @@ def compose(
         if accountants:
             remarks.append(f"The statements are by several accountants: all of it is added up by {accountant}.")
     runs = [run for _, run in counted]
-    sizes = [found.content.get("dataset_size") for found in statements]
-    assumptions = [text for found in statements for text in found.content.get("public_assumptions", [])]
+    sizes = [found.statement.dataset_size for found in statements]
+    assumptions = [text for found in statements for text in found.statement.public_assumptions]
     statement = make_statement(
         runs,
         delta,
@@ -126,7 +135,7 @@ def compose(
         scope=f"The figure is for {len(runs)} run{'s' * (len(runs) > 1)}: further runs on the same records add up.",
         dataset_size=sizes[0] if all(size == sizes[0] for size in sizes) else None,
         not_private=None,
-        remarks=[text for found in statements for text in found.content.get("remarks", []) if text != LOOSE],
+        remarks=[text for found in statements for text in found.statement.remarks if text != LOOSE],
         public_assumptions=dict.fromkeys(assumptions),
         versions=package_versions(),
     )
@@ -141,13 +150,13 @@ def read_prior_runs(runs: Sequence[str]) -> list[CountedRun]:
 
     Raises:
         InputError: If one of them is not found, is not private or understates epsilon.
+        HubError: If one of them has to be fetched from the Hub, and the Hub is out of reach or refuses.
 
-    Warns:
-        UserWarning: If one of them is counted once although it was found twice, or may be counted twice.
+    A warning is logged if one of them is counted once although it was found twice, or may be counted twice.
     """
     counted, remarks = _count([found for run in runs for found in find_statements(run)])
     for remark in remarks:
-        warnings.warn(remark, stacklevel=2)
+        logger.warning(remark)
     return [run for _, run in counted]
 
 
@@ -155,7 +164,7 @@ def _count(statements: Sequence[FoundStatement]) -> tuple[list[tuple[str, Counte
     runs = []
     for found in statements:
         found.check()
-        own, *previous = counted_runs(found.content)
+        own, *previous = found.statement.runs
         runs.append((found.name, own))
         runs += [(f"previous run {number} of {found.name}", run) for number, run in enumerate(previous, start=1)]
     counted, remarks = count_once(runs)
@@ -163,8 +172,8 @@ def _count(statements: Sequence[FoundStatement]) -> tuple[list[tuple[str, Counte
 
 
 def _in_file(path: Path, name: str) -> FoundStatement:
-    content = read_statement(path, name)
-    return FoundStatement(name, content, content.get("epsilon"))
+    statement = PrivacyStatement.read(path, name)
+    return FoundStatement(name, statement, statement.epsilon)
 
 
 def _in_directory(directory: Path, name: str) -> FoundStatement:
@@ -174,25 +183,28 @@ def _in_directory(directory: Path, name: str) -> FoundStatement:
     if journal is None:
         return _in_file(file, name)
     released = read_released(journal)
-    content = _of_journal(released)
+    statement = _of_journal(released)
     if not file.is_file():
-        return FoundStatement(name, content, None)
+        return FoundStatement(name, statement, None)
     stated = _in_file(file, str(file))
     stated.check()
-    check_same_run(file, stated.content)
+    check_same_run(file, stated.statement)
     outdated = None
-    if leaves_out(stated.content, CountedRun.of_journal(released)):
+    if leaves_out(stated.statement, CountedRun.of_journal(released)):
         outdated = (
             f"{file} counts less than {journal}, which decides: the run was continued after it was saved, so save the "
             "pipeline again before anything more of it is published."
         )
-    for key in ("dataset_size", "public_assumptions"):
-        content[key] = stated.content.get(key, content[key])
-    content["remarks"] = list(dict.fromkeys([*content["remarks"], *stated.content.get("remarks", [])]))
-    return FoundStatement(name, content, stated.stated_epsilon, outdated)
+    statement = replace(
+        statement,
+        dataset_size=stated.statement.dataset_size,
+        public_assumptions=stated.statement.public_assumptions or statement.public_assumptions,
+        remarks=tuple(dict.fromkeys([*statement.remarks, *stated.statement.remarks])),
+    )
+    return FoundStatement(name, statement, stated.stated_epsilon, outdated)
 
 
-def _of_journal(released: Released) -> dict[str, Any]:
+def _of_journal(released: Released) -> PrivacyStatement:
     """What a privacy.json of the run would say now."""
     runs = CountedRun.of_journal(released)
     return make_statement(
@@ -216,13 +228,13 @@ def _on_the_hub(repo_id: str) -> list[FoundStatement]:
             try:
                 path = hf_hub_download(repo_id, "privacy.json", repo_type=repo_type, local_dir=directory)
             except LocalEntryNotFoundError as error:
-                raise InputError(
+                raise HubError(
                     f"{repo_id} is no path, and the Hub is out of reach: check the path, or try again."
                 ) from error
-            except (EntryNotFoundError, RepositoryNotFoundError):
+            except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
                 continue
             except Exception as error:  # the Hub's client and its HTTP library each raise their own
-                raise InputError(
+                raise HubError(
                     f"{repo_id} is no path, and cannot be fetched from the Hub ({type(error).__name__}): check it."
                 ) from error
             found.append(_in_file(Path(path), f"{repo_id} ({kind})"))

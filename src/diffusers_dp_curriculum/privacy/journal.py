@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from ..files import sync
 from .accounting import Mechanism
 
@@ -45,9 +45,8 @@ class Journal:
             Otherwise an existing journal is opened for appending.
 
     Raises:
-        InputError:
-            If a new journal would replace a file, or an existing one is missing, in use or damaged, or the disk is
-            full.
+        InputError: If a new journal would replace a file, or an existing one is missing, in use or of another version.
+        StorageError: If an existing journal is damaged, or the disk is full.
     """
 
     def __init__(self, path: str | Path, header: dict[str, Any] | None = None):
@@ -114,11 +113,12 @@ class Journal:
             check (`int`, *optional*): The journal's [`check`] at that time.
 
         Raises:
-            InputError: If the checkpoint was made after the last event that is here, or by a copy of the run.
+            InputError: If the checkpoint was made by a copy of the run.
+            StorageError: If the checkpoint was made after the last event that is here.
         """
         if position > self.position:
-            raise InputError(
-                f"{self.path} ends before the checkpoint was made ({self.position} events of {position}), so lines are "
+            raise StorageError(
+                f"{self.path} ends before the checkpoint was made ({self.position} events of {position}), as lines are "
                 "missing: restore it from a backup, or give the run up and count all of its target epsilon."
             )
         if check is not None and self.events[position - 1]["check"] != check:
@@ -143,7 +143,7 @@ class Journal:
         if left_of_page < len(line) <= PAGE:
             line = " " * left_of_page + line
         if not self._write(line) and not (kind == "visible" and self._free_reserve() and self._write(line)):
-            raise InputError(f"The disk of {self.path} is full: make room, and resume the run.")
+            raise StorageError(f"The disk of {self.path} is full: make room, and resume the run.")
         self.events.append(event)
         self._known_size += len(line)
 
@@ -190,7 +190,7 @@ class Journal:
                 reserve.write_bytes(bytes(RESERVE_BYTES))
                 sync(reserve)
         except OSError as error:
-            raise InputError(f"{reserve} cannot be written ({error.strerror}): make room, and start again.") from None
+            raise StorageError(f"{reserve} cannot be written ({error.strerror}): make room, and start again.") from None
 
     def _free_reserve(self) -> bool:
         """Give the room back to the disk; whether there was any."""
@@ -254,7 +254,8 @@ def read_released(path: str | Path) -> Released:
         path (`str` or `Path`): The file.
 
     Raises:
-        InputError: If it is damaged.
+        InputError: If it is of another version.
+        StorageError: If it is damaged.
     """
     path = Path(path)
     return Released.of(_read(path.read_bytes().decode("utf-8", errors="replace"), path, (FORMAT, *OLDER_FORMATS)))
@@ -307,15 +308,15 @@ def _read(text: str, path: Path, formats: tuple[int, ...] = (FORMAT,)) -> list[d
         except (ValueError, KeyError, TypeError):
             intact = False
         if not intact:
-            raise InputError(
-                f"Line {number} of {path} is damaged, so what the run has released is not known: restore the file from "
-                "a backup, or give the run up and count all of its target epsilon as spent."
+            raise StorageError(
+                f"Line {number} of {path} is damaged, and what the run has released is not known: restore the file "
+                "from a backup, or give the run up and count all of its target epsilon as spent."
             )
         events.append(event)
     if lines[-1].strip():
         # No kill does this (see `append`): the machine failed before what the line announces began, or the file was
         # damaged since. Which of them is for a person to say.
-        raise InputError(
+        raise StorageError(
             f"The last line of {path} is cut off: if the machine failed during the run, delete that line (what it "
             "announces had not begun) and resume; otherwise restore the file from a backup."
         )

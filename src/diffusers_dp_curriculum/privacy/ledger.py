@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import InputError
 from .accounting import Mechanism, check_accounting, compute_epsilon, merge_neighbours
 from .counted_runs import CountedRun, all_mechanisms
 from .execution import Execution
 from .journal import Journal, Released
-from .privacy_json import make_statement, scope_in_words
+from .statement import PrivacyStatement, make_statement, scope_in_words
 
 
 PUBLIC_ASSUMPTIONS = (
@@ -270,8 +270,8 @@ class PrivacyLedger:
         executed = [*all_mechanisms(self.prior_runs), *self._mechanisms]
         return compute_epsilon([*executed, *planned], self.delta, self.accountant)
 
-    def statement(self, dataset_size: int) -> dict[str, Any]:
-        """The content of privacy.json: enough for a stranger to recompute epsilon without this library.
+    def statement(self, dataset_size: int) -> PrivacyStatement:
+        """What privacy.json says: enough for a stranger to recompute epsilon without this library.
 
         Args:
             dataset_size (`int`): N, the number of records, which is public.

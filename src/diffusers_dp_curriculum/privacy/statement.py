@@ -1,246 +1,275 @@
-"""Whether a privacy.json may be published: it is private, and states all that its run has released."""
+"""The privacy statement of a run: the content of its privacy.json, parsed and checked.
+
+It counts one run or several, its own run first and then the previous runs that it covers: in the file, `runs` has the
+name of each with its sessions, and each entry of `mechanisms` says by its `run` which of them it belongs to, from 0.
+"""
 
 import json
+import math
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..run_paths import RunPaths
-from .accounting import LooseEpsilonWarning, compute_epsilon
-from .counted_runs import CountedRun, all_mechanisms
-from .journal import read_released
-from .privacy_json import ZERO_OUT, counted_runs
+from .accounting import LooseEpsilonWarning, Mechanism, compute_epsilon
+from .counted_runs import CountedRun, all_mechanisms, branches
 
 
+ZERO_OUT = "zero_out_one_record"
 ADJACENCIES = (ZERO_OUT, "add_or_remove_one_record")  # the other is what older versions called the same
-TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
+BRANCHES = (
+    "Copies of one run that were resumed separately are each counted in full, so what they share is counted twice."
+)
 
 
-def read_statement(path: Path, name: str) -> dict[str, Any]:
-    """The content of a privacy.json, whatever it says.
-
-    Args:
-        path (`Path`): The file.
-        name (`str`): What messages call it.
-
-    Raises:
-        InputError: If the file cannot be read, or does not hold what a privacy.json does.
-    """
-    try:
-        statement = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(statement, dict):
-            raise ValueError(f"it holds a {type(statement).__name__}")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): give a privacy.json, or save the pipeline again."
-        ) from error
-    try:
-        counted_runs(statement)
-        _check_sentences(statement)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    return statement
-
-
-def check_statement(privacy_json: Path) -> dict[str, Any]:
-    """Read a privacy.json, and refuse to publish under it unless it is private and states no less than it amounts to.
-
-    Raises:
-        InputError:
-            If it cannot be read, is not private, understates epsilon, or contradicts the journal beside it.
-    """
-    privacy = read_statement(privacy_json, str(privacy_json))
-    check_publishable(privacy)
-    check_epsilon(privacy, str(privacy_json))
-    check_same_run(privacy_json, privacy)
-    return privacy
-
-
-def check_publishable(statement: dict[str, Any]) -> None:
-    """Refuse to publish anything of a run that gives no privacy.
+@dataclass(frozen=True)
+class PrivacyStatement:
+    """What a privacy.json says, whether it is true or not: enough for a stranger to recompute epsilon.
 
     Args:
-        statement (`dict`): The content of the run's privacy.json.
-
-    Raises:
-        InputError: If it does not say `"private": true`.
+        epsilon (`float`): Epsilon as it is stated; nan where the file states no number.
+        delta (`float`): Delta of all that is counted together.
+        accountant (`str`): `"prv"` or `"rdp"`.
+        adjacency (`str`): Which data sets are neighbours.
+        scope (`str`): What epsilon is for, in a sentence.
+        dataset_size (`int`, *optional*): N, the number of records, which is public; None where it is not known.
+        private (`bool`): Whether the run gives privacy, and may be published.
+        remarks (`tuple[str, ...]`): What has to be said besides, in sentences.
+        runs (`tuple[CountedRun, ...]`): The runs that are counted, with their mechanisms; the own run comes first.
+        public_assumptions (`tuple[str, ...]`): What is taken as public.
+        versions (`dict[str, str]`): The versions of the packages that computed epsilon, by name.
+        other (`dict`): What a file of another version says besides; it is kept when the statement is written.
     """
-    if statement.get("private") is not True:
-        remarks = " ".join(statement.get("remarks", []))
-        raise InputError(
-            f"This run is not private and may not be published: train without what says so. {remarks}".strip()
-        )
+
+    epsilon: float
+    delta: float
+    accountant: str
+    adjacency: str
+    scope: str
+    dataset_size: int | None
+    private: bool
+    remarks: tuple[str, ...]
+    runs: tuple[CountedRun, ...]
+    public_assumptions: tuple[str, ...]
+    versions: dict[str, str]
+    other: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_previous_runs(self) -> int:
+        """How many previous runs are counted besides the own run."""
+        return len(self.runs) - 1
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "PrivacyStatement":
+        """Parse the content of a privacy.json, also of one that an older version wrote.
+
+        Older versions wrote neither runs nor a scope: their statements count one run without a name.
+
+        Args:
+            content (`dict`): What the JSON holds.
+
+        Raises:
+            InputError: If it is not the content of a privacy.json.
+        """
+        try:
+            runs = _runs(content)
+            epsilon = content.get("epsilon")
+            return cls(
+                epsilon=epsilon if isinstance(epsilon, int | float) else math.nan,
+                delta=float(content["delta"]),
+                accountant=content["accountant"],
+                adjacency=content.get("adjacency", ZERO_OUT),
+                scope=content.get("scope", scope_in_words(len(runs) - 1)),
+                dataset_size=content.get("dataset_size"),
+                private=content.get("private") is True,
+                remarks=_sentences(content, "remarks"),
+                runs=runs,
+                public_assumptions=_sentences(content, "public_assumptions"),
+                versions=dict(content.get("versions", {})),
+                other={name: value for name, value in content.items() if name not in _KEYS},
+            )
+        except InputError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"This is not the content of a privacy.json ({type(error).__name__}: {error}): give one that this "
+                "library wrote."
+            ) from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], name: str | None = None) -> "PrivacyStatement":
+        """Read a privacy.json, whatever it says.
+
+        Args:
+            path (`str` or `Path`): The file.
+            name (`str`, *optional*): What messages call it; its path by default.
+
+        Raises:
+            InputError: If the file cannot be read, or does not hold what a privacy.json does.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds a {type(content).__name__}")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read ({error}): give a privacy.json, or save the pipeline again."
+            ) from error
+        try:
+            return cls.from_dict(content)
+        except InputError as error:
+            raise InputError(f"{name or path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of privacy.json, as JSON can hold it."""
+        return {
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "accountant": self.accountant,
+            "adjacency": self.adjacency,
+            "scope": self.scope,
+            "dataset_size": self.dataset_size,
+            "private": self.private,
+            "remarks": list(self.remarks),
+            "runs": [{"id": run.id, "sessions": run.sessions} for run in self.runs],
+            "mechanisms": [
+                {"run": number, **asdict(mechanism)}
+                for number, run in enumerate(self.runs)
+                for mechanism in run.mechanisms
+            ],
+            "public_assumptions": list(self.public_assumptions),
+            "versions": self.versions,
+            **self.other,
+        }
+
+    def to_json(self) -> str:
+        """The text of privacy.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
-def check_epsilon(statement: dict[str, Any], name: str) -> None:
-    """Refuse a statement whose epsilon is less than its mechanisms amount to.
+_KEYS = {known.name for known in fields(PrivacyStatement)} - {"other"} | {"mechanisms"}
+
+
+def make_statement(
+    runs: Sequence[CountedRun],
+    delta: float,
+    accountant: str,
+    *,
+    scope: str,
+    dataset_size: int | None,
+    not_private: str | None,
+    remarks: Iterable[str] = (),
+    public_assumptions: Iterable[str],
+    versions: dict[str, str],
+) -> PrivacyStatement:
+    """The statement about some runs, with the epsilon that they amount to.
 
     Args:
-        statement (`dict`): The content of a privacy.json.
-        name (`str`): What messages call it.
-
-    Raises:
-        InputError: If it understates epsilon, or nothing can be said of it (see [`recompute_epsilon`]).
+        runs (`Sequence[CountedRun]`): What is counted.
+        delta (`float`): Delta of all of it together.
+        accountant (`str`): `"prv"` or `"rdp"`.
+        scope (`str`): What epsilon is for, in a sentence.
+        dataset_size (`int`, *optional*): N, the number of records, which is public; None where it is not known.
+        not_private (`str`, *optional*): The reason for which there is no privacy, if there is one.
+        remarks (`Iterable[str]`): What has to be said besides.
+        public_assumptions (`Iterable[str]`): What is taken as public.
+        versions (`dict[str, str]`): Of the packages that computed it.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LooseEpsilonWarning)
-        epsilon = recompute_epsilon(statement)
-    if understates(statement, epsilon):
-        raise InputError(
-            f"{name} states epsilon {statement.get('epsilon')}, but its mechanisms amount to {epsilon:.4g}: save the "
-            "pipeline again."
-        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        epsilon = compute_epsilon(all_mechanisms(runs), delta, accountant)
+    loose = [str(warning.message) for warning in caught if warning.category is LooseEpsilonWarning]
+    broken = [f"NOT PRIVATE: {not_private}."] if not_private is not None else []
+    return PrivacyStatement(
+        epsilon=epsilon,
+        delta=delta,
+        accountant=accountant,
+        adjacency=ZERO_OUT,
+        scope=scope,
+        dataset_size=dataset_size,
+        private=not_private is None,
+        remarks=tuple(dict.fromkeys([*broken, *loose, *([BRANCHES] if branches(runs) else []), *remarks])),
+        runs=tuple(runs),
+        public_assumptions=tuple(public_assumptions),
+        versions=versions,
+    )
 
 
-def recompute_epsilon(statement: dict[str, Any]) -> float:
-    """Epsilon from the content of a privacy.json alone, whatever epsilon it states.
+def recompute_epsilon(statement: PrivacyStatement | dict[str, Any] | str | os.PathLike[str]) -> float:
+    """Epsilon from a privacy.json alone, whatever epsilon it states.
 
     Args:
-        statement (`dict`):
-            The content of the file; `mechanisms`, `delta` and `accountant` are used, and `adjacency` has to be zero-out
-            or what older versions called so.
+        statement (`PrivacyStatement`, `dict`, `str` or `Path`):
+            The statement, the content of its file, or the path of the file. The mechanisms, delta and the accountant
+            are used, and the adjacency has to be zero-out or what older versions called so.
 
     Raises:
         InputError:
             If it is not the content of a privacy.json, is for another adjacency, or its accountant cannot bound the
             composition.
     """
-    if (adjacency := statement.get("adjacency", ZERO_OUT)) not in ADJACENCIES:
+    if isinstance(statement, dict):
+        statement = PrivacyStatement.from_dict(statement)
+    elif not isinstance(statement, PrivacyStatement):
+        statement = PrivacyStatement.read(statement)
+    if statement.adjacency not in ADJACENCIES:
         raise InputError(
-            f"The statement is for the adjacency {adjacency}, which this version does not know: use the version that "
-            "wrote it."
+            f"The statement is for the adjacency {statement.adjacency}, which this version does not know: use the "
+            "version that wrote it."
         )
-    mechanisms = all_mechanisms(counted_runs(statement))
-    try:
-        delta, accountant = float(statement["delta"]), statement["accountant"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"This is not the content of a privacy.json ({type(error).__name__}: {error}).") from error
-    return compute_epsilon(mechanisms, delta, accountant)
+    return compute_epsilon(all_mechanisms(statement.runs), statement.delta, statement.accountant)
 
 
-def understates(statement: dict[str, Any], epsilon: float) -> bool:
-    """Whether a privacy.json states less than its mechanisms amount to, or no number at all.
+def scope_in_words(num_previous: int) -> str:
+    """What the figure of a run is for, in a sentence.
 
     Args:
-        statement (`dict`): The content of the file.
-        epsilon (`float`): What [`recompute_epsilon`] makes of it.
+        num_previous (`int`): The number of previous runs that it counts.
     """
-    stated = statement.get("epsilon")
-    return not (isinstance(stated, int | float) and stated >= (1 - TOLERANCE) * epsilon)
+    counted = "this run alone"
+    if num_previous > 0:
+        counted = f"this run and the {num_previous} previous run{'s' * (num_previous > 1)} that it counts"
+    return f"The figure is for {counted}: further runs on the same records add up."
 
 
-def check_same_run(privacy_json: Path, privacy: dict[str, Any]) -> None:
-    """Refuse a statement that is not of the run whose journal lies beside it, if there is one.
-
-    Args:
-        privacy_json (`Path`): Where the statement is.
-        privacy (`dict`): Its content.
-
-    Raises:
-        InputError: If it is of another run, or of a copy of the run that was resumed elsewhere.
-    """
-    released = runs_of_journal(privacy_json.parent)
-    if released is not None and not _count_all_of(released, counted_runs(privacy)):
-        raise InputError(
-            f"{privacy_json} counts releases that the journal beside it does not have, so it is of another run or of a "
-            "copy of this one that was resumed elsewhere: put it back where it belongs, or save the pipeline again."
-        )
+def _runs(content: dict[str, Any]) -> tuple[CountedRun, ...]:
+    """The runs that the content of a privacy.json counts."""
+    runs = tuple(_named(run) for run in content.get("runs", [{"id": None, "sessions": {}}]))
+    if not runs:
+        raise ValueError("it counts no run")
+    for entry in content["mechanisms"]:
+        number = entry.get("run", 0)
+        if not (_is_whole(number) and 0 <= number < len(runs)):
+            raise ValueError(f"there is no run {number}")
+        runs[number].mechanisms.append(_mechanism(entry))
+    return runs
 
 
-def runs_of_journal(directory: Path) -> list[CountedRun] | None:
-    """What the run in a directory has released by now, and the previous runs that it counts.
-
-    Args:
-        directory (`Path`): The directory of a run.
-
-    Returns:
-        `list[CountedRun]`: None where there is no journal, as with published files.
-
-    Raises:
-        InputError: If the journal is damaged.
-    """
-    path = journal_in(directory)
-    return None if path is None else CountedRun.of_journal(read_released(path))
+def _named(run: dict[str, Any]) -> CountedRun:
+    """A run of a statement, before its mechanisms are known."""
+    name, sessions = run["id"], run["sessions"]
+    if not (name is None or isinstance(name, str)):
+        raise ValueError(f"a run is called {name}")
+    if not all(_is_whole(releases) for releases in sessions.values()):
+        raise ValueError(f"a session has {sessions} releases")
+    return CountedRun(name, dict(sessions), [])
 
 
-def journal_in(directory: Path) -> Path | None:
-    """The journal of the run in a directory; None if nothing has begun there, or only published files are here."""
-    path = RunPaths(directory).journal
-    return path if path.is_file() and path.stat().st_size > 0 else None
+def _mechanism(entry: dict[str, Any]) -> Mechanism:
+    if not (isinstance(entry["name"], str) and entry["name"].isprintable() and _is_whole(entry["steps"])):
+        raise ValueError(f"{entry['steps']!r} steps of {entry['name']!r}")
+    return Mechanism(**{known.name: entry[known.name] for known in fields(Mechanism)})
 
 
-def leaves_out(statement: dict[str, Any], released: Sequence[CountedRun]) -> bool:
-    """Whether a run has released anything that its statement does not count.
-
-    Args:
-        statement (`dict`): The content of its privacy.json.
-        released (`Sequence[CountedRun]`): What its journal counts.
-    """
-    return not _count_all_of(counted_runs(statement), released)
+def _sentences(content: dict[str, Any], name: str) -> tuple[str, ...]:
+    sentences = content.get(name, [])
+    if not (isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)):
+        raise ValueError(f"its {name} are no list of sentences")
+    return tuple(sentences)
 
 
-def check_journal(directory: Path, privacy: dict[str, Any], released: Sequence[CountedRun] | None) -> None:
-    """Refuse to publish a statement that leaves out anything that the run has released.
-
-    Args:
-        directory (`Path`): The directory of the run, or one with its published files alone.
-        privacy (`dict`): The content of the run's privacy.json.
-        released (`Sequence[CountedRun]`, *optional*): What the run counts; read from its journal by default.
-
-    Raises:
-        InputError: If the journal in `directory` has releases that the statement does not count.
-    """
-    if released is None:
-        released = runs_of_journal(directory)  # the published files alone were checked when they left the run
-    if released is not None and leaves_out(privacy, released):
-        raise InputError(
-            f"{RunPaths(directory).journal} has releases that privacy.json does not count, so the run was continued "
-            "after it was saved: save the pipeline again before it is pushed."
-        )
-
-
-def check_replaces(privacy: dict[str, Any], published: dict[str, Any], where: str) -> None:
-    """Refuse to publish a statement in the place of one that knows of releases of the same run that it does not count.
-
-    Args:
-        privacy (`dict`): The statement to publish.
-        published (`dict`): The statement that is there.
-        where (`str`): The place, in words.
-
-    Raises:
-        InputError: If the statements are of copies of one run, or the one that is there is newer.
-    """
-    own, *previous = counted_runs(privacy)
-    for there in counted_runs(published):
-        for run in (own, *previous):
-            if run.id is None or run.id != there.id or run.counts_all_of(there):
-                continue
-            if not there.counts_all_of(run):
-                raise InputError(
-                    f"{where} holds a statement about a copy of the same run that was resumed separately, so that "
-                    "neither counts all of its releases: add both up by `dp-curriculum epsilon`, and push to another "
-                    "repository."
-                )
-            if run is own:
-                raise InputError(
-                    f"{where} holds a newer statement of the same run, with releases that this one does not count: "
-                    "push the newer state of the run, or push to another repository."
-                )
-
-
-def _count_all_of(runs: Sequence[CountedRun], others: Sequence[CountedRun]) -> bool:
-    """Whether a statement counts all that a journal does, or the other way round; both have their own run first."""
-    return len(runs) >= len(others) and all(
-        # An older version wrote no names: what was released has to do.
-        run.counts_all_of(other) or (None in (run.id, other.id) and run.has_releases_of(other))
-        for run, other in zip(runs, others, strict=False)
-    )
-
-
-def _check_sentences(statement: dict[str, Any]) -> None:
-    for name in ("remarks", "public_assumptions"):
-        sentences = statement.get(name, [])
-        if not (isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)):
-            raise InputError(f"This is not the content of a privacy.json (its {name} are no list of sentences).")
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)

@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from ..files import check_new_or_empty
 from ..sharing.cards import update as update_card
 
@@ -32,15 +32,15 @@ class DatasetDirectory:
             different = [name for name in found | settings if found.get(name) != settings.get(name)]
             if different:
                 raise InputError(
-                    f"{path} holds a data set that was generated with other settings ({', '.join(different)}), so "
-                    "choose another directory, or repeat the settings in its generation.json."
+                    f"{path} holds a data set that was generated with other settings ({', '.join(different)}): choose "
+                    "another directory, or repeat the settings in its generation.json."
                 )
         else:
             check_new_or_empty(path)
         try:
             path.mkdir(parents=True, exist_ok=True)  # before anything is sampled for it
         except OSError as error:
-            raise InputError(f"{path} cannot be created ({error.strerror}), so choose another place.") from error
+            raise StorageError(f"{path} cannot be created ({error.strerror}): choose another place.") from error
 
     def has_shard(self, index: int, rows: range) -> bool:
         """Whether all files of a shard are there."""

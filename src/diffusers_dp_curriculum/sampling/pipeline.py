@@ -64,8 +64,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             id2label = {int(class_id): name for class_id, name in id2label.items()}
             if sorted(id2label) != list(class_ids) or len(set(id2label.values())) != len(class_ids):
                 raise ValueError(
-                    f"`id2label` must give each of the classes 0 to {class_ids[-1]} a name of its own, but it is "
-                    f"{id2label}."
+                    f"`id2label` is {id2label}: give each of the classes 0 to {class_ids[-1]} a name of its own."
                 )
         self.register_to_config(id2label=id2label)
 
@@ -89,8 +88,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         unknown = [label for label in class_labels if label not in ids]
         if isinstance(class_labels, str) or len(class_labels) == 0 or unknown:
             raise ValueError(
-                f"`class_labels` must be a list of ids from 0 to {len(self.class_names) - 1} or of names from "
-                f"{self.class_names}, but it is {class_labels!r}."
+                f"`class_labels` is {class_labels!r}: give a list of ids from 0 to {len(self.class_names) - 1} or of "
+                f"names from {self.class_names}."
             )
         return [ids[label] for label in class_labels]
 
@@ -148,13 +147,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """
         label_ids = self.get_label_ids(class_labels)
         if not guidance_scale >= 0:
-            raise ValueError(f"`guidance_scale` must be 0 or more, but it is {guidance_scale}.")
+            raise ValueError(f"`guidance_scale` is {guidance_scale}: give 0 or more.")
         if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be 1 or more, but it is {num_inference_steps}.")
+            raise ValueError(f"`num_inference_steps` is {num_inference_steps}: give 1 or more.")
         if not s_churn >= 0 or (s_churn > 0 and not isinstance(self.scheduler, EDMEulerScheduler)):
-            raise ValueError(f"`s_churn` must be 0, or above it with an `EDMEulerScheduler`, but it is {s_churn}.")
+            raise ValueError(f"`s_churn` is {s_churn}: give 0, or more with an `EDMEulerScheduler`.")
         if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f'`output_type` must be "pil", "np" or "pt", but it is {output_type!r}.')
+            raise ValueError(f'`output_type` is {output_type!r}: give "pil", "np" or "pt".')
 
         device = self._execution_device
         guided = guidance_scale != 1

@@ -34,17 +34,19 @@ def check_sampling(
     """
     most = scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= most:
-        raise InputError(f"num_inference_steps is {num_inference_steps}: give 1 to {most}, the steps of the schedule.")
+        raise InputError(
+            f"`num_inference_steps` is {num_inference_steps}: give 1 to {most}, the steps of the schedule."
+        )
     if not guidance_scale >= 0:
-        raise InputError(f"guidance_scale is {guidance_scale}: give 0 or more.")
+        raise InputError(f"`guidance_scale` is {guidance_scale}: give 0 or more.")
     if not s_churn >= 0:
-        raise InputError(f"s_churn is {s_churn}: give 0 or more.")
+        raise InputError(f"`s_churn` is {s_churn}: give 0 or more.")
     if not conditional and guidance_scale != 1:
-        raise InputError("An unconditional pipeline has no classes to guide to: leave guidance_scale at 1.")
+        raise InputError("An unconditional pipeline has no classes to guide to: leave `guidance_scale` at 1.")
     if not conditional and s_churn > 0:
-        raise InputError("An unconditional pipeline has no stochastic sampler: leave s_churn at 0.")
+        raise InputError("An unconditional pipeline has no stochastic sampler: leave `s_churn` at 0.")
     if s_churn > 0 and not isinstance(scheduler, EDMEulerScheduler):
-        raise InputError("s_churn is of EDM's sampler: leave it at 0, or use an EDMEulerScheduler.")
+        raise InputError("`s_churn` is of EDM's sampler: leave it at 0, or use an EDMEulerScheduler.")
 
 
 class Preview:
@@ -97,7 +99,7 @@ class Preview:
         if isinstance(scheduler, DDPMScheduler) and not set(scheduler.timesteps.tolist()) <= set(range(most)):
             raise InputError(
                 f"{steps} inference steps leave the timesteps 0 to {most - 1} of the noise scheduler: give another "
-                "num_inference_steps, or a scheduler with steps_offset=0."
+                "`num_inference_steps`, or a scheduler with steps_offset=0."
             )
 
     def grid(self, unet: UNet2DModel) -> Image.Image:

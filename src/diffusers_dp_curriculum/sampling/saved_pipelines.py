@@ -6,7 +6,7 @@ import diffusers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from ..errors import InputError
+from ..errors import HubError, InputError
 from ..gradients.losses import EDM_SCHEDULERS
 from .pipeline import ClassConditionalPipeline
 
@@ -17,14 +17,12 @@ def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
         class_name = diffusers.DiffusionPipeline.load_config(name)["_class_name"]
     except OSError as error:
         raise InputError(
-            f"{name} is neither the directory of a saved pipeline nor one on the Hub, so check it."
+            f"{name} is neither the directory of a saved pipeline nor one on the Hub: check it."
         ) from error
     if class_name == ["pipeline", "ClassConditionalPipeline"]:
         return ClassConditionalPipeline.from_pretrained(name)
     if isinstance(class_name, list):
-        raise InputError(
-            f"{name} needs code of its own ({'.'.join(class_name)}), so call `generate_dataset` in Python."
-        )
+        raise InputError(f"{name} needs code of its own ({'.'.join(class_name)}): call `generate_dataset` in Python.")
     return diffusers.DiffusionPipeline.from_pretrained(name)
 
 
@@ -33,7 +31,7 @@ def use_scheduler(pipeline: diffusers.DiffusionPipeline, name: str) -> None:
     known = EDM_SCHEDULERS if isinstance(pipeline.scheduler, EDM_SCHEDULERS) else pipeline.scheduler.compatibles
     compatible = {scheduler.__name__: scheduler for scheduler in known}
     if name not in compatible:
-        raise InputError(f"`--scheduler` must be one of {', '.join(sorted(compatible))} here, but it is {name}.")
+        raise InputError(f"`scheduler` is {name}: choose one of {', '.join(sorted(compatible))} here.")
     pipeline.scheduler = compatible[name].from_config(pipeline.scheduler.config)
 
 
@@ -45,8 +43,6 @@ def find_privacy_json(name: str, repo_type: str = "model") -> Path | None:
     try:
         return Path(hf_hub_download(name, "privacy.json", repo_type=repo_type))
     except LocalEntryNotFoundError as error:
-        raise InputError(
-            f"The Hub is out of reach, so the privacy.json of {name} is not to be had: try again."
-        ) from error
+        raise HubError(f"The Hub is out of reach, and the privacy.json of {name} is there alone: try again.") from error
     except (EntryNotFoundError, RepositoryNotFoundError):  # the digits, for instance, are in no repository
         return None

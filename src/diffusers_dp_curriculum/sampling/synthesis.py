@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import tempfile
@@ -20,7 +21,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from ..privacy.statement import check_statement
+from ..privacy.publishability import check_statement
+from ..privacy.statement import PrivacyStatement
 from ..sharing.cards import update as update_card
 from ..sharing.dataset_card import make_dataset_card
 from ..sharing.hub import push_dataset
@@ -28,6 +30,7 @@ from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayou
 from .preview import check_sampling
 
 
+logger = logging.getLogger(__name__)
 MAX_SHARD_BYTES = 500_000_000  # of a parquet file on the Hub, as `datasets` has it
 
 
@@ -37,13 +40,13 @@ class SyntheticDataset(datasets.Dataset):
     What is made of its rows by `select`, `map` and the like is a plain `datasets.Dataset`.
 
     Attributes:
-        privacy (`dict`, *optional*): The content of the model's privacy.json; None if it is not known.
+        privacy (`PrivacyStatement`, *optional*): What the model's privacy.json says; None if it is not known.
         card (`str`, *optional*):
             The data set card, where `privacy` is known. Its generated sections are written anew when it is pushed.
     """
 
     @classmethod
-    def wrap(cls, dataset: datasets.Dataset, privacy: dict[str, Any] | None) -> "SyntheticDataset":
+    def wrap(cls, dataset: datasets.Dataset, privacy: PrivacyStatement | None) -> "SyntheticDataset":
         """`dataset` with the budget of its model."""
         wrapped = cls(dataset.data, info=dataset.info, split=dataset.split, fingerprint=dataset._fingerprint)
         wrapped.privacy = privacy
@@ -72,7 +75,8 @@ class SyntheticDataset(datasets.Dataset):
             `huggingface_hub.CommitInfo`: Address and id of the commit.
 
         Raises:
-            [`InputError`]: If the budget is not known, or the push does not succeed; nothing is lost then.
+            [`InputError`]: If the budget is not known.
+            [`HubError`]: If the push does not succeed; nothing is lost then.
         """
         if self.privacy is None:
             raise InputError(
@@ -82,7 +86,7 @@ class SyntheticDataset(datasets.Dataset):
         with tempfile.TemporaryDirectory() as directory:
             card = update_card(self.card, _card(self, self.privacy))  # columns may have gone since it was written
             Path(directory, "README.md").write_text(card, encoding="utf-8")
-            Path(directory, "privacy.json").write_text(json.dumps(self.privacy, indent=2) + "\n", encoding="utf-8")
+            Path(directory, "privacy.json").write_text(self.privacy.to_json(), encoding="utf-8")
             Path(directory, "data").mkdir()
             num_shards = max(math.ceil(self.data.nbytes / MAX_SHARD_BYTES), 1)
             for index in range(num_shards):
@@ -184,16 +188,14 @@ def generate_dataset(
     counts = _counts_of_classes(images_per_class, class_names)
     churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
     if min(counts) < 0 or sum(counts) < 1 or batch_size < 1:
-        raise InputError(
-            f"`images_per_class` and `batch_size` must be 1 or more, but they are {images_per_class} and {batch_size}."
-        )
+        raise InputError(f"`images_per_class` is {images_per_class} and `batch_size` is {batch_size}: give at least 1.")
     check_sampling(pipeline.scheduler, class_names is not None, num_inference_steps, guidance_scale, s_churn)
     if seed < 0:
-        raise InputError(f"`seed` must be 0 or more, but it is {seed}.")
+        raise InputError(f"`seed` is {seed}: give 0 or more.")
     if file_format not in ("parquet", "imagefolder"):
-        raise InputError(f'`file_format` must be "parquet" or "imagefolder", but it is {file_format!r}.')
+        raise InputError(f'`file_format` is {file_format!r}: choose "parquet" or "imagefolder".')
     if privacy_json is not None and not Path(privacy_json).is_file():
-        raise InputError(f"`privacy_json` names {privacy_json}, which is not a file, so give the path of one.")
+        raise InputError(f"`privacy_json` is {privacy_json}, which is not a file: give the path of one.")
     privacy = None if privacy_json is None else check_statement(Path(privacy_json))
 
     labels = None if class_names is None else _take_turns(counts)
@@ -237,6 +239,7 @@ def generate_dataset(
     if directory is None:
         return SyntheticDataset.wrap(datasets.Dataset(pa.concat_tables(tables)), privacy)
     directory.finish()
+    logger.info("Wrote %d images to %s.", num_images, directory.path)
     # By its absolute path, lest a relative one be the name of a loader, such as "parquet".
     dataset = SyntheticDataset.wrap(datasets.load_dataset(str(directory.path), split="train"), privacy)
     if privacy_json is not None:
@@ -271,11 +274,11 @@ def _counts_of_classes(images_per_class: int | Sequence[int], class_names: list[
     if isinstance(images_per_class, int):
         return [images_per_class] * (1 if class_names is None else len(class_names))
     if class_names is None:
-        raise InputError("An unconditional pipeline has no classes, so give `images_per_class` as one number.")
+        raise InputError("An unconditional pipeline has no classes: give `images_per_class` as one number.")
     if len(images_per_class) != len(class_names):
         raise InputError(
-            f"`images_per_class` has {len(images_per_class)} numbers for {len(class_names)} classes, so give one for "
-            "all or one for each."
+            f"`images_per_class` has {len(images_per_class)} numbers for {len(class_names)} classes: give one for all "
+            "or one for each."
         )
     return list(images_per_class)
 
@@ -286,7 +289,7 @@ def _take_turns(counts: list[int]) -> list[int]:
     return [label for _, label in sorted(turns)]
 
 
-def _card(dataset: datasets.Dataset, privacy: dict[str, Any]) -> str:
+def _card(dataset: datasets.Dataset, privacy: PrivacyStatement) -> str:
     counts = None
     if "label" in dataset.features:
         names = dataset.features["label"].names

@@ -1,13 +1,12 @@
 """What a finished run publishes: the pipeline, its statement about privacy, its card and pictures."""
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from ..privacy.statement import PrivacyStatement
 from ..run_paths import RunPaths
 from .cards import update
 
@@ -15,7 +14,7 @@ from .cards import update
 def write_artifact(
     paths: RunPaths,
     pipeline: DiffusionPipeline,
-    privacy: dict[str, Any],
+    privacy: PrivacyStatement,
     card: ModelCard,
     pictures: Mapping[str, Image.Image],
 ) -> None:
@@ -27,7 +26,7 @@ def write_artifact(
     Args:
         paths (`RunPaths`): Where the run is.
         pipeline (`DiffusionPipeline`): The trained pipeline.
-        privacy (`dict`): The content of privacy.json.
+        privacy (`PrivacyStatement`): What privacy.json is to say.
         card (`ModelCard`): The model card.
         pictures (`Mapping[str, Image]`): The published pictures by what they show, such as `"samples"`.
     """
@@ -39,5 +38,5 @@ def write_artifact(
     existing = paths.card.read_text(encoding="utf-8") if paths.card.is_file() else None
     paths.card.write_text(card.content if existing is None else update(existing, card.content), encoding="utf-8")
     partial = paths.private / paths.privacy_json.name
-    partial.write_text(json.dumps(privacy, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(privacy.to_json(), encoding="utf-8")
     partial.rename(paths.privacy_json)

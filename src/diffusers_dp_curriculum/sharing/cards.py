@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import RepoCard
 
 from ..errors import InputError
-from ..privacy.privacy_json import scope_in_words
+from ..privacy.statement import PrivacyStatement, scope_in_words
 
 
 STATEMENT = "statement"
@@ -26,60 +26,56 @@ SECTION_OR_REST = re.compile(
 )
 
 
-def privacy_statement(
-    privacy: dict[str, Any], subject: str, data: str, with_label: bool, mechanisms_in_words: str
+def privacy_claim(
+    privacy: PrivacyStatement, subject: str, data: str, with_label: bool, mechanisms_in_words: str
 ) -> str:
     """The budget in a sentence that can be quoted on its own, and what it covers.
 
     Args:
-        privacy (`dict`): The content of privacy.json.
+        privacy (`PrivacyStatement`): What privacy.json says.
         subject (`str`): What the sentence is about: "This model".
         data (`str`): Whose record it is about: "its training data".
         with_label (`bool`): Whether a record is an image with its label.
         mechanisms_in_words (`str`): What the budget was spent on.
     """
-    if not privacy["private"]:
-        return "\n\n".join([f"**{subject} is NOT private. Do not share it.**", *privacy["remarks"]])
+    if not privacy.private:
+        return "\n\n".join([f"**{subject} is NOT private. Do not share it.**", *privacy.remarks])
     record = "one image with its label" if with_label else "one image"
     return (
         f"**{subject} is {budget(privacy)}-differentially private with respect to zeroing out one record ({record}) of "
         f"{data}.** That is zero-out adjacency: the record is replaced by one that contributes nothing to any sum, and "
         "the published number of records is taken as known. The one budget covers everything by which training read "
-        f"the data: {mechanisms_in_words}. {scope_in_words(num_previous_runs(privacy))}"
+        f"the data: {mechanisms_in_words}. {scope_in_words(privacy.num_previous_runs)}"
     )
 
 
-def num_previous_runs(privacy: dict[str, Any]) -> int:
-    """How many previous runs a privacy.json counts besides its own; an older version could count none."""
-    return len(privacy.get("runs", [None])) - 1
-
-
-def mechanism_table(privacy: dict[str, Any]) -> str:
+def mechanism_table(privacy: PrivacyStatement) -> str:
     """The mechanisms of a privacy.json as a table in Markdown, with the run of each if there are several.
 
     Args:
-        privacy (`dict`): The content of privacy.json.
+        privacy (`PrivacyStatement`): What privacy.json says.
     """
-    several = num_previous_runs(privacy) > 0
+    several = privacy.num_previous_runs > 0
     rows = [["mechanism", "noise multiplier", "sample rate", "steps", "sensitivity", "run"], ["---"] * 6]
-    for m in privacy["mechanisms"]:
-        sigma, rate, sensitivity = (f"{m[name]:.6g}" for name in ("noise_multiplier", "sample_rate", "sensitivity"))
-        run = f"previous run {m['run']}" if m.get("run", 0) > 0 else "this run"
-        rows.append([as_text(m["name"]), sigma, rate, str(m["steps"]), sensitivity, run])
+    for number, run in enumerate(privacy.runs):
+        which = f"previous run {number}" if number > 0 else "this run"
+        for m in run.mechanisms:
+            numbers = [f"{m.noise_multiplier:.6g}", f"{m.sample_rate:.6g}", str(m.steps), f"{m.sensitivity:.6g}"]
+            rows.append([as_text(m.name), *numbers, which])
     return "\n".join(f"| {' | '.join(row if several else row[:-1])} |" for row in rows)
 
 
-def budget(privacy: dict[str, Any]) -> str:
+def budget(privacy: PrivacyStatement) -> str:
     """(epsilon, delta) as the cards write it."""
-    return f"({round_up(privacy['epsilon'])}, {round_up(privacy['delta'])})"
+    return f"({round_up(privacy.epsilon)}, {round_up(privacy.delta)})"
 
 
-def check_budget(card: str, privacy: dict[str, Any], where: str) -> None:
+def check_budget(card: str, privacy: PrivacyStatement, where: str) -> None:
     """Refuse a card that does not state the budget of its privacy.json, or that claims another one besides.
 
     Args:
         card (`str`): The card.
-        privacy (`dict`): The content of privacy.json.
+        privacy (`PrivacyStatement`): What privacy.json says.
         where (`str`): Which card it is, in words.
 
     Raises:

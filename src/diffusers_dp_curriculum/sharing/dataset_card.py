@@ -1,11 +1,11 @@
 """The data set card: README.md of a synthetic data set, with the budget of the model that it came from."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .cards import as_text, mechanism_table, privacy_statement, round_up
+from ..privacy.statement import PrivacyStatement
+from .cards import as_text, mechanism_table, privacy_claim, round_up
 from .model_card import REPO_ID_TO_COME, mechanisms_in_words
 
 
@@ -13,11 +13,11 @@ TEMPLATE = Path(__file__).parent / "templates" / "dataset_card_template.md"
 TAGS = ["synthetic", "differential-privacy", "dp-sgd", "opacus", "image"]
 
 
-def make_dataset_card(privacy: dict[str, Any], num_images: int, counts: dict[str, int] | None) -> DatasetCard:
+def make_dataset_card(privacy: PrivacyStatement, num_images: int, counts: dict[str, int] | None) -> DatasetCard:
     """Render the card of a synthetic data set.
 
     Args:
-        privacy (`dict`): The content of the model's privacy.json.
+        privacy (`PrivacyStatement`): What the model's privacy.json says.
         num_images (`int`): Images in all.
         counts (`dict[str, int]`, *optional*): Images of each class, in the order of the labels; None without classes.
     """
@@ -25,8 +25,8 @@ def make_dataset_card(privacy: dict[str, Any], num_images: int, counts: dict[str
     return DatasetCard.from_template(
         DatasetCardData(task_categories=[task], tags=TAGS),
         template_path=str(TEMPLATE),
-        epsilon=round_up(privacy["epsilon"]),
-        statement=privacy_statement(
+        epsilon=round_up(privacy.epsilon),
+        statement=privacy_claim(
             privacy,
             "This data set",
             "the data that its model was trained on",

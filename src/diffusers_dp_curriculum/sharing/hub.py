@@ -4,25 +4,26 @@ What is pushed is named here, file by file. Whatever else lies in a directory st
 """
 
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from ..errors import InputError
+from ..errors import DPCurriculumError, HubError, InputError
 from ..privacy.counted_runs import CountedRun
-from ..privacy.privacy_json import counted_runs
-from ..privacy.statement import check_journal, check_replaces, check_statement
+from ..privacy.publishability import check_journal, check_replaces, check_statement
+from ..privacy.statement import PrivacyStatement
 from ..run_paths import RunPaths
 from .cards import budget, check_budget, merge, update
 from .model_card import mechanisms_in_words, with_repo_id
 
 
+logger = logging.getLogger(__name__)
 # The allow-lists: paths as regular expressions, with the name that a file goes by if nothing is pushed without it.
 MODEL_FILES = {
     r"README\.md": "README.md",
@@ -89,10 +90,12 @@ def push_model(
 
     Raises:
         InputError:
-            If the run is not finished or not private, or anything keeps the push from succeeding. The sentence says
-            what to do; nothing is lost, and the same call pushes again. A repository that was filled by other means
-            is refused, as its files may have the names of ours, and so is one that has a statement of the same run
-            with releases that are not counted here.
+            If the run is not finished or not private. A repository that was filled by other means is refused, as its
+            files may have the names of ours, and so is one that has a statement of the same run with releases that are
+            not counted here.
+        HubError:
+            If the Hub, or anything else, keeps the push from succeeding. The sentence says what to do; nothing is lost,
+            and the same call pushes again.
     """
     directory = Path(output_dir)
     files = publishable_files(directory, MODEL_FILES)
@@ -187,7 +190,8 @@ def prepare_repo(repo_id: str, repo_type: str, private: bool | None, token: str 
         `str`: The repository's full id.
 
     Raises:
-        InputError: If not.
+        InputError: If the repository is not one of this library's.
+        HubError: If the Hub is out of reach or refuses.
     """
     with _explained(repo_id, token, again="the same command"):
         return _open_repo(HfApi(token=token), repo_id, repo_type, private).id
@@ -212,7 +216,7 @@ def publishable_files(directory: Path, allowed: dict[str, str | None]) -> dict[s
         found[name] = path
     for pattern, needed in allowed.items():
         if needed is not None and not any(re.fullmatch(pattern, path) for path in found):
-            raise InputError(f"{directory} has no {needed}, so it is not finished: finish it before it is pushed.")
+            raise InputError(f"{directory} has no {needed} and is not finished: finish it before it is pushed.")
     return found
 
 
@@ -225,7 +229,7 @@ def _push(
     repo_type: str,
     files: Mapping[str, Path | bytes],
     allowed: dict[str, str | None],
-    privacy: dict[str, Any],
+    privacy: PrivacyStatement,
     card: Callable[[str | None, str], str],
     commit_message: str,
     commit_description: str,
@@ -261,6 +265,7 @@ def _push(
             parent_commit=head.sha,  # what happens there meanwhile is not overwritten unseen
             create_pr=create_pr,
         )
+        logger.info("Pushed to %s.", commit.commit_url)
         return commit, pushed
 
 
@@ -275,8 +280,8 @@ def _open_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -
     foreign = [name for name in names if not BEGINNING.fullmatch(name)]
     if foreign and "privacy.json" not in names:
         raise InputError(
-            f"{repo_id} holds {foreign[0]} and no privacy.json, so it is none of this library's: choose another name, "
-            "or move its files elsewhere before."
+            f"{repo_id} holds {foreign[0]} and no privacy.json, as no repository of this library does: choose another "
+            "name, or move its files elsewhere before."
         )
     return head
 
@@ -290,17 +295,15 @@ def _read_file(api: HfApi, head: ModelInfo | DatasetInfo, repo_type: str, name: 
         return Path(path).read_text(encoding="utf-8")
 
 
-def _as_statement(text: str, repo_id: str) -> dict[str, Any]:
-    """The content of a privacy.json on the Hub."""
+def _as_statement(text: str, repo_id: str) -> PrivacyStatement:
+    """What a privacy.json on the Hub says."""
     try:
-        statement = json.loads(text)
-        counted_runs(statement)
+        return PrivacyStatement.from_dict(json.loads(text))
     except ValueError as error:
         raise InputError(
             f"privacy.json of {repo_id} on the Hub is not one of this library's ({error}): restore it there, or choose "
             "another name."
         ) from None
-    return statement
 
 
 @contextmanager
@@ -308,13 +311,13 @@ def _explained(repo_id: str, token: str | None, again: str) -> Iterator[None]:
     """Say of whatever goes wrong within what it is, what to do, and that nothing is lost."""
     try:
         yield
-    except InputError:
+    except DPCurriculumError:
         raise
     except Exception as error:  # the Hub's client, its HTTP library and the file system each raise their own
         problem, advice = _explain(error)
         if token:
             problem = problem.replace(token, "***")
-        raise InputError(
+        raise HubError(
             f"The push to {repo_id} did not succeed ({problem}): {advice}; nothing is lost, and {again} pushes again."
         ) from None  # the original may show headers
 

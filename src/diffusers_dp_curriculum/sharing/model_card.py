@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
-from .cards import SECTION, as_text, mechanism_table, num_previous_runs, privacy_statement, round_up
+from ..privacy.statement import PrivacyStatement
+from .cards import SECTION, as_text, mechanism_table, privacy_claim, round_up
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card_template.md"
@@ -28,7 +29,7 @@ HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def make_model_card(
-    privacy: dict[str, Any],
+    privacy: PrivacyStatement,
     config: DPCurriculumConfig,
     pipeline: DiffusionPipeline,
     info: DatasetInfo,
@@ -38,7 +39,7 @@ def make_model_card(
     """Render the card of a finished run; nothing in it was computed on the sensitive records outside the ledger.
 
     Args:
-        privacy (`dict`): The content of privacy.json.
+        privacy (`PrivacyStatement`): What privacy.json says.
         config (`DPCurriculumConfig`): The hyper-parameters, all of them public.
         pipeline (`DiffusionPipeline`): What was trained, with `unet` and `scheduler`.
         info (`DatasetInfo`): The public description of the data set.
@@ -53,16 +54,16 @@ def make_model_card(
     return ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
-        title=f"Diffusion model under differential privacy, epsilon {round_up(privacy['epsilon'])}"
-        if privacy["private"]
+        title=f"Diffusion model under differential privacy, epsilon {round_up(privacy.epsilon)}"
+        if privacy.private
         else "Diffusion model WITHOUT privacy",
-        statement=privacy_statement(
+        statement=privacy_claim(
             privacy, "This model", "its training data", class_names is not None, mechanisms_in_words(privacy)
         ),
         privacy=privacy,
         mechanisms=mechanism_table(privacy),
-        epsilon=round_up(privacy["epsilon"]),
-        delta=round_up(privacy["delta"]),
+        epsilon=round_up(privacy.epsilon),
+        delta=round_up(privacy.delta),
         class_names=None if class_names is None else [as_text(name) for name in class_names],
         example_labels=_example_labels(class_names),
         has_central_images="central_images" in stages,
@@ -88,11 +89,11 @@ def _network(pipeline: DiffusionPipeline, info: DatasetInfo, mixed_precision: st
     }
 
 
-def mechanisms_in_words(privacy: dict[str, Any]) -> str:
+def mechanisms_in_words(privacy: PrivacyStatement) -> str:
     """What the budget of a privacy.json was spent on, each kind of mechanism once, and previous runs."""
-    names = dict.fromkeys(mechanism["name"] for mechanism in privacy["mechanisms"] if mechanism.get("run", 0) == 0)
+    names = dict.fromkeys(mechanism.name for mechanism in privacy.runs[0].mechanisms)
     spent_on = [IN_WORDS.get(name, as_text(name)) for name in names]
-    if (previous := num_previous_runs(privacy)) > 0:
+    if (previous := privacy.num_previous_runs) > 0:
         spent_on.append(f"{previous} previous run{'s' * (previous > 1)}")
     return " and ".join(spent_on)
 

@@ -29,7 +29,10 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
     # Before the accelerator is made, which keeps its precision for the whole process.
     _check_precision(args.mixed_precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no"), on_cpu)
     if args.logger is not None and args.logger not in [str(tracker) for tracker in get_available_trackers()]:
-        raise InputError(f"The logger {args.logger} is not installed: `pip install {args.logger}`.")
+        raise InputError(
+            f"The logger {args.logger} is not installed: install it (`pip install {args.logger}`), or choose another "
+            "`logger`."
+        )
     patience = InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
@@ -39,7 +42,9 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
         project_dir=RunPaths(Path(args.output_dir)).private / args.logging_dir,
     )
     if accelerator.device.type == "mps":
-        raise InputError("DP noise is in float64, which Apple's GPU has not: use `accelerate launch --cpu`.")
+        raise InputError(
+            "DP noise is in float64, which Apple's GPU has not: set ACCELERATE_USE_CPU=true to train on the CPU."
+        )
     # Otherwise the process that ends first takes the others' connections along.
     atexit.register(accelerator.state.destroy_process_group)
     # What holds in the end: that of an accelerator which was there already, and on a CPU if the launcher says so.
@@ -49,6 +54,6 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
 
 def _check_precision(mixed_precision: str, on_cpu: bool) -> None:
     if mixed_precision not in LOSS_SCALES:
-        raise InputError(f"There are no passes in {mixed_precision}: use --mixed_precision no, bf16 or fp16.")
+        raise InputError(f"There are no passes in {mixed_precision}: use `mixed_precision` no, bf16 or fp16.")
     if mixed_precision == "fp16" and on_cpu:  # Accelerate would compute in float32 and say nothing
         raise InputError("fp16 is for accelerators: use bf16 or no on a CPU.")

@@ -5,6 +5,7 @@ found the file could take the noise away.
 """
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -18,7 +19,7 @@ from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from ..config import DPCurriculumConfig
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from ..files import sync
 from ..mechanisms.released_images import ReleasedImages
 from ..privacy.ledger import PrivacyLedger
@@ -26,6 +27,7 @@ from .planning import Plan
 from .stages import WarmUpStage
 
 
+logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
 
 
@@ -170,6 +172,7 @@ class Checkpoints:
         if self.total_limit is not None:
             for superseded in self.all()[: -self.total_limit]:
                 _remove(superseded)
+        logger.info("Wrote %s.", path)
         return path
 
     def load(self, which: str) -> Checkpoint | None:
@@ -179,7 +182,8 @@ class Checkpoints:
             which (`str`): `"latest"`, for which there may be none, or the path or name of one of this run.
 
         Raises:
-            InputError: If it is missing, unreadable, or of a run with other settings, network or records.
+            InputError: If it is missing, or of a run with other settings, network or records.
+            StorageError: If it is damaged.
         """
         if which == "latest":
             if not (there := self.all()):
@@ -202,7 +206,9 @@ class Checkpoints:
                 if stage.name in facts["released"]
             }
         except Exception as error:  # the formats have many for a damaged file, and torch's would say how to trust it
-            raise InputError(f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint.") from error
+            raise StorageError(
+                f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint."
+            ) from error
         plan = Plan.from_dict(facts["plan"])
         return Checkpoint(path.name, facts["stage"], state, facts["position"], facts["check"], plan, released)
 
@@ -230,7 +236,7 @@ class Checkpoints:
         path = self.directory.with_name("records.key")
         if not path.exists():
             if self.all():
-                raise InputError(f"{path} is missing, without which no checkpoint can be checked: restore the file.")
+                raise StorageError(f"{path} is missing, without which no checkpoint can be checked: restore the file.")
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(32))
             sync(path)
@@ -256,7 +262,7 @@ def _facts(path: Path) -> dict[str, Any]:
         facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         return {name: facts[name] for name in ("stage", "position", "check", "plan", "released", "identity")}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
+        raise StorageError(
             f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "
             "to resume from another checkpoint."
         ) from error

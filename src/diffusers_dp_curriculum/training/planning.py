@@ -108,13 +108,13 @@ def make_plan(
     dataset_size = info.num_records
     if config.target_delta >= 1 / dataset_size:
         raise InputError(
-            f"target_delta {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, where publishing a whole "
-            "record would count as private: give a smaller one."
+            f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, where publishing a "
+            "whole record would count as private: give a smaller one."
         )
     if config.train_batch_size > dataset_size:
         raise InputError(
-            f"train_batch_size {config.train_batch_size} is larger than the data set ({dataset_size} records): give at "
-            "most the number of records."
+            f"`train_batch_size` {config.train_batch_size} is larger than the data set ({dataset_size} records): give "
+            "at most the number of records."
         )
     warm_ups = tuple(stage.queries.mechanism(info) for stage in warm_up_stages(config))
     before = [*previous, *warm_ups]
@@ -151,5 +151,5 @@ def _check_something_is_left(
         if epsilon >= config.target_epsilon:
             raise InputError(
                 f"The {what} alone cost epsilon {epsilon:.3f}, which leaves nothing of the target "
-                f"{config.target_epsilon:g} for DP-SGD: raise target_epsilon, or do not run on these records again."
+                f"{config.target_epsilon:g} for DP-SGD: raise `target_epsilon`, or do not run on these records again."
             )

@@ -1,21 +1,23 @@
 """The directory of a run: whether it may be written to, and the journal in it."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import DPCurriculumConfig
-from ..errors import InputError
+from ..errors import DPCurriculumError, InputError, StorageError
 from ..privacy.composition import read_prior_runs
 from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
 from ..privacy.ledger import PrivacyLedger
-from ..privacy.statement import journal_in
+from ..privacy.publishability import journal_in
 from ..run_paths import RunPaths
 from .checkpointing import Checkpoint, Checkpoints
 
 
+logger = logging.getLogger(__name__)
 SEEN = "seen-by-process-"
 
 # What may lie in private/ before anything is released.
@@ -30,21 +32,22 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         resume_from_checkpoint (`str`, *optional*): Given for a run that may be there already.
 
     Raises:
-        InputError: If `output_dir` is a file, holds anything but the run to resume, or cannot be created.
+        InputError: If `output_dir` is a file, or holds anything but the run to resume.
+        StorageError: If it cannot be created.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         if resume_from_checkpoint is None:
             raise InputError(
                 f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "
-                "another --output_dir, move it away, or resume it by --resume_from_checkpoint latest."
+                "another `output_dir`, move it away, or resume it by `resume_from_checkpoint` latest."
             )
         if not RunPaths(output_dir).private.is_dir():
-            raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
+            raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
     elif resume_from_checkpoint not in (None, "latest"):
-        raise InputError(f"{output_dir} holds no run to resume: give the --output_dir of one.")
+        raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
     existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"{output_dir} cannot be created in {existing}: choose another --output_dir.")
+        raise StorageError(f"{output_dir} cannot be created in {existing}: choose another `output_dir`.")
 
 
 def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
@@ -63,10 +66,10 @@ def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
     if config.prior_runs is not None:
         try:
             given = read_prior_runs(config.prior_runs)
-        except InputError as error:
+        except DPCurriculumError as error:
             raise InputError(
-                f"prior_runs cannot be compared with those that the run in {config.output_dir} was started with "
-                f"({error}): leave prior_runs out to resume it with those."
+                f"`prior_runs` cannot be compared with those that the run in {config.output_dir} was started with "
+                f"({error}): leave `prior_runs` out to resume it with those."
             ) from error
         _check_prior_runs(existing, given, config)
     return existing
@@ -89,6 +92,7 @@ def open_ledger(
 
     Raises:
         InputError: If the directory must not be written to, or its run has another target or other previous runs.
+        StorageError: If it cannot be written to, or what is in it is damaged.
     """
     output_dir = Path(config.output_dir)
     paths = RunPaths(output_dir)
@@ -99,7 +103,9 @@ def open_ledger(
         private.mkdir(mode=0o700, exist_ok=True)
         _keep_private_at_home(output_dir)
     except OSError as error:
-        raise InputError(f"{output_dir} cannot be created ({error.strerror}): choose another.") from error
+        raise StorageError(
+            f"{output_dir} cannot be created ({error.strerror}): choose another `output_dir`."
+        ) from error
     if not _has_run(paths):
         ledger = PrivacyLedger(config.target_delta, config.accountant, paths.journal, config.target_epsilon, prior_runs)
         return ledger, None
@@ -112,6 +118,7 @@ def open_ledger(
         _count_what_others_saw(existing, private)
         if checkpoint is None:
             return PrivacyLedger.resume(existing, 0), None
+        logger.info("Resuming the run in %s from %s.", output_dir, checkpoint.name)
         return PrivacyLedger.resume(existing, checkpoint.position, checkpoint.check), checkpoint
     except BaseException:
         existing.close()
@@ -157,14 +164,14 @@ def _check_target(journal: Journal, config: DPCurriculumConfig) -> None:
     for name in ("target_epsilon", "target_delta", "accountant"):
         value = journal.header[name.replace("target_delta", "delta")]
         if value != getattr(config, name):
-            raise InputError(f"The run in {config.output_dir} has {name} {value}: resume it with that.")
+            raise InputError(f"The run in {config.output_dir} has `{name}` {value}: resume it with that.")
 
 
 def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun], config: DPCurriculumConfig) -> None:
     if len(existing) != len(given) or not all(run in existing for run in given):
         raise InputError(
-            f"The run in {config.output_dir} was started with other prior_runs than are given, or they have released "
-            "more since: leave prior_runs out to resume it with those, or start a new run that counts all of them."
+            f"The run in {config.output_dir} was started with other `prior_runs` than are given, or they have released "
+            "more since: leave `prior_runs` out to resume it with those, or start a new run that counts all of them."
         )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
-from ..privacy.privacy_json import scope_in_words
+from ..privacy.statement import scope_in_words
 from ..sharing.cards import round_up
 
 

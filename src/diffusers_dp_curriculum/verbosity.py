@@ -1,0 +1,38 @@
+"""How much the library tells a person who runs it, as in the other libraries of Hugging Face.
+
+Modules log with `logging.getLogger(__name__)`; warnings are shown by default. Nothing that is logged may tell of a
+record. Accelerate's logger needs an accelerator, which loading data and pushing to the Hub have not; what is logged is
+logged by the main process alone in any case.
+"""
+
+import logging
+import os
+
+from .errors import InputError
+
+
+LEVELS = ("debug", "info", "warning", "error")
+VARIABLE = "DP_CURRICULUM_VERBOSITY"
+
+
+def set_verbosity(level: str) -> None:
+    """Set from which level on messages are shown; the environment variable `DP_CURRICULUM_VERBOSITY` does the same.
+
+    They go to the handlers of the program, if it has set up logging, and otherwise to standard error.
+
+    Args:
+        level (`str`): `"debug"`, `"info"`, `"warning"` (as by default) or `"error"`.
+
+    Raises:
+        InputError: If there is no such level.
+    """
+    if level not in LEVELS:
+        raise InputError(f'The verbosity is "{level}": choose one of {", ".join(LEVELS)}.')
+    library = logging.getLogger(__package__)
+    library.setLevel(level.upper())
+    if not library.hasHandlers():
+        library.addHandler(logging.StreamHandler())
+
+
+if os.environ.get(VARIABLE):
+    set_verbosity(os.environ[VARIABLE])
