@@ -156,7 +156,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f'`output_type` must be "pil", "np" or "pt", but it is {output_type!r}.')
 
-        device = self._execution_device
+        device = self._execution_device  # also with model offloading; every pipeline of diffusers asks it
         guided = guidance_scale != 1
         labels = torch.tensor(label_ids, device=device)
         if guided:
@@ -230,4 +230,5 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         # A class name without a file makes diffusers load into the class that was asked for, so that
         # `ClassConditionalPipeline.from_pretrained` neither runs the code it finds nor asks to be trusted with it.
+        # diffusers reads the file by this method of `ConfigMixin`, and has no public one in between.
         return {**super()._dict_from_json_file(json_file), "_class_name": cls.__name__}
