@@ -18,10 +18,11 @@ def messages(source: str) -> list[str]:
     """The texts of a module, with `...` for what is put into them. A message that the command line rewrites to name
     flags is the same but for backticks, which are left out.
     """
-    texts = []
-    for node in ast.walk(ast.parse(source)):
+    texts, nodes = [], list(ast.walk(ast.parse(source)))
+    pieces = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
         match node:
-            case ast.Constant(value=str(text)):
+            case ast.Constant(value=str(text)) if id(node) not in pieces:
                 texts.append(text)
             case ast.Constant(value=bytes(text)):
                 texts.append(text.decode())
