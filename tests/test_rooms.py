@@ -24,7 +24,8 @@ RULES = {
     "presets": {"mechanisms", "training", "data"},
 }
 
-# Who may hold the images, besides `data`, where their type is defined: what they release goes through a ledger, or is said to be not private.
+# Who may hold the images, besides `data`, where their type is defined: what they release goes through a ledger, or is
+# said to be not private.
 IMAGES = "ImageDataset"
 MAY_HOLD_IMAGES = {
     "__init__.py",

@@ -1,5 +1,7 @@
 """Diffusion models under differential privacy, from easy to hard."""
 
+from importlib.metadata import version
+
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
 from .errors import DPCurriculumError, HubError, InputError, StorageError, TrainingError
@@ -13,6 +15,8 @@ from .sampling.synthesis import generate_dataset
 from .trainer import DPCurriculumTrainer
 from .verbosity import set_verbosity
 
+
+__version__ = version("diffusers-dp-curriculum")
 
 __all__ = [
     "CentralImageDataset",

@@ -19,6 +19,7 @@ COMMANDS = {
     "audit": ("audit", "attack the mechanism, and compare what that proves with the claim"),
     "push": ("push_to_hub", "push a finished run to the Hub"),
     "epsilon": ("recompute_epsilon", "recompute epsilon from a privacy.json, or add up several runs"),
+    "env": ("env", "describe this machine for a bug report"),
 }
 
 
@@ -37,7 +38,8 @@ def main() -> int | str | None:
     if command not in COMMANDS:
         print(usage(), file=sys.stderr)
         return f"error: There is no command {command}: choose one of {', '.join(COMMANDS)}."
-    script = import_module(f"diffusers_dp_curriculum.examples.{COMMANDS[command][0]}")
+    package = "commands" if command == "env" else "examples"
+    script = import_module(f"diffusers_dp_curriculum.{package}.{COMMANDS[command][0]}")
     sys.argv = [f"dp-curriculum {command}", *arguments]
     try:
         return script.main()

@@ -15,7 +15,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from diffusers_dp_curriculum import ClassConditionalPipeline
-from diffusers_dp_curriculum.sharing.cards import round_up
+from diffusers_dp_curriculum.privacy.accounting import round_up
 from helpers import REPOSITORY, tiny_scheduler, tiny_unet, write_privacy_json
 from helpers.browser import CHROMIUM, Browser
 

@@ -35,7 +35,7 @@ class PerRecordParameter(torch.Tensor):
     def of(name: str, parameter: torch.Tensor, num_records: int) -> "PerRecordParameter":
         """Stand in for the parameter called `name` in a pass over the draws of `num_records` records."""
         plain = parameter.detach()
-        stand_in = torch.Tensor._make_subclass(PerRecordParameter, plain)
+        stand_in = plain.as_subclass(PerRecordParameter)
         stand_in.parameter_name, stand_in.plain = name, plain
         stand_in.per_record = plain.expand(num_records, *plain.shape).requires_grad_()
         return stand_in
@@ -46,6 +46,7 @@ class PerRecordParameter(torch.Tensor):
         kwargs = kwargs or {}
         if func in RULES and not isinstance(args[0], PerRecordParameter):
             return RULES[func](*args, **kwargs)
+        # As PyTorch documents it: https://docs.pytorch.org/docs/stable/notes/extending.html#subclassing-torch-tensor
         with torch._C.DisableTorchFunctionSubclass():
             value = func(*args, **kwargs)
         if isinstance(value, torch.Tensor):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import nn
 from torch.func import functional_call
-from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import InputError
 from .folded_layers import NoRuleError, PerRecordParameter
@@ -170,6 +170,7 @@ def choose_mode(
 # with the 10 bits of float16's mantissa. A wrong rule or kernel errs by the length of the gradient itself.
 ROUNDING = 16
 LEAST_TOLERANCE = 1e-3
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 NEGLIGIBLE = 1e-3  # of all parameters together; a key's bias in attention has no gradient but for rounding
 
 
@@ -193,7 +194,7 @@ def why_not_as_in_a_loop(
     device, count = draws.noisy.device, len(draws.noisy)
     with on_trial(model), random_parameters(model):
         for module in model.modules():
-            if isinstance(module, _DropoutNd):
+            if isinstance(module, DROPOUT):
                 module.eval()
         try:
             found = gradients_of(draws)

@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
+from torch import nn
+from torch.utils._pytree import tree_leaves  # PyTorch has no public function for nested values
 
 from ..errors import InputError
 from .losses import NoiseDraws, denoising_error
 from .precision import FULL_PRECISION, Precision
 from .trials import on_trial, randomise_parameters, same_call_tolerance
+
+
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def check_records_stay_apart(
@@ -48,7 +51,7 @@ def check_records_stay_apart(
         InputError: If so; the layer, buffer or attribute is named.
     """
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) or getattr(module, "track_running_stats", False):
+        if isinstance(module, BATCH_NORM) or getattr(module, "track_running_stats", False):
             raise InputError(
                 f"The layer {name} ({type(module).__name__}) mixes records or keeps statistics of them, which DP-SGD "
                 "cannot bound: use GroupNorm."

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Context
 from functools import lru_cache
 from itertools import groupby
 
@@ -245,3 +246,8 @@ def calibrate_noise_multiplier(
         else:
             low, epsilon_low = middle, epsilon_middle
     return high
+
+
+def round_up(value: float) -> str:
+    """A number with four digits that is not below `value`: a budget must not be understated."""
+    return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(value))):.4g}"

@@ -140,8 +140,8 @@ def check_journal(directory: Path, privacy: PrivacyStatement, released: Sequence
         released = runs_of_journal(directory)  # the published files alone were checked when they left the run
     if released is not None and leaves_out(privacy, released):
         raise InputError(
-            f"{RunPaths(directory).journal} has releases that privacy.json does not count, as the run was continued after it "
-            "was saved: save the pipeline again before it is pushed."
+            f"{RunPaths(directory).journal} has releases that privacy.json does not count, as the run was continued "
+            "after it was saved: save the pipeline again before it is pushed."
         )
 
 

@@ -155,7 +155,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f'`output_type` is {output_type!r}: give "pil", "np" or "pt".')
 
-        device = self._execution_device
+        device = self._execution_device  # also with model offloading; every pipeline of diffusers asks it
         guided = guidance_scale != 1
         labels = torch.tensor(label_ids, device=device)
         if guided:
@@ -229,4 +229,5 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         # A class name without a file makes diffusers load into the class that was asked for, so that
         # `ClassConditionalPipeline.from_pretrained` neither runs the code it finds nor asks to be trusted with it.
+        # diffusers reads the file by this method of `ConfigMixin`, and has no public one in between.
         return {**super()._dict_from_json_file(json_file), "_class_name": cls.__name__}

@@ -48,7 +48,7 @@ class SyntheticDataset(datasets.Dataset):
     @classmethod
     def wrap(cls, dataset: datasets.Dataset, privacy: PrivacyStatement | None) -> "SyntheticDataset":
         """`dataset` with the budget of its model."""
-        wrapped = cls(dataset.data, info=dataset.info, split=dataset.split, fingerprint=dataset._fingerprint)
+        wrapped = cls(dataset.data, info=dataset.info, split=dataset.split)
         wrapped.privacy = privacy
         wrapped.card = _card(dataset, privacy) if privacy else None
         return wrapped

@@ -7,13 +7,13 @@ makes a section one's own; only the privacy statement comes back.
 
 import html
 import re
-from decimal import ROUND_CEILING, Context
 from typing import Any
 
 import yaml
 from huggingface_hub import RepoCard
 
 from ..errors import InputError
+from ..privacy.accounting import round_up
 from ..privacy.statement import PrivacyStatement, scope_in_words
 
 
@@ -91,11 +91,6 @@ def check_budget(card: str, privacy: PrivacyStatement, where: str) -> None:
             raise InputError(
                 f'{where} also says "{claim}", where privacy.json says {budget(privacy)}: correct it, and push again.'
             )
-
-
-def round_up(value: float) -> str:
-    """A number with four digits that is not below `value`: a budget must not be understated."""
-    return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(value))):.4g}"
 
 
 def as_text(name: str) -> str:

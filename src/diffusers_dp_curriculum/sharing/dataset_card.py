@@ -4,8 +4,9 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ..privacy.accounting import round_up
 from ..privacy.statement import PrivacyStatement
-from .cards import as_text, mechanism_table, privacy_claim, round_up
+from .cards import as_text, mechanism_table, privacy_claim
 from .model_card import REPO_ID_TO_COME, mechanisms_in_words
 
 

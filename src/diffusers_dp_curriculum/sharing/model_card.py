@@ -10,8 +10,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
+from ..privacy.accounting import round_up
 from ..privacy.statement import PrivacyStatement
-from .cards import SECTION, as_text, mechanism_table, privacy_claim, round_up
+from .cards import SECTION, as_text, mechanism_table, privacy_claim
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card_template.md"

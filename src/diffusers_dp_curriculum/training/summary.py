@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from ..privacy.accounting import Mechanism
+from ..privacy.accounting import Mechanism, round_up
 from ..privacy.ledger import PrivacyLedger
 from ..privacy.statement import scope_in_words
-from ..sharing.cards import round_up
 
 
 PUBLISHED = {

@@ -1,0 +1,1 @@
+"""The sub-commands of `dp-curriculum`, one file each."""

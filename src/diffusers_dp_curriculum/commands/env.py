@@ -1,0 +1,106 @@
+"""Describe the machine and the installed packages for a bug report.
+
+    dp-curriculum env
+
+The output names versions, numbers of processors and accelerators, and a few of Accelerate's settings. It holds no
+paths, no names of users or machines, no tokens and nothing of any data, so that it can be posted in public.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+
+import psutil
+import torch
+import yaml
+from accelerate.commands.config.config_args import default_config_file
+
+
+PACKAGES = [
+    "diffusers-dp-curriculum",
+    "torch",
+    "diffusers",
+    "accelerate",
+    "opacus",
+    "datasets",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+]
+
+# The other settings can hold addresses, paths and names.
+ACCELERATE_SETTINGS = ["distributed_type", "num_machines", "num_processes", "mixed_precision", "use_cpu"]
+
+
+def installed_version(package: str) -> str:
+    """The version of an installed package, or "not installed".
+
+    Args:
+        package (`str`): The name of its distribution.
+
+    Returns:
+        `str`: The version.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def accelerators() -> str:
+    """How many accelerators of which model PyTorch sees.
+
+    Returns:
+        `str`: Such as "4 x NVIDIA H100", or "none".
+    """
+    if not torch.accelerator.is_available():
+        return "none"
+    kind = torch.accelerator.current_accelerator().type
+    name_of = getattr(torch.get_device_module(kind), "get_device_name", lambda index: kind)  # Apple's have no name
+    models = Counter(name_of(index) for index in range(torch.accelerator.device_count()))
+    return ", ".join(f"{count} x {model}" for model, count in models.items())
+
+
+def accelerate_settings() -> str:
+    """The settings that `accelerate config` has saved, as far as they can be posted in public.
+
+    Returns:
+        `str`: Such as "num_processes=4, mixed_precision=bf16", or "none saved".
+    """
+    if not os.path.isfile(default_config_file):
+        return "none saved"
+    with open(default_config_file, encoding="utf-8") as file:
+        settings = yaml.safe_load(file)
+    return ", ".join(f"{name}={settings[name]}" for name in ACCELERATE_SETTINGS if name in settings)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the description, as a list in Markdown.
+
+    Args:
+        arguments (`list[str]`, *optional*): The command line, by default that of the process.
+
+    Returns:
+        `int`: The exit status.
+    """
+    parser = argparse.ArgumentParser(description="Describe this machine for a bug report, without names or paths.")
+    parser.parse_args(arguments)
+    facts = {package: installed_version(package) for package in PACKAGES}
+    facts["Python"] = platform.python_version()
+    facts["platform"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    facts["CPUs"] = str(os.cpu_count())
+    facts["memory"] = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    facts["accelerators"] = accelerators()
+    facts["CUDA that torch was built for"] = torch.version.cuda or "none"
+    facts["accelerate config"] = accelerate_settings()
+    for name, fact in facts.items():
+        print(f"- {name}: {fact}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
