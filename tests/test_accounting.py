@@ -228,7 +228,7 @@ def test_prv_is_refused_where_its_rounding_would_reach_delta():
     assert compute_epsilon([mechanism], 1e-9, "prv") < compute_epsilon([mechanism], 1e-9, "rdp")
 
 
-@pytest.mark.parametrize(("delta", "accountant", "message"), [(1e-13, "prv", "delta is 1e-13"), (1e-5, "gdp", "gdp")])
+@pytest.mark.parametrize(("delta", "accountant", "message"), [(1e-13, "prv", "`delta` is 1e-13"), (1e-5, "gdp", "gdp")])
 def test_bad_input_is_refused(delta, accountant, message):
     with pytest.raises(InputError, match=message):
         compute_epsilon([CENTRAL], delta, accountant)

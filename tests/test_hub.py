@@ -28,7 +28,6 @@ from diffusers_dp_curriculum.sharing.hub import prepare_repo, push_dataset, push
 from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
 
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "push_to_hub.py"
 NAMES = ["sneaker", "ankle boot", "bag"]
 
 
@@ -746,7 +745,7 @@ assert len(images) == 2
 @pytest.mark.parametrize("token", ["hf_writes", "hf_invalid"])
 def test_the_script(hub, model, tmp_path, token):
     done = subprocess.run(
-        [sys.executable, SCRIPT, "model", "alice/model", "--private"],
+        [sys.executable, "-m", "diffusers_dp_curriculum.cli", "push", "model", "alice/model", "--private"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

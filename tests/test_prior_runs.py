@@ -9,13 +9,13 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from diffusers_dp_curriculum import DPCurriculumConfig, InputError, Mechanism, compute_epsilon, recompute_epsilon
+from diffusers_dp_curriculum.commands.train import parse_arguments
 from diffusers_dp_curriculum.privacy.counted_runs import all_mechanisms
 from diffusers_dp_curriculum.privacy.journal import read_released
 from diffusers_dp_curriculum.privacy.privacy_json import counted_runs
 from diffusers_dp_curriculum.privacy.statement import check_statement
 from helpers import resume_run, write_privacy_json, write_run
 from test_checkpointing import interrupted
-from test_train_script import script_module
 from test_trainer import make_trainer
 
 
@@ -159,13 +159,12 @@ def test_copies_and_runs_without_a_name_are_said_to_be_counted_twice(tmp_path, p
 
 
 def test_the_flag_takes_directories():
-    parse = script_module().parse_arguments
-    assert parse(["--prior_runs", "one", "two", "--seed", "3"])[1].prior_runs == ["one", "two"]
-    assert parse([])[1].prior_runs is None
-    assert "prior_runs" not in parse(["--prior_runs", "one"])[1].hyper_parameters()
+    assert parse_arguments(["--prior_runs", "one", "two", "--seed", "3"])[1].prior_runs == ["one", "two"]
+    assert parse_arguments([])[1].prior_runs is None
+    assert "prior_runs" not in parse_arguments(["--prior_runs", "one"])[1].hyper_parameters()
 
 
 @pytest.mark.parametrize("runs", ["my-model", [""]])
 def test_what_is_no_list_of_runs_is_refused(runs):
-    with pytest.raises(InputError, match="prior_runs is .*: give a list of runs"):
+    with pytest.raises(InputError, match="`prior_runs` is .*: give a list"):
         DPCurriculumConfig(prior_runs=runs)

@@ -22,7 +22,6 @@ from helpers import write_privacy_json
 
 
 FORMATS = ("parquet", "imagefolder")
-SCRIPT = Path(__file__).parents[1] / "examples" / "generate_dataset.py"
 
 # Neither in alphabetical order nor harmless as folder names: "test" is a word for a split, "/" cannot be in a name.
 NAMES = ["shoe", "test", "T-shirt/top"]
@@ -290,7 +289,7 @@ def test_refusals(pipe, tmp_path, monkeypatch, kwargs, message):
 
 def run_script(*arguments, tmp_path):
     return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)],
+        [sys.executable, "-m", "diffusers_dp_curriculum.cli", "generate", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from ..arithmetic import own_arithmetic
+from ..checks import MODE_BINS, STATISTIC
 from ..data.image_dataset import ImageDataset, to_image_dataset
 from ..errors import InputError
 from ..pictures import image_grid
@@ -26,7 +27,6 @@ from ..privacy.ledger import PrivacyLedger
 from .randomness import MechanismRandomness
 
 
-STATISTICS = ("mean", "mode")
 VALUES_AT_ONCE = 2**22  # of the sampled records: what is in memory in float64 at a time
 
 
@@ -202,14 +202,12 @@ def central_image_mechanism(
     The others are those of [`CentralImageDataset.from_dataset`], as are the errors.
     """
     channels, height, width = image_shape
-    if statistic not in STATISTICS:
-        raise InputError(f'The central statistic is "{statistic}": choose "mean" or "mode".')
+    STATISTIC.check("statistic", statistic)
     if pool_factor < 1 or height % pool_factor or width % pool_factor:
         raise InputError(
             f"Images of {height}x{width} cannot be pooled by {pool_factor}: choose a factor that divides both."
         )
-    if mode_bins < 2:
-        raise InputError(f"A mode over {mode_bins} bins says nothing: give at least 2.")
+    MODE_BINS.check("mode_bins", mode_bins)
     values = channels * (height // pool_factor) * (width // pool_factor)
     sensitivity = (values / 4 + _count_weight(values) ** 2) ** 0.5 if statistic == "mean" else values**0.5
     return Mechanism(f"central_images_{statistic}", noise_multiplier, sample_rate, images_per_class, sensitivity)

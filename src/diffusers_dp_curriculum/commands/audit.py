@@ -1,11 +1,11 @@
 """Attack a run of DP-SGD, and compare the epsilon that the attack proves with the epsilon that the ledger claims.
 
     # the code as it is: the bounds stay below the claim
-    python examples/audit.py --output_dir dp-audit
+    dp-curriculum audit --output_dir dp-audit
     # half the noise that the ledger is told of: refuted
-    python examples/audit.py --output_dir dp-audit-half-noise --actual_noise 0.5
+    dp-curriculum audit --output_dir dp-audit-half-noise --actual_noise 0.5
     # no noise at all: refuted
-    python examples/audit.py --output_dir dp-audit-no-noise --actual_noise 0
+    dp-curriculum audit --output_dir dp-audit-no-noise --actual_noise 0
 
 Needs a data set for company only: the canaries are its own. Leave it at the digits, or take another public one: an
 audit spends privacy of its records that no privacy.json counts. Writes audit.json and audit.png to --output_dir, which
@@ -15,29 +15,22 @@ must be new or empty.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib
-
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-import numpy as np
-import torch
-from diffusers import DDPMScheduler, UNet2DModel
-from tqdm.auto import tqdm
-
-from diffusers_dp_curriculum import InputError, Mechanism, load_image_dataset
-from diffusers_dp_curriculum.auditing.audit import Audit, audit_dp_sgd
-from diffusers_dp_curriculum.files import check_new_or_empty
-from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
-from diffusers_dp_curriculum.privacy.accounting import calibrate_noise_multiplier
+from typing import TYPE_CHECKING
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Attack a run of DP-SGD and bound its epsilon from below.")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..auditing.audit import Audit
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="dp-curriculum audit", description="Attack a run of DP-SGD and bound its epsilon from below."
+    )
     parser.add_argument("--dataset_name", help='Hub id of the data set; "digits" if nothing is given')
     parser.add_argument("--train_data_dir", help="or a directory with a data set, a public one")
     parser.add_argument("--resolution", type=int, help="resize and crop to this size")
@@ -58,27 +51,16 @@ def parse_args() -> argparse.Namespace:
         default=1.0,
         help="break the mechanism on purpose: add only this part of the noise that the ledger is told of",
     )
-    return parser.parse_args()
+    return parser
 
 
-def make_unet(dataset) -> UNet2DModel:
-    """A small network: what is audited is the mechanism, which is the same for all networks."""
-    return UNet2DModel(
-        sample_size=dataset.resolution,
-        in_channels=dataset.num_channels,
-        out_channels=dataset.num_channels,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-        num_class_embeds=None if dataset.num_classes is None else dataset.num_classes + 1,
-    )
-
-
-def plot(audit: Audit) -> plt.Figure:
+def plot(audit: "Audit") -> "Figure":
     """For each attack the scores of present and absent canaries; beside them the bounds under or over the claim."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3)
     for axis, bound in zip(axes, audit.bounds, strict=False):
         scores, present = audit.scores[bound.attack].numpy(), audit.present[bound.attack].numpy()
         bins = np.histogram_bin_edges(scores, bins=50)
@@ -97,9 +79,20 @@ def plot(audit: Audit) -> plt.Figure:
     return figure
 
 
-def main() -> int:
-    """Train, attack, report; return 1 if the claim is refuted."""
-    args = parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, attack, report; returns the exit status, 1 if the claim is refuted."""
+    args = make_parser().parse_args(arguments)
+
+    import torch
+    from tqdm.auto import tqdm
+
+    from ..auditing.audit import audit_dp_sgd
+    from ..data.image_dataset import load_image_dataset
+    from ..files import check_new_or_empty
+    from ..gradients.losses import DenoisingLoss
+    from ..privacy.accounting import Mechanism, calibrate_noise_multiplier
+    from ..training.networks import build_scheduler, build_unet
+
     check_new_or_empty(args.output_dir)
     torch.set_num_threads(1)  # so small a network is slower on two, and many times so on a busy machine
     if args.dataset_name is None and args.train_data_dir is None:
@@ -115,11 +108,9 @@ def main() -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with tqdm(total=args.max_train_steps, desc="DP-SGD with canaries") as progress:
         audit = audit_dp_sgd(
-            make_unet(dataset),
-            DenoisingLoss(
-                DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
-                null_label=dataset.num_classes,
-            ),
+            # A small network: the mechanism, which is audited, is the same for all networks.
+            build_unet(dataset.resolution, dataset.num_channels, dataset.num_classes, block_out_channels=(8, 16)),
+            DenoisingLoss(build_scheduler(), null_label=dataset.num_classes),
             dataset,
             noise_multiplier=noise_multiplier,
             sample_rate=args.sample_rate,
@@ -144,7 +135,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    from ..cli import run
+
+    sys.exit(run("audit"))

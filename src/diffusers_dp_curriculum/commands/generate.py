@@ -1,30 +1,26 @@
 """Generate an image data set from a trained pipeline.
 
-    python examples/generate_dataset.py my-dp-model --images_per_class 1000 --output_dir my-synthetic-data
+    dp-curriculum generate my-dp-model --images_per_class 1000 --output_dir my-synthetic-data
 
 The result loads by `datasets.load_dataset("my-synthetic-data")`, and carries the `privacy.json` of the pipeline. It is
 post-processing of what the pipeline released, so it costs no privacy, however many images are drawn. An interrupted run
-goes on where it stopped when it is started again. With --push_to_hub the data set goes to the Hub as well, and a push
+is resumed when it is started again. With --push_to_hub the data set goes to the Hub as well, and a push
 that did not succeed is repeated by the same command.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset
-from diffusers_dp_curriculum.privacy.statement import check_statement
-from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
-from diffusers_dp_curriculum.sampling.synthesis import apportion, generate_dataset
-from diffusers_dp_curriculum.sharing.hub import prepare_repo
+from ..errors import InputError
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Generate an image data set from a trained pipeline.")
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="dp-curriculum generate", description="Generate an image data set from a trained pipeline."
+    )
     parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
     parser.add_argument(
         "--images_per_class",
@@ -56,7 +52,7 @@ def parse_args() -> argparse.Namespace:
         "--hub_private_repo", action="store_true", help="make the repository private, if it does not exist yet"
     )
     parser.add_argument("--hub_token", help="token of the Hub; that of `hf auth login` or HF_TOKEN is better")
-    return parser.parse_args()
+    return parser
 
 
 def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -> int | list[int]:
@@ -64,11 +60,17 @@ def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -
     if class_balance == "uniform":
         return numbers[0] if len(numbers) == 1 else numbers
     if len(numbers) > 1:
-        raise InputError("`--class_balance dp_counts` shares images out itself: give one number as --images_per_class.")
+        raise InputError(
+            "`class_balance` dp_counts shares the images out itself: give one number as `images_per_class`."
+        )
+
+    from ..mechanisms.central_images import CentralImageDataset
+    from ..sampling.synthesis import apportion
+
     path = Path(pipeline_directory, "private", "central_images")
     class_counts = CentralImageDataset.load_from_disk(path).class_counts
     if class_counts is None:
-        raise InputError(f"{path} holds mode images, whose queries count nothing: leave out --class_balance.")
+        raise InputError(f"{path} holds mode images, whose queries count nothing: leave out `class_balance`.")
     return apportion(numbers[0] * len(class_counts), class_counts)
 
 
@@ -76,18 +78,27 @@ def prepare_push(
     pipeline: str, privacy_json: Path | None, repo_id: str, private: bool | None, token: str | None
 ) -> None:
     """Refuse what could not be pushed before anything is sampled, and before there is a repository for it."""
+    from ..privacy.statement import check_statement
+    from ..sharing.hub import prepare_repo
+
     if privacy_json is None:
         raise InputError(
-            f"{pipeline} has no privacy.json, and images may not be published without: leave out --push_to_hub, or put "
+            f"{pipeline} has no privacy.json, and images may not be published without: leave out `push_to_hub`, or put "
             "the file back."
         )
     check_statement(privacy_json)
     prepare_repo(repo_id, "dataset", private, token)
 
 
-def main():
-    """Load, generate, report, push."""
-    args = parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load, generate, report, push; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+
+    import torch
+
+    from ..sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
+    from ..sampling.synthesis import generate_dataset
+
     images_per_class = share_out(args.images_per_class, args.class_balance, args.pipeline)
     pipeline = load_pipeline(args.pipeline)
     if args.scheduler:
@@ -124,10 +135,10 @@ def main():
         print(f"What is guaranteed about them is in {args.output_dir / 'privacy.json'}.")
     if args.push_to_hub:
         print(f"Pushed: {dataset.push_to_hub(repo_id, private=private, token=args.hub_token).commit_url}")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    from ..cli import run
+
+    sys.exit(run("generate"))
