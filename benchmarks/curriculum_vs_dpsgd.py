@@ -39,6 +39,7 @@ from diffusers_dp_curriculum import (
     DPCurriculumTrainer,
     ImageDataset,
     PrivacyLedger,
+    build_unet,
     generate_dataset,
     load_image_dataset,
 )
@@ -226,18 +227,7 @@ class Comparison:
         return CentralImageDataset.load_from_disk(directory), spent
 
     def _unet(self) -> UNet2DModel:
-        channels = self.profile.block_out_channels
-        return UNet2DModel(
-            sample_size=self.profile.resolution,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=channels,
-            layers_per_block=1,
-            down_block_types=(*["DownBlock2D"] * (len(channels) - 1), "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * (len(channels) - 1)),
-            norm_num_groups=8,
-            num_class_embeds=11,
-        )
+        return build_unet(self.profile.resolution, 1, 10, block_out_channels=self.profile.block_out_channels)
 
     def _snapshots(self, cell: Cell, pipeline: ClassConditionalPipeline):
         """Passes and pipeline at the checkpoints of DP-SGD but the last one."""

@@ -10,9 +10,9 @@ import statistics
 import time
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
 
-from diffusers_dp_curriculum import ImageDataset, MechanismRandomness, PrivacyLedger
+from diffusers_dp_curriculum import ImageDataset, MechanismRandomness, PrivacyLedger, build_unet
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.gradients.per_record_gradients import per_record_gradients
 from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
@@ -23,17 +23,7 @@ NUM_RECORDS, NUM_CLASSES, REPETITIONS = 1024, 10, 5
 
 def make_dp_sgd(size: int, channels: tuple[int, int], batch_size: int, draws: int, secure_rng: bool) -> DPSGD:
     """One arm: a network, random records, and the mechanism over them."""
-    unet = UNet2DModel(
-        sample_size=size,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=channels,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-        num_class_embeds=NUM_CLASSES + 1,
-    )
+    unet = build_unet(size, 1, NUM_CLASSES, block_out_channels=channels)
     images = torch.randint(0, 256, (NUM_RECORDS, 1, size, size), dtype=torch.uint8)
     records = ImageDataset(images, torch.arange(NUM_RECORDS) % NUM_CLASSES, [str(c) for c in range(NUM_CLASSES)])
     dp_sgd = DPSGD(

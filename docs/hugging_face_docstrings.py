@@ -10,6 +10,8 @@ import re
 
 import griffe
 
+from diffusers_dp_curriculum.options import declared_options
+
 
 EXPORTS = importlib.import_module("diffusers_dp_curriculum")
 ARGUMENT = re.compile(r"^( *)(\w+) \((.*)\):", re.MULTILINE)
@@ -49,13 +51,12 @@ def _plain(annotation: str) -> str:
 
 def _arguments(exported: type) -> str:
     """An Args section from the help texts of a dataclass."""
-    if not dataclasses.is_dataclass(exported):
+    if not dataclasses.is_dataclass(exported) or "help" not in dataclasses.fields(exported)[0].metadata:
         return ""
     lines = []
-    for field in dataclasses.fields(exported):
-        if "help" in field.metadata:
-            kind = getattr(field.type, "__name__", field.type)
-            lines.append(f"    {field.name} ({kind}, defaults to {field.default!r}): {field.metadata['help']}")
+    for option in declared_options(exported):
+        kind = getattr(option.type, "__name__", option.type)
+        lines.append(f"    {option.name} ({kind}, defaults to {option.default!r}): {option.description}")
     return "\n\nArgs:\n" + "\n".join(lines) if lines else ""
 
 

@@ -1,18 +1,14 @@
 import logging
 import os
-import runpy
-import sys
 
 import huggingface_hub
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from helpers import REPOSITORY
+from diffusers_dp_curriculum import cli
 from helpers.hub_server import HubServer
 
-
-RECOMPUTE = REPOSITORY / "examples" / "recompute_epsilon.py"
 
 # The networks of the tests are too small to share between cores: with one thread they run several times faster, here
 # and in the processes that the tests start.
@@ -46,16 +42,11 @@ def hub(monkeypatch):
 
 
 @pytest.fixture
-def recompute(monkeypatch, capsys):
-    """Run the script as `python` does, without importing everything again: its status, and what it prints."""
+def recompute(capsys):
+    """Run `dp-curriculum epsilon`: its status, and what it prints."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(RECOMPUTE), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(RECOMPUTE), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
+        status = cli.main(["epsilon", *map(str, arguments)])
+        return status, *capsys.readouterr()
 
     return run

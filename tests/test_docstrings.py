@@ -2,11 +2,12 @@
 
 import inspect
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 
 import pytest
 
 import diffusers_dp_curriculum
+from diffusers_dp_curriculum.options import declared_options
 
 
 def public_functions():
@@ -36,5 +37,5 @@ def test_every_argument_is_documented(function, docstring):
 
 
 def test_every_hyper_parameter_is_documented_where_it_is_declared():
-    for option in fields(diffusers_dp_curriculum.DPCurriculumConfig):
-        assert option.metadata.get("help"), f"{option.name} is not explained"
+    for option in declared_options(diffusers_dp_curriculum.DPCurriculumConfig):
+        assert option.help, f"{option.name} is not explained"

@@ -1,9 +1,9 @@
 """Every code block of the documentation is executed, scaled down where it would take long.
 
-Python blocks of a page share their names, and a block of text right below one is what it prints. A script of a shell
-command is executed in this process, by its own flags and those of SCALED_DOWN behind them; `pip`, `pytest`, `mkdocs`,
-`ruff` and `mypy` are what `.ci/run` is for, and only looked at here. What cannot be executed says why in a comment
-above it, as in `<!-- not run: needs a cluster -->`; its flags must exist all the same.
+Python blocks of a page share their names, and a block of text right below one is what it prints. `dp-curriculum` and
+scripts are executed in this process, by their own flags and those of SCALED_DOWN behind them; `pip`, `pytest`,
+`mkdocs`, `ruff` and `mypy` are what `.ci/run` is for, and only looked at here. What cannot be executed says why in a
+comment above it, as in `<!-- not run: needs a cluster -->`; its flags must exist all the same.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 
-from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
+from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer, cli
 from helpers import REPOSITORY, tiny_records, tiny_scheduler, tiny_unet
 
 
@@ -32,15 +32,15 @@ BLOCK = re.compile(
     r"(?:\n\n^```text\n(?P<printed>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
-INLINE = re.compile(r"`((?:python|accelerate launch|pytest|mkdocs)\s[^`]+)`")
+INLINE = re.compile(r"`((?:python|accelerate launch|dp-curriculum|pytest|mkdocs)\s[^`]+)`")
 
 # Flags that make minutes or hours a second; the last of two flags counts.
 SCALED_DOWN = {
-    "train_dp_curriculum.py": "--central_train_steps 2 --central_batch_size 4 --train_batch_size 4 --max_train_steps 2 "
+    "train": "--central_train_steps 2 --central_batch_size 4 --train_batch_size 4 --max_train_steps 2 "
     "--noise_multiplicity 1 --num_inference_steps 2 --block_out_channels 8 16 --central_noise_multiplier 20",
-    "generate_dataset.py": "--images_per_class 2 --num_inference_steps 2",
-    "evaluate.py": "--images_per_class 10 --num_inference_steps 2 --classifiers cnn --epochs 1",
-    "audit.py": "--train_data_dir path/to/images --resolution 8 --sample_rate 1 --max_train_steps 2 "
+    "generate": "--images_per_class 2 --num_inference_steps 2",
+    "evaluate": "--images_per_class 10 --num_inference_steps 2 --classifiers cnn --epochs 1",
+    "audit": "--train_data_dir path/to/images --resolution 8 --sample_rate 1 --max_train_steps 2 "
     "--gradient_canaries 100 --image_canaries 100",
 }
 
@@ -125,34 +125,52 @@ class Parsed(Exception):  # noqa: N818
     """Raised in place of whatever a script does once it has read its flags."""
 
 
-def run_script(script: str, arguments: list[str], monkeypatch, parse_only: bool) -> None:
-    """Run a script as `python` does, or as far as to its flags, which must all be known to it."""
-    if parse_only and "Parser(" not in (REPOSITORY / script).read_text(encoding="utf-8"):
-        assert not arguments, f"{script} reads no flags"
-        return
+@contextlib.contextmanager
+def parsing_only(what: str, monkeypatch):
+    """Within it a program ends when it has read its flags, which must all be known to it."""
     parse = argparse.ArgumentParser.parse_known_args
 
     def parse_and_leave(parser, args=None, namespace=None):
         _, unknown = parse(parser, args, namespace)
-        assert not unknown, f"{script} has no flag {unknown}"
+        assert not unknown, f"{what} has no flag {unknown}"
         raise Parsed
 
-    if not parse_only:
-        arguments = [*arguments, *SCALED_DOWN.get(Path(script).name, "").split()]
-        if "--plan" in arguments:
-            arguments += ["--output_dir", "not-there-yet"]  # as my-model is, which comes later
-        elif Path(script).name == "train_dp_curriculum.py" and "--output_dir" in arguments:
-            # The reader makes it now.
-            shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, contextlib.suppress(Parsed):
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_leave)
+        yield
+
+
+def run_sub_command(command: str, arguments: list[str], monkeypatch, parse_only: bool) -> None:
+    """Run a sub-command of `dp-curriculum`, or as far as to its flags."""
+    if command == "--help":
+        return
+    assert command in cli.COMMANDS, f"There is no command {command}"
+    if parse_only:
+        with parsing_only(command, monkeypatch):
+            cli.run(command, arguments)
+        return
+    arguments = [*arguments, *SCALED_DOWN.get(command, "").split()]
+    if "--plan" in arguments:
+        arguments += ["--output_dir", "not-there-yet"]  # as my-model is, which comes later
+    elif command == "train" and "--output_dir" in arguments:
+        # The reader makes it now.
+        shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)
+    assert cli.run(command, arguments) == 0, f"{command} {' '.join(arguments)}"
+
+
+def run_script(script: str, arguments: list[str], monkeypatch, parse_only: bool) -> None:
+    """Run a script as `python` does, or as far as to its flags."""
+    if script == "examples/train_dp_curriculum.py":  # a short name for the sub-command
+        run_sub_command("train", arguments, monkeypatch, parse_only)
+        return
+    if parse_only and "Parser(" not in (REPOSITORY / script).read_text(encoding="utf-8"):
+        assert not arguments, f"{script} reads no flags"
+        return
+    with monkeypatch.context() as patch, parsing_only(script, monkeypatch) if parse_only else contextlib.nullcontext():
         patch.setattr(sys, "argv", [script, *arguments])
         patch.syspath_prepend(str((REPOSITORY / script).parent))
-        if parse_only:
-            patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_leave)
         try:
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-        except Parsed:
-            return
         except SystemExit as end:
             if end.code not in (0, None):
                 pytest.fail(f"{script} {' '.join(arguments)}: {end.code}")
@@ -162,7 +180,11 @@ def run_command(words: list[str], monkeypatch, parse_only: bool = False) -> None
     match words:
         case ["accelerate", "launch", *arguments]:
             launched = launch_command_parser().parse_args(arguments)
-            run_script(launched.training_script, launched.training_script_args, monkeypatch, parse_only)
+            program = "dp-curriculum" if launched.training_script == cli.__name__ else launched.training_script
+            words = [] if launched.module else ["python"]
+            run_command([*words, program, *launched.training_script_args], monkeypatch, parse_only)
+        case ["dp-curriculum", command, *arguments]:
+            run_sub_command(command, arguments, monkeypatch, parse_only)
         case ["python", script, *arguments]:
             run_script(script, arguments, monkeypatch, parse_only)
         case ["pip", "install", *arguments]:
@@ -196,7 +218,7 @@ def test_code_blocks_do_what_the_page_says(page, reader, monkeypatch, fresh_acce
         if block["reason"]:
             assert block["language"] == "bash", f"{page.name} has a block that could be executed"
             for words in commands(code):
-                if words[0] in ("accelerate", "python", "srun"):
+                if words[0] in ("accelerate", "dp-curriculum", "python", "srun"):
                     run_command(words, monkeypatch, parse_only=True)
             continue
         match block["language"]:
@@ -221,7 +243,10 @@ def test_commands_within_sentences_have_flags_that_exist(page, monkeypatch):
         if command.startswith("accelerate") and ".py" not in command:
             command += " examples/train_dp_curriculum.py"  # the sentence is about the launcher's flags
         for words in commands(command.replace("\n", " ")):
-            run_command(words, monkeypatch, parse_only=True)
+            if words[0] == "dp-curriculum" and len(words) == 2:  # the sentence is about the sub-command
+                assert words[1] in cli.COMMANDS
+            else:
+                run_command(words, monkeypatch, parse_only=True)
 
 
 @pytest.mark.parametrize(
@@ -229,8 +254,11 @@ def test_commands_within_sentences_have_flags_that_exist(page, monkeypatch):
     [
         "accelerate launch examples/train_dp_curriculum.py --target_epsilom 1",
         "accelerate launch --num_gpus 2 examples/train_dp_curriculum.py",
-        "python examples/recompute_epsilon.py",
-        "python examples/recompute_epsilom.py my-model/privacy.json",
+        "accelerate launch -m diffusers_dp_curriculum.cly train",
+        "dp-curriculum epsilon",
+        "dp-curriculum epsilom my-model/privacy.json",
+        "dp-curriculum generate my-model --images_per_klass 1",
+        "python examples/custom_unett.py",
         'pip install ".[doc]"',
         "pytest tests/test_everything.py",
         "wget model",

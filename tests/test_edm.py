@@ -8,9 +8,9 @@ from diffusers import DDPMPipeline, EDMDPMSolverMultistepScheduler, EDMEulerSche
 
 from diffusers_dp_curriculum import ClassConditionalPipeline, DPCurriculumConfig, DPCurriculumTrainer, InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, denoising_error
+from diffusers_dp_curriculum.sampling.saved_pipelines import use_scheduler
 from diffusers_dp_curriculum.sampling.synthesis import generate_dataset
 from helpers import tiny_records, tiny_scheduler, tiny_unet
-from helpers.scripts import script_module
 
 
 def test_both_schedulers_sample_what_the_network_learned():
@@ -70,7 +70,6 @@ def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
 
 
 def test_a_data_set_by_churn_or_by_the_other_solver(tmp_path):
-    script = script_module("generate_dataset")
     pipeline = ClassConditionalPipeline(tiny_unet(), EDMEulerScheduler())
     generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=2.0)
     settings = json.loads((tmp_path / "churned" / "generation.json").read_text())
@@ -82,13 +81,13 @@ def test_a_data_set_by_churn_or_by_the_other_solver(tmp_path):
     with pytest.raises(InputError, match=r"other settings \(s_churn"):
         generate_dataset(pipeline, 1, output_dir=tmp_path / "plain", num_inference_steps=4, s_churn=2.0)
 
-    script.use_scheduler(pipeline, "EDMDPMSolverMultistepScheduler")
+    use_scheduler(pipeline, "EDMDPMSolverMultistepScheduler")
     assert isinstance(pipeline.scheduler, EDMDPMSolverMultistepScheduler)
     assert len(generate_dataset(pipeline, 2, num_inference_steps=4)) == 6
     with pytest.raises(InputError, match="EDMEulerScheduler"):
         generate_dataset(pipeline, 2, num_inference_steps=4, s_churn=2.0)
     with pytest.raises(InputError, match="EDMDPMSolverMultistepScheduler, EDMEulerScheduler here"):
-        script.use_scheduler(pipeline, "DDIMScheduler")
+        use_scheduler(pipeline, "DDIMScheduler")
 
 
 def test_churn_without_classes_is_refused():

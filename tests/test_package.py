@@ -1,5 +1,6 @@
 """The package as others get it: a wheel, installed where the repository is not."""
 
+import ast
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+import diffusers_dp_curriculum
 from diffusers_dp_curriculum import cli
 from helpers import REPOSITORY, write_privacy_json
 
@@ -33,9 +35,6 @@ def test_the_wheel_holds_everything_that_the_repository_does(site):
     in_repository = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.suffix != ".pyc"}
     installed = {path.relative_to(site / PACKAGE.name) for path in (site / PACKAGE.name).rglob("*")}
     assert {path for path in in_repository if path.name != "__pycache__"} <= installed
-    assert {path.name for path in (REPOSITORY / "examples").glob("*.py")} <= {
-        path.name for path in (site / PACKAGE.name / "examples").iterdir()
-    }
 
 
 def test_the_console_script_works_without_the_repository(site, tmp_path):
@@ -53,17 +52,19 @@ def test_the_console_script_works_without_the_repository(site, tmp_path):
     assert done.stdout.endswith("The statement holds.\n")
 
 
-def test_every_command_explains_its_flags(site, tmp_path):
+def test_every_command_explains_its_flags_without_importing_what_computes(site, tmp_path):
     code = """
 import contextlib, io, sys
+import diffusers_dp_curriculum
 from diffusers_dp_curriculum import cli
 assert cli.__file__.startswith(sys.argv[1]), cli.__file__
 for command in [None, *cli.COMMANDS]:
-    sys.argv = ["dp-curriculum", *([command] if command else []), "--help"]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        cli.main()
-    assert printed.getvalue().startswith("usage: " + " ".join(sys.argv[:1])), command
+    words = [command] if command else []
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        cli.main([*words, "--help"])
+    assert printed.getvalue().startswith(" ".join(["usage: dp-curriculum", *words])), command
+    heavy = {"torch", "diffusers", "transformers", "datasets", "numpy", "matplotlib", "gradio"} & set(sys.modules)
+    assert not heavy, (command, heavy)
 """
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
@@ -72,7 +73,34 @@ for command in [None, *cli.COMMANDS]:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_no_command_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dp-curriculum", "trian"])
-    assert cli.main() == f"error: There is no command trian: choose one of {', '.join(cli.COMMANDS)}."
-    assert "usage: dp-curriculum COMMAND" in capsys.readouterr().err
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_is_a_module_that_python_runs(command):
+    module = f"diffusers_dp_curriculum.commands.{command}"
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: dp-curriculum {command} ")
+    assert done.stderr == ""
+
+
+def test_exported_names_are_imported_when_they_are_used_and_declared_for_type_checkers():
+    module = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    declared = {
+        alias.name: statement.module
+        for statement in ast.walk(module)
+        if isinstance(statement, ast.ImportFrom) and statement.level == 1
+        for alias in statement.names
+    }
+    assert declared == diffusers_dp_curriculum._MODULES
+    for name in diffusers_dp_curriculum.__all__:
+        assert getattr(diffusers_dp_curriculum, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'DPCurriculumConfg'"):
+        diffusers_dp_curriculum.DPCurriculumConfg  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'trian'"):
+        from diffusers_dp_curriculum import trian  # noqa: F401
+
+
+def test_what_is_no_command_is_refused(capsys):
+    assert cli.main(["trian"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: dp-curriculum COMMAND")
+    assert printed.endswith(f"error: There is no command trian: choose one of {', '.join(cli.COMMANDS)}.\n")

@@ -1,19 +1,28 @@
 """Diffusion models under differential privacy, from easy to hard."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from .config import DPCurriculumConfig
-from .data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
-from .errors import DPCurriculumError, HubError, InputError, StorageError, TrainingError
-from .mechanisms.central_images import CentralImageDataset
-from .mechanisms.randomness import MechanismRandomness
-from .privacy.accounting import Mechanism, compute_epsilon
-from .privacy.ledger import PrivacyLedger
-from .privacy.statement import recompute_epsilon
-from .sampling.pipeline import ClassConditionalPipeline
-from .sampling.synthesis import generate_dataset
-from .trainer import DPCurriculumTrainer
 from .verbosity import set_verbosity
+
+
+if TYPE_CHECKING:
+    from .config import DPCurriculumConfig
+    from .data.dataset_info import DatasetInfo
+    from .data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
+    from .errors import DPCurriculumError, HubError, InputError, StorageError, TrainingError
+    from .mechanisms.central_images import CentralImageDataset
+    from .mechanisms.randomness import MechanismRandomness
+    from .presets import load_preset
+    from .privacy.accounting import Mechanism, compute_epsilon
+    from .privacy.ledger import PrivacyLedger
+    from .privacy.statement import PrivacyStatement, recompute_epsilon
+    from .sampling.pipeline import ClassConditionalPipeline
+    from .sampling.synthesis import generate_dataset
+    from .trainer import DPCurriculumTrainer
+    from .training.interruption import RunStatus
+    from .training.networks import build_scheduler, build_unet
 
 
 __version__ = version("diffusers-dp-curriculum")
@@ -24,18 +33,66 @@ __all__ = [
     "DPCurriculumConfig",
     "DPCurriculumError",
     "DPCurriculumTrainer",
+    "DatasetInfo",
     "HubError",
     "ImageDataset",
     "InputError",
     "Mechanism",
     "MechanismRandomness",
     "PrivacyLedger",
+    "PrivacyStatement",
+    "RunStatus",
     "StorageError",
     "TrainingError",
+    "__version__",
+    "build_scheduler",
+    "build_unet",
     "compute_epsilon",
     "generate_dataset",
     "load_image_dataset",
+    "load_preset",
     "recompute_epsilon",
     "set_verbosity",
     "to_image_dataset",
 ]
+
+# The module of each name, imported when the name is used first: `dp-curriculum --help` would wait seconds for PyTorch.
+_MODULES = {
+    "CentralImageDataset": "mechanisms.central_images",
+    "ClassConditionalPipeline": "sampling.pipeline",
+    "DPCurriculumConfig": "config",
+    "DPCurriculumError": "errors",
+    "DPCurriculumTrainer": "trainer",
+    "DatasetInfo": "data.dataset_info",
+    "HubError": "errors",
+    "ImageDataset": "data.image_dataset",
+    "InputError": "errors",
+    "Mechanism": "privacy.accounting",
+    "MechanismRandomness": "mechanisms.randomness",
+    "PrivacyLedger": "privacy.ledger",
+    "PrivacyStatement": "privacy.statement",
+    "RunStatus": "training.interruption",
+    "StorageError": "errors",
+    "TrainingError": "errors",
+    "build_scheduler": "training.networks",
+    "build_unet": "training.networks",
+    "compute_epsilon": "privacy.accounting",
+    "generate_dataset": "sampling.synthesis",
+    "load_image_dataset": "data.image_dataset",
+    "load_preset": "presets",
+    "recompute_epsilon": "privacy.statement",
+    "to_image_dataset": "data.image_dataset",
+}
+
+if not TYPE_CHECKING:  # otherwise a type checker would believe that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return __all__

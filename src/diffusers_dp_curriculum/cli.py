@@ -1,52 +1,79 @@
-"""`dp-curriculum`: the scripts of `examples/`, for those who have the package and not the repository.
+"""`dp-curriculum`: the sub-commands, and the one place where errors become messages and exit statuses.
 
     dp-curriculum train --train_data_dir DIR --resolution 28 --output_dir my-model
 
-Each sub-command is one script, with the flags that `dp-curriculum COMMAND --help` explains. With several processes:
+`dp-curriculum COMMAND --help` explains the flags of a sub-command. With several processes:
 `accelerate launch --multi_gpu --num_processes 4 -m diffusers_dp_curriculum.cli train ...`.
 """
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
+from .commands.flags import in_flags
 from .errors import DPCurriculumError
+from .verbosity import print_messages
 
 
 COMMANDS = {
-    "train": ("train_dp_curriculum", "train a pipeline on sensitive images, under one (epsilon, delta)"),
-    "generate": ("generate_dataset", "make a synthetic data set with a trained pipeline"),
-    "evaluate": ("evaluate", "measure what a pipeline or a synthetic data set is good for"),
-    "audit": ("audit", "attack the mechanism, and compare what that proves with the claim"),
-    "push": ("push_to_hub", "push a finished run to the Hub"),
-    "epsilon": ("recompute_epsilon", "recompute epsilon from a privacy.json, or add up several runs"),
-    "env": ("env", "describe this machine for a bug report"),
+    "train": "train a pipeline on sensitive images, under one (epsilon, delta)",
+    "generate": "make a synthetic data set with a trained pipeline",
+    "evaluate": "measure what a pipeline or a synthetic data set is good for",
+    "audit": "attack the mechanism, and compare what that proves with the claim",
+    "push": "push a finished run to the Hub",
+    "epsilon": "recompute epsilon from a privacy.json, or add up several runs",
+    "app": "look at samples of a trained pipeline in a browser",
+    "env": "describe this machine for a bug report",
 }
+INTERRUPTED = 130  # as a shell has it for Ctrl-C
 
 
 def usage() -> str:
-    """The sub-commands, a line each."""
-    lines = [f"  {command:<10}{what}" for command, (_, what) in COMMANDS.items()]
+    """The sub-commands, one per line."""
+    lines = [f"  {command:<10}{purpose}" for command, purpose in COMMANDS.items()]
     return "\n".join(["usage: dp-curriculum COMMAND [flags]   (COMMAND --help explains the flags)", "", *lines])
 
 
-def main() -> int | str | None:
-    """Run the script of a sub-command as if it had been called itself; returns what `sys.exit` takes."""
-    command, *arguments = sys.argv[1:] or ["--help"]
+def run(command: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; errors that a user is meant to read are printed in one line, without a traceback.
+
+    Args:
+        command (`str`): Name of the sub-command.
+        arguments (`Sequence[str]`, *optional*): Its flags; those of this process by default.
+
+    Returns:
+        `int`: The exit status: 0 for success, 1 for an error, 130 after Ctrl-C.
+    """
+    module = import_module(f".commands.{command}", __package__)
+    print_messages()
+    try:
+        status: int = module.main(list(sys.argv[1:] if arguments is None else arguments))
+    except DPCurriculumError as error:
+        print(f"error: {in_flags(str(error), module.make_parser())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED  # what to do next has been printed
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sub-command that the arguments begin with.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): A sub-command and its flags; those of this process by default.
+
+    Returns:
+        `int`: The exit status, as of [`run`].
+    """
+    command, *flags = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help"):
         print(usage())
         return 0
     if command not in COMMANDS:
         print(usage(), file=sys.stderr)
-        return f"error: There is no command {command}: choose one of {', '.join(COMMANDS)}."
-    package = "commands" if command == "env" else "examples"
-    script = import_module(f"diffusers_dp_curriculum.{package}.{COMMANDS[command][0]}")
-    sys.argv = [f"dp-curriculum {command}", *arguments]
-    try:
-        return script.main()
-    except DPCurriculumError as error:
-        return f"error: {error}"
-    except KeyboardInterrupt:
-        return 130  # as a shell has it for Ctrl-C
+        print(f"error: There is no command {command}: choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 1
+    return run(command, flags)
 
 
 if __name__ == "__main__":

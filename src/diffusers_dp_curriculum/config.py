@@ -1,249 +1,248 @@
-"""Everything a run can be told, each field documented where it is declared."""
+"""Every option of a run, declared once: default, help, range, group, and whether it changes the result."""
 
-import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import InitVar, asdict, dataclass
 from typing import Any
 
-from .errors import InputError
-
-
-# Those of diffusers' `get_scheduler` that need nothing but a number of steps.
-LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
-
-# The fields that say where and how a run is executed and shared: they change no result but for rounding, another
-# machine may want others, and they have no place among the card's hyper-parameters. (What previous runs have released
-# is in the ledger, from which the card has it; the paths where they are must not be published.)
-EXECUTION = (
-    "output_dir",
-    "max_physical_batch_size",
-    "grad_sample_mode",
-    "gradient_checkpointing",
-    "mixed_precision",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "resume_from_checkpoint",
-    "prior_runs",
-    "save_images_steps",
-    "logger",
-    "logging_dir",
-    "log_sensitive_curves",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_token",
-    "hub_license",
-    "hub_dataset_name",
+from .checks import (
+    ACCOUNTANT,
+    DELTA,
+    GUIDANCE_SCALE,
+    LABEL_DROPOUT,
+    MODE_BINS,
+    NOISE_LEVEL_STD,
+    PROBABILITY_BELOW_ONE,
+    S_CHURN,
+    SAMPLE_RATE,
+    SEED,
+    STATISTIC,
+    TIMESTEP_SAMPLING,
+    above,
+    at_least,
+    one_of,
 )
+from .errors import InputError
+from .options import check_options, declared_options, options_of_group
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+_output = options_of_group("Output")
+_execution = options_of_group("Execution (changes no result but for rounding)", execution=True)
+_checkpoints = options_of_group("Checkpoints, previews and logging", execution=True)
+_budget = options_of_group("Privacy budget of the whole run")
+_noise = options_of_group("Source of the noise")
+_central = options_of_group("Stage 1: central images, and the warm-up on them")
+_dp_sgd = options_of_group("Stage 2: DP-SGD")
+_loss = options_of_group("Loss of both stages")
+_samples = options_of_group("Samples shown at the end")
+_publishing = options_of_group("Publishing", execution=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class DPCurriculumConfig:
-    """Hyper-parameters of a [`DPCurriculumTrainer`] run; also the flags of `examples/train_dp_curriculum.py`.
+    """Hyper-parameters of a [`DPCurriculumTrainer`] run; also the flags of `dp-curriculum train`.
 
     Flags that diffusers' `train_unconditional.py` has keep their names and meaning. "Paper" is "From Easy to Hard"
-    (DP-FETA, S&P 2025, arXiv:2504.01395). Values out of range raise `InputError` when the object is made.
+    (DP-FETA, S&P 2025, arXiv:2504.01395). A value out of range raises an `InputError` when the object is made. The
+    object cannot be changed: `dataclasses.replace(config, seed=1)` makes another one, which is checked again.
+
+    Examples:
+
+    >>> from dataclasses import replace
+    >>> config = DPCurriculumConfig(target_epsilon=1.0)
+    >>> replace(config, max_train_steps=100).target_epsilon
+    1.0
+    >>> replace(config, target_epsilon=-5.0)
+    Traceback (most recent call last):
+    ...
+    diffusers_dp_curriculum.errors.InputError: `target_epsilon` is -5.0: give a number above 0.
     """
 
-    output_dir: str = _option("dp-curriculum-model", "Directory for the pipeline, privacy.json and the model card.")
-    seed: int = _option(0, "Seed of initial weights, warm-up and samples, never of what the mechanisms draw.")
-    mixed_precision: str | None = _option(
-        None, '"no", "fp16" or "bf16": type of the passes; `accelerate launch` says by default. DP stays in float32.'
+    output_dir: str = _output(
+        "dp-curriculum-model", "Directory for the pipeline, privacy.json and the model card.", execution=True
     )
-    gradient_checkpointing: bool = _option(False, "Compute activations twice instead of keeping them: saves memory.")
+    seed: int = _output(
+        0, "Seed of initial weights, warm-up and samples, never of what the mechanisms draw.", limits=SEED
+    )
 
-    # Interruptions and what is seen meanwhile.
-    checkpointing_steps: int = _option(500, "Steps of either stage between two checkpoints, kept in private/.")
-    checkpoints_total_limit: int | None = _option(None, "Checkpoints to keep; all by default.")
-    resume_from_checkpoint: str | None = _option(
-        None, 'Go on from "latest" (a new run where there is none), or from the path of one of this output_dir.'
+    max_physical_batch_size: int = _execution(
+        16, "Records whose gradients are in memory at a time.", limits=at_least(1)
     )
-    save_images_steps: int | None = _option(
-        None, "Steps of either stage between two grids of samples, in private/; none by default."
-    )
-    logger: str | None = _option(
+    mixed_precision: str | None = _execution(
         None,
-        '"tensorboard", "wandb" or "trackio": gets epsilon, learning rate and the loss on the central images. It '
-        "also notes when each step was taken, and longer steps had more records: keep it as private as the log.",
+        "Type of the passes; `accelerate launch` decides by default. DP stays in float32.",
+        limits=one_of("no", "fp16", "bf16"),
     )
-    logging_dir: str = _option("logs", "Directory in private/ for the logger.")
-    log_sensitive_curves: bool = _option(
+    gradient_checkpointing: bool = _execution(False, "Compute activations twice instead of keeping them: saves memory.")
+    grad_sample_mode: str = _execution(
+        "auto",
+        "How the gradients of the records are computed: folded (all at once), loop (one by one) or auto (the faster).",
+        limits=one_of("auto", "folded", "loop"),
+    )
+
+    checkpointing_steps: int = _checkpoints(
+        500, "Steps of either stage between two checkpoints, kept in private/.", limits=at_least(1)
+    )
+    checkpoints_total_limit: int | None = _checkpoints(None, "Checkpoints to keep; all by default.", limits=at_least(1))
+    resume_from_checkpoint: str | None = _checkpoints(
+        None, 'Resume from "latest" (a new run where there is none), or from the path of a checkpoint of this run.'
+    )
+    save_images_steps: int | None = _checkpoints(
+        None, "Steps of either stage between two grids of samples, in private/; none by default.", limits=at_least(1)
+    )
+    logger: str | None = _checkpoints(
+        None,
+        "Gets epsilon, learning rate and the loss on the central images. It also notes when each step was taken, and "
+        "longer steps had more records: keep it as private as the log.",
+        limits=one_of("tensorboard", "wandb", "trackio"),
+    )
+    logging_dir: str = _checkpoints("logs", "Directory in private/ for the logger.")
+    log_sensitive_curves: bool = _checkpoints(
         False,
         "Write the loss on the sensitive records to private/sensitive_curves.csv. NOT covered by epsilon: who sees it, "
         "or chooses by it, learns of the records.",
     )
 
-    # The budget, for everything together.
-    target_epsilon: float = _option(
-        10.0, "Epsilon of the whole run and of prior_runs together, > 0, for zeroing out one record."
+    target_epsilon: float = _budget(
+        10.0, "Epsilon of the whole run and of prior_runs together, for zeroing out one record.", limits=above(0)
     )
-    target_delta: float = _option(1e-5, "Delta of the same, from 1e-12 to 1/N.")
-    accountant: str = _option("prv", '"prv" (tighter) or "rdp"; both are those of Opacus.')
-    prior_runs: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Previous runs on the same records that the target has to cover as well: directories of runs or of "
-            "synthetic data sets, privacy.json files, or Hub ids. A resumed run has those that it was started with."
-        },
+    target_delta: float = _budget(1e-5, "Delta of the whole run and of prior_runs together.", limits=DELTA)
+    accountant: str = _budget("prv", "Opacus' accountant that computes epsilon; prv is tighter.", limits=ACCOUNTANT)
+    # No hyper-parameter: what previous runs have released is in the ledger, from which the card has it, and the paths
+    # where they are must not be published.
+    prior_runs: list[str] | None = _budget(
+        None,
+        "Previous runs on the same records that the target has to cover as well: directories of runs or of synthetic "
+        "data sets, privacy.json files, or Hub ids. A resumed run has those that it was started with.",
+        execution=True,
     )
 
-    # Where the noise comes from.
-    secure_rng: bool = _option(
+    secure_rng: bool = _noise(
         True, "Noise from a cryptographic generator, safe against floating-point attacks; without it, from PyTorch's."
     )
-    insecure_noise_seed: int | None = _option(
-        None, "For tests alone: reproducible noise, which takes all privacy away and may not be published."
+    insecure_noise_seed: int | None = _noise(
+        None,
+        "For tests alone: reproducible noise, which takes all privacy away and may not be published.",
+        limits=SEED,
     )
 
-    # Stage 1: central images, and the warm-up on them.
-    central_statistic: str = _option("mean", '"mean" or "mode" images; "none" is DP-SGD alone (the DPDM baseline).')
-    central_images_per_class: int = _option(5, "Number of queries; each gives one image of each class (paper: 5).")
-    central_noise_multiplier: float = _option(5.0, "Noise standard deviation over sensitivity, per query (paper: 5).")
-    central_sample_rate: float = _option(0.1, "Probability in (0, 1] of each record, per query (paper: 6,000/60,000).")
-    central_pool_factor: int = _option(1, "Area-pool images by this factor before a query (paper: 2).")
-    central_mode_bins: int = _option(8, "Bins of the histogram over [0, 1] that mode images are read from, >= 2.")
-    central_train_steps: int = _option(500, "Warm-up steps on the central images; they cost no privacy.")
-    central_batch_size: int = _option(64, "Images per warm-up step (paper: 50 to 64).")
-    central_learning_rate: float = _option(1e-3, "Learning rate of Adam in the warm-up.")
-    central_augmentation: str = _option(
-        "affine", 'Variations of the central images: "affine", "randaugment" (2 operations, as in the paper) or "none".'
+    central_statistic: str = _central(
+        "mean",
+        "Images of the mean or of the mode; none is DP-SGD alone (the DPDM baseline).",
+        limits=one_of(*STATISTIC.values, "none"),
+    )
+    central_images_per_class: int = _central(
+        5, "Number of queries; each gives one image of each class (paper: 5).", limits=at_least(1)
+    )
+    central_noise_multiplier: float = _central(
+        5.0, "Noise standard deviation over sensitivity, per query (paper: 5).", limits=above(0)
+    )
+    central_sample_rate: float = _central(
+        0.1, "Probability of each record, per query (paper: 6,000/60,000).", limits=SAMPLE_RATE
+    )
+    central_pool_factor: int = _central(
+        1, "Area-pool images by this factor before a query (paper: 2).", limits=at_least(1)
+    )
+    central_mode_bins: int = _central(
+        8, "Bins of the histogram over [0, 1] that mode images are read from.", limits=MODE_BINS
+    )
+    central_train_steps: int = _central(
+        500, "Warm-up steps on the central images; they cost no privacy.", limits=at_least(0)
+    )
+    central_batch_size: int = _central(64, "Images per warm-up step (paper: 50 to 64).", limits=at_least(1))
+    central_learning_rate: float = _central(1e-3, "Learning rate of Adam in the warm-up.", limits=above(0))
+    central_augmentation: str = _central(
+        "affine",
+        "Variations of the central images; randaugment applies 2 operations, as in the paper.",
+        limits=one_of("affine", "randaugment", "none"),
     )
 
-    # Stage 2: DP-SGD.
-    train_batch_size: int = _option(256, "Expected logical batch over all processes: sample rate x N, at most N.")
-    max_train_steps: int = _option(200, "DP-SGD steps.")
-    noise_multiplicity: int = _option(8, "K: noise draws per record and step, averaged before clipping (paper: 32).")
-    max_grad_norm: float = _option(1.0, "C: L2 norm to which the gradient of each record is clipped, > 0.")
-    max_physical_batch_size: int = _option(16, "Records whose gradients are in memory at a time; changes no result.")
-    grad_sample_mode: str = _option(
-        "auto", '"folded" (all records at once), "loop" (one by one) or "auto" (the faster). Changes no result.'
+    train_batch_size: int = _dp_sgd(
+        256, "Expected logical batch over all processes: sample rate x N, at most N.", limits=at_least(1)
     )
-    learning_rate: float = _option(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).")
-    lr_scheduler: str = _option("constant", f"Learning-rate schedule of DP-SGD: {', '.join(LR_SCHEDULERS)}.")
-    lr_warmup_steps: int = _option(
-        0, "DP-SGD steps w over which the learning rate rises, from 1/w of it, where the schedule has a warm-up."
+    max_train_steps: int = _dp_sgd(200, "DP-SGD steps.", limits=at_least(1))
+    noise_multiplicity: int = _dp_sgd(
+        8, "K: noise draws per record and step, averaged before clipping (paper: 32).", limits=at_least(1)
     )
-    adam_beta1: float = _option(0.9, "First-moment decay of Adam.")
-    adam_beta2: float = _option(0.999, "Second-moment decay of Adam.")
-    adam_weight_decay: float = _option(0.0, "Decoupled weight decay of Adam.")
-    adam_epsilon: float = _option(1e-8, "Epsilon of Adam (no privacy meaning).")
-    use_ema: bool = _option(True, "Keep, sample and publish the exponential moving average of the weights.")
-    ema_max_decay: float = _option(0.999, "Largest decay of the average (paper: 0.999).")
-    ema_inv_gamma: float = _option(1.0, "Inverse gamma of the average's warm-up, see diffusers' EMAModel.")
-    ema_power: float = _option(0.75, "Power of the average's warm-up, see diffusers' EMAModel.")
-
-    # The loss of both stages.
-    timestep_sampling: str = _option("log_normal", '"log_normal" over noise levels, or "uniform" over timesteps.')
-    noise_level_mean: float = _option(-0.6, 'Mean of log sigma for "log_normal" (EDM and paper: -1.2).')
-    noise_level_std: float = _option(1.2, 'Standard deviation of log sigma for "log_normal" (paper: 1.2).')
-    label_dropout: float = _option(
-        0.1, "Probability of dropping a draw's label, for classifier-free guidance (paper: 0.1)."
+    max_grad_norm: float = _dp_sgd(1.0, "C: L2 norm to which the gradient of each record is clipped.", limits=above(0))
+    learning_rate: float = _dp_sgd(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).", limits=above(0))
+    # The schedules of diffusers' `get_scheduler` that need nothing but a number of steps.
+    lr_scheduler: str = _dp_sgd(
+        "constant",
+        "Learning-rate schedule of DP-SGD.",
+        limits=one_of("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
     )
-    random_flip: bool = _option(False, "Mirror half of the noise draws; costs no privacy.")
+    lr_warmup_steps: int = _dp_sgd(
+        0,
+        "DP-SGD steps w over which the learning rate rises, from 1/w of it, where the schedule has a warm-up.",
+        limits=at_least(0),
+    )
+    adam_beta1: float = _dp_sgd(0.9, "First-moment decay of Adam.", limits=PROBABILITY_BELOW_ONE)
+    adam_beta2: float = _dp_sgd(0.999, "Second-moment decay of Adam.", limits=PROBABILITY_BELOW_ONE)
+    adam_weight_decay: float = _dp_sgd(0.0, "Decoupled weight decay of Adam.", limits=at_least(0))
+    adam_epsilon: float = _dp_sgd(1e-8, "Epsilon of Adam (no privacy meaning).", limits=above(0))
+    use_ema: bool = _dp_sgd(True, "Keep, sample and publish the exponential moving average of the weights.")
+    ema_max_decay: float = _dp_sgd(0.999, "Largest decay of the average (paper: 0.999).", limits=PROBABILITY_BELOW_ONE)
+    ema_inv_gamma: float = _dp_sgd(
+        1.0, "Inverse gamma of the average's warm-up, see diffusers' EMAModel.", limits=above(0)
+    )
+    ema_power: float = _dp_sgd(0.75, "Power of the average's warm-up, see diffusers' EMAModel.", limits=above(0))
 
-    # The samples shown at the end.
-    num_inference_steps: int = _option(50, "Denoising steps per sampled image.")
-    guidance_scale: float = _option(1.0, "Classifier-free guidance of the samples; 1 is none.")
-    s_churn: float = _option(0.0, "Fresh noise of EDM's stochastic sampler (Karras et al. 2022, algorithm 2).")
-    s_tmin: float = _option(0.05, "Lowest noise level at which s_churn adds noise.")
-    s_tmax: float = _option(50.0, "Highest noise level at which s_churn adds noise.")
+    timestep_sampling: str = _loss(
+        "log_normal", "log_normal over noise levels, or uniform over timesteps.", limits=TIMESTEP_SAMPLING
+    )
+    noise_level_mean: float = _loss(-0.6, "Mean of log sigma for log_normal (EDM and paper: -1.2).")
+    noise_level_std: float = _loss(
+        1.2, "Standard deviation of log sigma for log_normal (paper: 1.2).", limits=NOISE_LEVEL_STD
+    )
+    label_dropout: float = _loss(
+        0.1,
+        "Probability of dropping a draw's label, for classifier-free guidance (paper: 0.1).",
+        limits=LABEL_DROPOUT,
+    )
+    random_flip: bool = _loss(False, "Mirror half of the noise draws; costs no privacy.")
 
-    # Publishing.
-    push_to_hub: bool = _option(False, "Push the pipeline to the Hub when it is saved; checkpoints never are.")
-    hub_model_id: str | None = _option(
+    num_inference_steps: int = _samples(50, "Denoising steps per sampled image.", limits=at_least(1))
+    guidance_scale: float = _samples(1.0, "Classifier-free guidance of the samples; 1 is none.", limits=GUIDANCE_SCALE)
+    s_churn: float = _samples(
+        0.0, "Fresh noise of EDM's stochastic sampler (Karras et al. 2022, algorithm 2).", limits=S_CHURN
+    )
+    s_tmin: float = _samples(0.05, "Lowest noise level at which s_churn adds noise.", limits=at_least(0))
+    s_tmax: float = _samples(50.0, "Highest noise level at which s_churn adds noise.", limits=at_least(0))
+
+    push_to_hub: bool = _publishing(False, "Push the pipeline to the Hub when it is saved; checkpoints never are.")
+    hub_model_id: str | None = _publishing(
         None, "Repository to push to, USER/NAME or NAME; the name of output_dir by default."
     )
-    hub_private_repo: bool = _option(False, "Make the repository private, if it does not exist yet.")
-    hub_token: str | None = field(
-        default=None,
-        repr=False,
-        metadata={
-            "help": "Token of the Hub. That of `hf auth login` or HF_TOKEN is better: others see a command line."
-        },
+    hub_private_repo: bool = _publishing(False, "Make the repository private, if it does not exist yet.")
+    # Not a field, so that nothing that is written from the fields (a card, a log, a checkpoint) has it.
+    hub_token: InitVar[str | None] = _publishing(
+        None, "Token of the Hub. That of `hf auth login` or HF_TOKEN is better: others see a command line."
     )
-    hub_license: str | None = _option(
+    hub_license: str | None = _publishing(
         None, 'License of the model, for its card, as the Hub calls it, such as "apache-2.0".'
     )
-    hub_dataset_name: str | None = _option(
+    hub_dataset_name: str | None = _publishing(
         None, "Name of the training data, for the card, if it may be known; a link if it is a Hub id."
     )
 
-    def __post_init__(self) -> None:
-        # Taken out of the field, so that nothing that is written from the fields (a card, a log, a checkpoint) has it.
-        self._hub_token, self.hub_token = self.hub_token, None
-        for option in fields(self):
-            value = getattr(self, option.name)
-            whole = option.type in (int, int | None)
-            if whole and value is not option.default and not isinstance(value, int):
-                raise InputError(f"{option.name} is {value}: give a whole number.")
-        _above(0, self, "target_epsilon", "central_noise_multiplier", "max_grad_norm")
-        _above(0, self, "learning_rate", "central_learning_rate", "adam_epsilon")
-        _at_least(1, self, "train_batch_size", "max_train_steps", "noise_multiplicity", "max_physical_batch_size")
-        _at_least(
-            1, self, "central_images_per_class", "central_pool_factor", "central_batch_size", "num_inference_steps"
-        )
-        _at_least(0, self, "central_train_steps", "lr_warmup_steps", "guidance_scale", "adam_weight_decay")
-        _at_least(0, self, "s_churn", "s_tmin", "s_tmax")
-        _at_least(1, self, "checkpointing_steps")
-        for name in ("checkpoints_total_limit", "save_images_steps"):
-            if getattr(self, name) is not None:
-                _at_least(1, self, name)
-        _at_least(2, self, "central_mode_bins")
-        _above(0, self, "ema_inv_gamma", "ema_power", "noise_level_std")
-        _one_of(self, "accountant", "prv", "rdp")
-        _one_of(self, "central_statistic", "mean", "mode", "none")
-        _one_of(self, "central_augmentation", "affine", "randaugment", "none")
-        if self.mixed_precision is not None:
-            _one_of(self, "mixed_precision", "no", "fp16", "bf16")
-        if self.logger is not None:
-            _one_of(self, "logger", "tensorboard", "wandb", "trackio")
-        _one_of(self, "grad_sample_mode", "auto", "folded", "loop")
-        _one_of(self, "lr_scheduler", *LR_SCHEDULERS)
-        _one_of(self, "timestep_sampling", "log_normal", "uniform")
-        if self.prior_runs is not None and not (isinstance(self.prior_runs, list) and all(self.prior_runs)):
-            raise InputError(f"prior_runs is {self.prior_runs!r}: give a list of runs.")
+    def __post_init__(self, hub_token: str | None) -> None:
+        object.__setattr__(self, "hub_token", hub_token)  # where `dataclasses.replace` looks for it
+        check_options(self)
         if not self.output_dir:
-            raise InputError("output_dir is empty: give the directory that the run is to write to.")
-        if not 0 < self.target_delta < 1:
-            raise InputError(f"target_delta is {self.target_delta}: give a number above 0 and below 1/N.")
-        if not 0 < self.central_sample_rate <= 1:
-            raise InputError(f"central_sample_rate is {self.central_sample_rate}: give a number in (0, 1].")
-        for name in ("seed", "insecure_noise_seed"):
-            if not 0 <= (getattr(self, name) or 0) < 2**32:
-                raise InputError(f"{name} is {getattr(self, name)}: give a whole number from 0 to 2**32 - 1.")
-        for name in ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give a number in [0, 1).")
+            raise InputError("`output_dir` is empty: give the directory that the run is to write to.")
         if self.guidance_scale != 1 and self.label_dropout == 0:
-            raise InputError("guidance_scale needs the null class, which label_dropout 0 never trains: raise it.")
+            raise InputError("`guidance_scale` needs the null class, which `label_dropout` 0 never trains: raise it.")
         if self.push_to_hub and self.insecure_noise_seed is not None:
             raise InputError(
-                "push_to_hub is for private runs, and insecure_noise_seed takes privacy away: leave out one."
+                "`push_to_hub` is for private runs, and `insecure_noise_seed` takes privacy away: leave out one."
             )
 
+    @property
+    def token(self) -> str | None:
+        """The `hub_token` that was given, which no other attribute, `repr` or `asdict` shows."""
+        token: str | None = vars(self)["hub_token"]
+        return token
+
     def hyper_parameters(self) -> dict[str, Any]:
-        """What defines a run's result: every field but those that say where and how it is executed."""
-        return {name: value for name, value in asdict(self).items() if name not in EXECUTION}
-
-
-def _above(bound: float, config: "DPCurriculumConfig", *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value > bound):
-            raise InputError(f"{name} is {value}: give a finite number above {bound}.")
-
-
-def _at_least(bound: float, config: DPCurriculumConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value >= bound):
-            raise InputError(f"{name} is {value}: give at least {bound}.")
-
-
-def _one_of(config: DPCurriculumConfig, name: str, *choices: str) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise InputError(f'{name} is "{value}": choose {", ".join(choices[:-1])} or {choices[-1]}.')
+        """What defines a run's result: every option but those that say where and how it is executed."""
+        values = asdict(self)
+        return {declared.name: values[declared.name] for declared in declared_options(self) if not declared.execution}

@@ -295,7 +295,7 @@ class DPCurriculumTrainer:
             repo_id or self.args.hub_model_id or self.output_dir.absolute().name,
             commit_message=commit_message,
             private=(self.args.hub_private_repo or None) if private is None else private,
-            token=token or self.args._hub_token,
+            token=token or self.args.token,
             create_pr=create_pr,
             counted=self.ledger.counted_runs(),
         )

@@ -34,5 +34,19 @@ def set_verbosity(level: str) -> None:
         library.addHandler(logging.StreamHandler())
 
 
+class _Printing(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def print_messages() -> None:
+    """Print messages to standard output as they are, from information on unless another verbosity has been set."""
+    library = logging.getLogger(__package__)
+    if library.level == logging.NOTSET:
+        library.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Printing) for handler in library.handlers):
+        library.addHandler(_Printing())
+
+
 if os.environ.get(VARIABLE):
     set_verbosity(os.environ[VARIABLE])

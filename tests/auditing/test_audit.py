@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from diffusers_dp_curriculum.auditing.audit import audit_dp_sgd
+from diffusers_dp_curriculum.commands import audit as audit_command
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.privacy.accounting import Mechanism, calibrate_noise_multiplier
-from helpers import REPOSITORY, tiny_records, tiny_scheduler, tiny_unet
+from helpers import tiny_records, tiny_scheduler, tiny_unet
 
 
-SCRIPT = REPOSITORY / "examples" / "audit.py"
 CLAIM = 4.0
 STEPS = 12
 
@@ -81,22 +81,27 @@ def test_bad_input_is_refused(options, message):
         small_audit(**options)
 
 
-def test_the_script_overwrites_no_earlier_audit_and_says_so_before_it_loads_anything(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    import audit
-
+def test_the_script_overwrites_no_earlier_audit_and_says_so_before_it_loads_anything(tmp_path):
     (tmp_path / "audit.json").write_text("{}")
     flags = ["--output_dir", str(tmp_path), "--train_data_dir", str(tmp_path / "nowhere")]
-    monkeypatch.setattr(sys, "argv", ["audit.py", *flags])
     with pytest.raises(InputError, match="neither new nor an empty directory"):
-        audit.main()
+        audit_command.main(flags)
     assert (tmp_path / "audit.json").read_text() == "{}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("actual_noise", [1.0, 0.5, 0.0])
 def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):
-    command = [sys.executable, SCRIPT, "--actual_noise", str(actual_noise), "--output_dir", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "diffusers_dp_curriculum.cli",
+        "audit",
+        "--actual_noise",
+        str(actual_noise),
+        "--output_dir",
+        tmp_path,
+    ]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
     broken = actual_noise < 1
     assert finished.returncode == (1 if broken else 0), finished.stderr

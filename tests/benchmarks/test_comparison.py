@@ -6,21 +6,16 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-import yaml
 
-from diffusers_dp_curriculum import ImageDataset
+from diffusers_dp_curriculum import build_scheduler, build_unet, load_preset
+from diffusers_dp_curriculum.commands.train import parse_arguments
 from helpers import REPOSITORY
-from helpers.scripts import script_module
 
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import comparison_report
 import curriculum_vs_dpsgd as benchmark
-
-
-SCRIPT = script_module()
 
 
 def write_idx(directory):
@@ -48,18 +43,30 @@ def test_equal_passes(profile, tmp_path):
 
 def test_the_cpu_profile_is_the_preset():
     profile = benchmark.PROFILES["cpu"]
-    preset = yaml.safe_load((SCRIPT.PRESETS / "fashion_mnist_16.yaml").read_text(encoding="utf-8"))
-    script, config = SCRIPT.parse_arguments(["--preset", "fashion_mnist_16"])
+    preset = load_preset("fashion_mnist_16")
+    script, config = parse_arguments(["--preset", "fashion_mnist_16"])
     assert {name: preset[name] for name in profile.config if name in preset} == {
         name: value for name, value in profile.config.items() if name != "target_delta"
     }
     assert config.target_delta == profile.config["target_delta"]
     comparison = object.__new__(benchmark.Comparison)
     comparison.profile = profile
-    pixels = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
-    records = ImageDataset(pixels, torch.zeros(1, dtype=torch.int64), [str(digit) for digit in range(10)])
-    assert comparison._unet().config == SCRIPT.make_unet(script, records).config
-    ours, theirs = benchmark.make_scheduler().config, SCRIPT.make_scheduler(script).config
+    unet = build_unet(
+        16,
+        1,
+        10,
+        block_out_channels=script.block_out_channels,
+        layers_per_block=script.layers_per_block,
+        attention_levels=script.attention_levels,
+    )
+    assert comparison._unet().config == unet.config
+    scheduler = build_scheduler(
+        script.noise_scheduler,
+        prediction_type=script.prediction_type,
+        edm_sigma_data=script.edm_sigma_data,
+        edm_sigma_max=script.edm_sigma_max,
+    )
+    ours, theirs = benchmark.make_scheduler().config, scheduler.config
     assert {**ours, "_use_default_values": None} == {**theirs, "_use_default_values": None}
     assert (script.resolution, config.num_inference_steps) == (profile.resolution, profile.num_inference_steps)
 

@@ -14,13 +14,13 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from diffusers_dp_curriculum import ClassConditionalPipeline
+from diffusers_dp_curriculum import ClassConditionalPipeline, cli
+from diffusers_dp_curriculum.commands.app import describe
 from diffusers_dp_curriculum.privacy.accounting import round_up
-from helpers import REPOSITORY, tiny_scheduler, tiny_unet, write_privacy_json
+from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 from helpers.browser import CHROMIUM, Browser
 
 
-SCRIPT = REPOSITORY / "examples" / "app.py"
 # The address of the grid, once it is shown.
 GRID = "Array.from(document.images).filter(i => i.src.includes('file=') && i.naturalWidth > 100).map(i => i.src)[0]"
 
@@ -34,7 +34,7 @@ def page(hub, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, SCRIPT, tmp_path / "shoes", "--port", str(port)]
+    command = [sys.executable, "-m", "diffusers_dp_curriculum.cli", "app", tmp_path / "shoes", "--port", str(port)]
     environment = hub.environment(tmp_path / "hf", GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tmp_path)
@@ -51,10 +51,7 @@ def page(hub, tmp_path):
         process.wait(timeout=30)
 
 
-def test_the_page_says_what_is_guaranteed_also_by_files_of_older_versions(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    from app import describe
-
+def test_the_page_says_what_is_guaranteed_also_by_files_of_older_versions(tmp_path):
     path = write_privacy_json(tmp_path / "privacy.json")
     privacy = json.loads(path.read_text())
     described = describe(path)
@@ -65,6 +62,14 @@ def test_the_page_says_what_is_guaranteed_also_by_files_of_older_versions(tmp_pa
     del privacy["runs"], privacy["scope"]
     path.write_text(json.dumps({**privacy, "adjacency": "add_or_remove_one_record"}))
     assert describe(path) == described
+
+
+def test_without_gradio_one_sentence_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert cli.main(["app", "shoes"]) == 1
+    assert capsys.readouterr().err == (
+        "error: The page needs gradio: install it by `pip install 'diffusers-dp-curriculum[app]'`.\n"
+    )
 
 
 def test_a_program_gets_samples_and_reads_why_not(page):

@@ -1,25 +1,27 @@
 """The command line, as a user meets it."""
 
 import json
-import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 from PIL import Image
 
 from diffusers_dp_curriculum import ClassConditionalPipeline, HubError, InputError, generate_dataset, load_image_dataset
+from diffusers_dp_curriculum.checks import CLASSIFIER
+from diffusers_dp_curriculum.commands import evaluate
+from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
 from diffusers_dp_curriculum.sharing.hub import MODEL_FILES, publishable_files
-from helpers import REPOSITORY, tiny_scheduler, tiny_unet, write_privacy_json
+from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 
 
-SCRIPT = REPOSITORY / "examples" / "evaluate.py"
 QUICK = ["--features", "pixels", "--classifiers", "cnn", "--epochs", "1"]
 
 
 def run(*arguments, cwd):
-    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    command = [sys.executable, "-m", "diffusers_dp_curriculum.cli", "evaluate", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
@@ -60,11 +62,10 @@ def test_a_pipeline_is_sampled_and_compared_and_the_report_is_never_published(mo
         ({"private": False}, "not for sharing"),
     ],
 )
-def test_the_budget_of_the_samples_is_recomputed(changes, said, tmp_path, monkeypatch):
+def test_the_budget_of_the_samples_is_recomputed(changes, said, tmp_path):
     write_privacy_json(tmp_path / "privacy.json", **changes)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--reference", "digits"])
-    script = runpy.run_path(str(SCRIPT))
-    assert said in script["describe"](script["parse_args"](), 8, None)["privacy"]
+    arguments = evaluate.make_parser().parse_args([str(tmp_path), "--reference", "digits"])
+    assert said in evaluate.describe(arguments, 8, None)["privacy"]
 
 
 def test_the_budget_of_a_data_set_on_the_hub_is_found(hub, model, tmp_path, monkeypatch):
@@ -72,10 +73,9 @@ def test_the_budget_of_a_data_set_on_the_hub_is_found(hub, model, tmp_path, monk
     pipeline = ClassConditionalPipeline.from_pretrained(model)
     dataset = generate_dataset(pipeline, 1, num_inference_steps=1, privacy_json=model / "privacy.json")
     dataset.push_to_hub("shoes")
-    script = runpy.run_path(str(SCRIPT))
     for name, said in (("alice/shoes", "-differentially private, as"), ("digits", "nothing is known")):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", name, "--reference", "digits"])
-        assert said in script["describe"](script["parse_args"](), 8, None)["privacy"]
+        arguments = evaluate.make_parser().parse_args([name, "--reference", "digits"])
+        assert said in evaluate.describe(arguments, 8, None)["privacy"]
 
 
 @pytest.mark.slow
@@ -99,33 +99,29 @@ def test_a_generated_data_set_is_compared_with_a_folder_of_images(file_format, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--reference", "digits", "--test_split", "train"], "give another --test_split"),
+        (["--reference", "digits", "--test_split", "train"], "give another `test_split`"),
         (["--reference", "digits", "--test_split", "later"], "have the splits 'train' and 'test' only"),
         (["--reference", "digits", "--features", "nowhere/at/all"], "cannot be loaded as a vision model"),
         (["--reference", "digits", "--scheduler", "Magic"], "must be one of"),
         (["--reference", "digits", "--class_names", *"abcdefghij"], "name the real ones alike"),
-        (["--reference", "digits", "--output_dir", str(SCRIPT.parent)], "choose another as `output_dir`"),
+        (["--reference", "digits", "--output_dir", str(Path(__file__).parent)], "choose another as `output_dir`"),
         (["--reference", "."], "holds no images: pass the directory that does as `reference`"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_sampled_or_written(
     arguments, message, model, tmp_path, monkeypatch
 ):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    import evaluate
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(model), *QUICK, *arguments])
     with pytest.raises(InputError, match=message):
-        evaluate.main()
+        evaluate.main([str(model), *QUICK, *arguments])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_neither_pipeline_nor_data_set_is_refused(hub, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    import evaluate
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "nobody/nothing", "--reference", "digits", *QUICK])
     with pytest.raises(HubError, match="'nobody/nothing' cannot be loaded from the Hub"):
-        evaluate.main()
+        evaluate.main(["nobody/nothing", "--reference", "digits", *QUICK])
+
+
+def test_the_flag_knows_all_classifiers():
+    assert CLASSIFIER.values == tuple(ARCHITECTURES)

@@ -256,12 +256,12 @@ def test_entry_says_what_was_done():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"statistic": "median"}, 'central statistic is "median"'),
+        ({"statistic": "median"}, '`statistic` is "median"'),
         ({"noise_multiplier": 0.0}, "noise multiplier"),
         ({"sample_rate": 0.0}, "sample rate"),
         ({"images_per_class": 0}, "steps"),
         ({"pool_factor": 3}, "cannot be pooled by 3"),
-        ({"mode_bins": 1}, "mode over 1 bins"),
+        ({"mode_bins": 1}, "`mode_bins` is 1"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_recorded(options, message):

@@ -1,23 +1,32 @@
 """The presets: each on a generated data set that has the real one's columns, sizes and labels."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
+from importlib.resources import files
 
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-import yaml
 
-from diffusers_dp_curriculum import ClassConditionalPipeline, DPCurriculumConfig, DPCurriculumTrainer
+from diffusers_dp_curriculum import (
+    ClassConditionalPipeline,
+    DPCurriculumConfig,
+    DPCurriculumTrainer,
+    InputError,
+    build_scheduler,
+    build_unet,
+    load_preset,
+    presets,
+)
+from diffusers_dp_curriculum.commands.train import ScriptArguments, parse_arguments
 from diffusers_dp_curriculum.data.image_dataset import to_image_dataset
+from diffusers_dp_curriculum.options import declared_options
 from diffusers_dp_curriculum.training.planning import make_plan
-from helpers.scripts import script_module
 
 
-SCRIPT = script_module()
-PRESETS = sorted(path.name.removesuffix(".yaml") for path in SCRIPT.PRESETS.iterdir())
+PRESETS = presets.preset_names()
 OURS = ["digits", "fashion_mnist_16"]
 PUBLISHED = [name for name in PRESETS if name not in OURS]
 
@@ -64,7 +73,7 @@ def generated(schema, count=20):
 
 def load(preset, *flags):
     """What the training script makes of a preset and further flags, on a generated data set."""
-    script, config = SCRIPT.parse_arguments(["--preset", preset, *map(str, flags)])
+    script, config = parse_arguments(["--preset", preset, *map(str, flags)])
     records = to_image_dataset(
         generated(SCHEMAS[preset][1]),
         resolution=script.resolution,
@@ -75,17 +84,33 @@ def load(preset, *flags):
     return script, config, records
 
 
+def network_of(script, records):
+    return build_unet(
+        records.resolution,
+        records.num_channels,
+        records.num_classes,
+        block_out_channels=script.block_out_channels,
+        layers_per_block=script.layers_per_block,
+        attention_levels=script.attention_levels,
+    )
+
+
+def test_what_is_no_preset_is_refused_with_the_names_of_all():
+    with pytest.raises(InputError, match='no preset "letters": choose one of camelyon17, .* fashion_mnist_16, mnist'):
+        load_preset("letters")
+
+
 def test_every_row_of_the_table_has_a_preset():
     assert sorted(SCHEMAS) == PUBLISHED
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_made_of_known_flags_that_combine_with_others(preset):
-    known = {field.name for kind in (SCRIPT.ScriptArguments, DPCurriculumConfig) for field in fields(kind)}
-    values = yaml.safe_load((SCRIPT.PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
+    known = {option.name for kind in (ScriptArguments, DPCurriculumConfig) for option in declared_options(kind)}
+    values = load_preset(preset)
     assert set(values) <= known
     flags = ["--max_train_steps", "7", "--layers_per_block", "1", "--train_data_dir", "photos"]
-    script, config = SCRIPT.parse_arguments(["--preset", preset, *flags])
+    script, config = parse_arguments(["--preset", preset, *flags])
     assert (config.max_train_steps, script.layers_per_block) == (7, 1)
     assert (script.dataset_name, script.label_column, script.class_names) == (None, None, None)
     assert config.noise_multiplicity == values["noise_multiplicity"]
@@ -93,7 +118,7 @@ def test_presets_are_made_of_known_flags_that_combine_with_others(preset):
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_every_value_has_its_source(preset):
-    lines = (SCRIPT.PRESETS / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (files(presets) / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()
     values = [line for line in lines if line and not line.startswith("#")]
     assert [line for line in values if "  # " not in line and not line.startswith("output_dir")] == []
 
@@ -103,7 +128,7 @@ def test_builds_and_plans_on_the_schema(preset):
     """The network of the stated size, without its weights, and both budgets over all of the real data set's records."""
     script, config, records = load(preset)
     with torch.device("meta"):
-        unet = SCRIPT.make_unet(script, records)
+        unet = network_of(script, records)
     unet(
         torch.empty(2, records.num_channels, records.resolution, records.resolution, device="meta"),
         torch.empty(2, device="meta"),
@@ -116,7 +141,7 @@ def test_builds_and_plans_on_the_schema(preset):
     assert len(attention) == script.attention_levels
     info = replace(records.info, num_records=SCHEMAS[preset][0])
     for epsilon in (1.0, 10.0):
-        config.target_epsilon, config.accountant = epsilon, "rdp"  # the quicker accountant
+        config = replace(config, target_epsilon=epsilon, accountant="rdp")  # the quicker accountant
         plan = make_plan(config, info)
         assert 0.9 * epsilon < plan.epsilon_after[config.max_train_steps] <= epsilon
         assert plan.epsilon_after[0] < 0.6 * epsilon  # the central images leave room for DP-SGD
@@ -141,7 +166,13 @@ SMALL = {  # what a CPU can do in seconds; all else is the preset's
 def test_trains_and_samples_on_the_schema(preset, tmp_path):
     flags = [text for name, value in SMALL.items() for text in (f"--{name}", value)]
     script, config, records = load(preset, *flags, "--output_dir", tmp_path / "model")
-    trainer = DPCurriculumTrainer(SCRIPT.make_unet(script, records), SCRIPT.make_scheduler(script), config, records)
+    scheduler = build_scheduler(
+        script.noise_scheduler,
+        prediction_type=script.prediction_type,
+        edm_sigma_data=script.edm_sigma_data,
+        edm_sigma_max=script.edm_sigma_max,
+    )
+    trainer = DPCurriculumTrainer(network_of(script, records), scheduler, config, records)
     trainer.train()
     trainer.save_pipeline()
     assert json.loads((tmp_path / "model" / "privacy.json").read_text())["epsilon"] <= config.target_epsilon

@@ -158,7 +158,7 @@ def test_a_run_that_is_not_private_is_refused(tmp_path, recompute, saved):
     if saved:
         resume_run(two)
     for runs in ([one, two], [two, one]):
-        message, printed, _ = recompute(*runs)
+        _, printed, message = recompute(*runs)
         assert message.startswith(f"error: {two}")
         assert "is not private, and no epsilon covers what it has released" in message
         assert "Together" not in printed
@@ -170,7 +170,7 @@ def test_a_run_that_is_not_private_is_refused(tmp_path, recompute, saved):
 def test_a_statement_that_understates_is_refused(tmp_path, recompute):
     one = write_run(tmp_path / "one", STEPS)
     path = write_privacy_json(tmp_path / "privacy.json", epsilon=0.01)
-    message, printed, _ = recompute(one, path)
+    _, printed, message = recompute(one, path)
     assert message.startswith(f"error: {path} states epsilon 0.01, but its mechanisms amount to")
     assert "Together" not in printed
     with pytest.raises(InputError, match="states epsilon 0.01"):
@@ -211,7 +211,7 @@ def test_the_composed_statement_is_one_that_everything_reads(tmp_path, recompute
     three = write_run(tmp_path / "three", CENTRAL)
     assert together(CENTRAL, STEPS, STEPS, CENTRAL) in recompute(path, one, three)[1]
     assert len(read_prior_runs([str(path)])) == 2
-    message, _, _ = recompute(one, two, "--output", path)  # nothing is overwritten
+    _, _, message = recompute(one, two, "--output", path)  # nothing is overwritten
     assert message.startswith(f"error: {path} is there already")
     assert check_statement(path) == statement
 
@@ -263,7 +263,7 @@ def test_what_is_no_run_is_refused_in_one_sentence(hub, tmp_path, monkeypatch, r
     with pytest.raises(DPCurriculumError, match=message) as refused:
         find_statements(run)
     assert "\n" not in str(refused.value)
-    assert str(recompute(write_run(tmp_path / "one", STEPS), run)[0]).startswith("error: ")
+    assert recompute(write_run(tmp_path / "one", STEPS), run)[2].startswith("error: ")
 
 
 def test_a_hub_out_of_reach_is_no_reason_to_take_an_earlier_download(hub, tmp_path, monkeypatch):

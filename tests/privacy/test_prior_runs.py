@@ -8,13 +8,13 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from diffusers_dp_curriculum import DPCurriculumConfig, InputError, Mechanism, compute_epsilon, recompute_epsilon
+from diffusers_dp_curriculum.commands.train import parse_arguments
 from diffusers_dp_curriculum.privacy.counted_runs import all_mechanisms
 from diffusers_dp_curriculum.privacy.journal import read_released
 from diffusers_dp_curriculum.privacy.publishability import check_statement
 from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from helpers import resume_run, write_privacy_json, write_run
 from helpers.runs import interrupted, make_trainer
-from helpers.scripts import script_module
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -161,13 +161,12 @@ def test_copies_and_runs_without_a_name_are_said_to_be_counted_twice(tmp_path, p
 
 
 def test_the_flag_takes_directories():
-    parse = script_module().parse_arguments
-    assert parse(["--prior_runs", "one", "two", "--seed", "3"])[1].prior_runs == ["one", "two"]
-    assert parse([])[1].prior_runs is None
-    assert "prior_runs" not in parse(["--prior_runs", "one"])[1].hyper_parameters()
+    assert parse_arguments(["--prior_runs", "one", "two", "--seed", "3"])[1].prior_runs == ["one", "two"]
+    assert parse_arguments([])[1].prior_runs is None
+    assert "prior_runs" not in parse_arguments(["--prior_runs", "one"])[1].hyper_parameters()
 
 
 @pytest.mark.parametrize("runs", ["my-model", [""]])
 def test_what_is_no_list_of_runs_is_refused(runs):
-    with pytest.raises(InputError, match="prior_runs is .*: give a list of runs"):
+    with pytest.raises(InputError, match="`prior_runs` is .*: give a list"):
         DPCurriculumConfig(prior_runs=runs)

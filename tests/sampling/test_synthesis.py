@@ -18,11 +18,10 @@ from diffusers.utils import dynamic_modules_utils
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.sampling.pipeline import ClassConditionalPipeline
 from diffusers_dp_curriculum.sampling.synthesis import apportion, generate_dataset
-from helpers import REPOSITORY, write_privacy_json
+from helpers import write_privacy_json
 
 
 FORMATS = ("parquet", "imagefolder")
-SCRIPT = REPOSITORY / "examples" / "generate_dataset.py"
 
 # Neither in alphabetical order nor harmless as folder names: "test" is a word for a split, "/" cannot be in a name.
 NAMES = ["shoe", "test", "T-shirt/top"]
@@ -290,7 +289,7 @@ def test_refusals(pipe, tmp_path, monkeypatch, kwargs, message):
 
 def run_script(*arguments, tmp_path):
     return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)],
+        [sys.executable, "-m", "diffusers_dp_curriculum.cli", "generate", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

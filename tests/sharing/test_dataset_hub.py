@@ -19,10 +19,10 @@ from diffusers_dp_curriculum import (
     Mechanism,
     generate_dataset,
 )
-from helpers import REPOSITORY, tiny_scheduler, tiny_unet, write_privacy_json
+from diffusers_dp_curriculum.commands import generate
+from helpers import tiny_scheduler, tiny_unet, write_privacy_json
 
 
-SCRIPT = REPOSITORY / "examples" / "generate_dataset.py"
 NAMES = ["sneaker", "ankle boot", "bag"]
 
 
@@ -115,25 +115,18 @@ def test_images_of_unknown_privacy_are_not_pushed(hub, pipe):
 def test_the_script_creates_no_repository_for_what_may_not_be_pushed(
     hub, pipe, tmp_path, monkeypatch, statement, message
 ):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    import generate_dataset as script
-
     monkeypatch.chdir(tmp_path)
     pipe.save_pretrained("model")
     if statement is not None:
         write_privacy_json(tmp_path / "model" / "privacy.json", **statement)
-    command = ["generate_dataset.py", "model", "--images_per_class", "1", "--num_inference_steps", "1"]
-    monkeypatch.setattr(sys, "argv", [*command, "--output_dir", "shoes", "--push_to_hub"])
+    arguments = ["model", "--images_per_class", "1", "--num_inference_steps", "1"]
     with pytest.raises(InputError, match=message):
-        script.main()
+        generate.main([*arguments, "--output_dir", "shoes", "--push_to_hub"])
     assert not hub.repos
     assert not (tmp_path / "shoes").exists()
 
 
 def test_the_script_does_not_replace_real_images_of_the_same_name(hub, pipe, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    import generate_dataset as script
-
     monkeypatch.chdir(tmp_path)
     pipe.save_pretrained("model")
     write_privacy_json(tmp_path / "model" / "privacy.json")
@@ -141,10 +134,9 @@ def test_the_script_does_not_replace_real_images_of_the_same_name(hub, pipe, tmp
     for split in ("train", "test"):
         hub.edit("alice/shoes", f"data/{split}-00000-of-00001.parquet", b"real", "dataset")
     before = hub.files("alice/shoes", "dataset")
-    command = ["generate_dataset.py", "model", "--images_per_class", "1", "--num_inference_steps", "1"]
-    monkeypatch.setattr(sys, "argv", [*command, "--output_dir", "shoes", "--push_to_hub"])
+    arguments = ["model", "--images_per_class", "1", "--num_inference_steps", "1"]
     with pytest.raises(InputError, match="alice/shoes holds data/.* and no privacy.json"):
-        script.main()
+        generate.main([*arguments, "--output_dir", "shoes", "--push_to_hub"])
     assert not (tmp_path / "shoes").exists()
     assert hub.files("alice/shoes", "dataset") == before
 
@@ -157,7 +149,8 @@ def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pip
         torch.zeros(3, 1, 8, 8), torch.arange(3), entry, NAMES, class_counts=[30.0, 10.0, 20.0]
     )
     central.save_to_disk(tmp_path / "model" / "private" / "central_images")
-    command = [sys.executable, SCRIPT, "model", "--images_per_class", "2", "--class_balance", "dp_counts"]
+    command = [sys.executable, "-m", "diffusers_dp_curriculum.cli", "generate", "model"]
+    command += ["--images_per_class", "2", "--class_balance", "dp_counts"]
     command += ["--num_inference_steps", "2", "--output_dir", "shoes", "--push_to_hub", "--hub_private_repo"]
     done = subprocess.run(
         command,

@@ -28,10 +28,9 @@ from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from diffusers_dp_curriculum.sharing.cards import budget
 from diffusers_dp_curriculum.sharing.dataset_card import make_dataset_card
 from diffusers_dp_curriculum.sharing.hub import prepare_repo, push_dataset, push_model
-from helpers import PUBLISHED, REPOSITORY, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
+from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
 
 
-SCRIPT = REPOSITORY / "examples" / "push_to_hub.py"
 NAMES = ["sneaker", "ankle boot", "bag"]
 
 
@@ -749,7 +748,7 @@ assert len(images) == 2
 @pytest.mark.parametrize("token", ["hf_writes", "hf_invalid"])
 def test_the_script(hub, model, tmp_path, token):
     done = subprocess.run(
-        [sys.executable, SCRIPT, "model", "alice/model", "--private"],
+        [sys.executable, "-m", "diffusers_dp_curriculum.cli", "push", "model", "alice/model", "--private"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

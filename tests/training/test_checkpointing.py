@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -282,10 +283,10 @@ def test_a_refused_resume_changes_nothing_in_the_journal(tmp_path):
     before = journal.read_bytes()
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest")
     shutil.rmtree(tmp_path / "model" / "private" / "checkpoints" / "checkpoint-5")
-    trainer.args.resume_from_checkpoint = "checkpoint-5"
+    trainer.args = replace(trainer.args, resume_from_checkpoint="checkpoint-5")
     with pytest.raises(InputError, match="is no checkpoint of the run"):
         trainer.train()
-    trainer.args.resume_from_checkpoint, trainer.args.target_epsilon = "latest", 9.0
+    trainer.args = replace(trainer.args, resume_from_checkpoint="latest", target_epsilon=9.0)
     with pytest.raises(InputError, match=r"has `target_epsilon` 10.0: resume it with that"):
         trainer.train()
     assert journal.read_bytes() == before

@@ -5,13 +5,14 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from diffusers_dp_curriculum import DPCurriculumConfig
-from diffusers_dp_curriculum.config import LR_SCHEDULERS
+from diffusers_dp_curriculum.options import declared_options
 from diffusers_dp_curriculum.training.optimization import start_dp_sgd
 from helpers import tiny_unet
 from helpers.runs import make_trainer
 
 
 STEPS, PEAK = 10, 3e-4
+LR_SCHEDULERS = {option.name: option for option in declared_options(DPCurriculumConfig)}["lr_scheduler"].limits.values
 RISING = [name for name in LR_SCHEDULERS if name != "constant"]
 
 

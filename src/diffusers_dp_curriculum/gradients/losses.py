@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
+from ..checks import LABEL_DROPOUT, NOISE_LEVEL_STD, TIMESTEP_SAMPLING
 from ..errors import InputError
 
 
@@ -173,12 +174,9 @@ class DenoisingLoss:
         null_label: int | None = None,
         random_flip: bool = False,
     ):
-        if timestep_sampling not in ("log_normal", "uniform"):
-            raise InputError(f'`timestep_sampling` is "{timestep_sampling}": choose "log_normal" or "uniform".')
-        if noise_level_std <= 0:
-            raise InputError(f"`noise_level_std` is {noise_level_std}: give a number above 0.")
-        if not 0 <= label_dropout < 1:
-            raise InputError(f"`label_dropout` is {label_dropout}: give a probability in [0, 1).")
+        TIMESTEP_SAMPLING.check("timestep_sampling", timestep_sampling)
+        NOISE_LEVEL_STD.check("noise_level_std", noise_level_std)
+        LABEL_DROPOUT.check("label_dropout", label_dropout)
         if not isinstance(noise_scheduler, (DDPMScheduler, *EDM_SCHEDULERS)):
             raise InputError(
                 f"There is no loss for {type(noise_scheduler).__name__}: train with a DDPMScheduler or an "

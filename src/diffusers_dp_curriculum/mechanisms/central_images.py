@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..arithmetic import own_arithmetic
+from ..checks import MODE_BINS, STATISTIC
 from ..data.dataset_info import DatasetInfo
 from ..data.image_dataset import ImageDataset, to_image_dataset
 from ..errors import InputError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import datasets
 
 
-STATISTICS = ("mean", "mode")
 VALUES_AT_ONCE = 2**22  # of the sampled records: what is in memory in float64 at a time
 
 
@@ -124,10 +124,8 @@ class CentralImageQueries:
     mode_bins: int = 8
 
     def __post_init__(self) -> None:
-        if self.statistic not in STATISTICS:
-            raise InputError(f'The central statistic is "{self.statistic}": choose "mean" or "mode".')
-        if self.mode_bins < 2:
-            raise InputError(f"A mode over {self.mode_bins} bins says nothing: give at least 2.")
+        STATISTIC.check("statistic", self.statistic)
+        MODE_BINS.check("mode_bins", self.mode_bins)
 
     def mechanism(self, info: DatasetInfo) -> Mechanism:
         """The ledger entry of all queries, from public values alone: what a plan needs before anything is read.

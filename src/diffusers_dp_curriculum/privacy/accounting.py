@@ -16,6 +16,7 @@ import numpy as np
 from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
+from ..checks import ACCOUNTANT, DELTA
 from ..errors import InputError
 
 
@@ -34,7 +35,6 @@ ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)  # whole nu
 # refuses by itself; this compares a rough bound, which is larger.)
 MAX_PRV_EPSILON = 10_000
 MAX_PRV_STEPS = 10_000_000
-MIN_DELTA = 1e-12
 
 LOOSE = (
     "The rdp accountant's best order is at the end of its range: this epsilon is valid but larger than need be; the "
@@ -139,10 +139,8 @@ def check_accounting(delta: float, accountant: str) -> None:
     Raises:
         InputError: If so.
     """
-    if not MIN_DELTA <= delta < 1:
-        raise InputError(f"`delta` is {delta}: give a number from {MIN_DELTA:g} to 1, below 1/N.")
-    if accountant not in ("prv", "rdp"):
-        raise InputError(f'`accountant` is "{accountant}": choose "prv" or "rdp".')
+    DELTA.check("delta", delta)
+    ACCOUNTANT.check("accountant", accountant)
 
 
 # A run asks for the epsilon of its plan several times, and Opacus takes up to a second to answer.

@@ -5,6 +5,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, EDMEulerSc
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..checks import GUIDANCE_SCALE, S_CHURN
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
 from ..errors import InputError
@@ -37,10 +38,8 @@ def check_sampling(
         raise InputError(
             f"`num_inference_steps` is {num_inference_steps}: give 1 to {most}, the steps of the schedule."
         )
-    if not guidance_scale >= 0:
-        raise InputError(f"`guidance_scale` is {guidance_scale}: give 0 or more.")
-    if not s_churn >= 0:
-        raise InputError(f"`s_churn` is {s_churn}: give 0 or more.")
+    GUIDANCE_SCALE.check("guidance_scale", guidance_scale)
+    S_CHURN.check("s_churn", s_churn)
     if not conditional and guidance_scale != 1:
         raise InputError("An unconditional pipeline has no classes to guide to: leave `guidance_scale` at 1.")
     if not conditional and s_churn > 0:

@@ -1,7 +1,7 @@
 """Evaluate a trained pipeline, or a synthetic data set, against real images.
 
-    python examples/evaluate.py my-dp-model --reference path/to/images --output_dir my-evaluation
-    python examples/evaluate.py my-synthetic-data --reference USER/NAME --features facebook/dinov2-base
+    dp-curriculum evaluate my-dp-model --reference path/to/images --output_dir my-evaluation
+    dp-curriculum evaluate my-synthetic-data --reference USER/NAME --features facebook/dinov2-base
 
 The reference needs two splits: the images that the model was trained on, and others that it was not. Writes report.html
 and report.json to --output_dir and a table to the terminal. All of it is computed from real images outside of any
@@ -10,34 +10,26 @@ mechanism, so it is not private: keep it where the images are kept, and choose n
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import diffusers
-import torch
-from huggingface_hub import HfApi
-
-from diffusers_dp_curriculum import (
-    DPCurriculumError,
-    HubError,
-    ImageDataset,
-    InputError,
-    generate_dataset,
-    load_image_dataset,
-)
-from diffusers_dp_curriculum.data.image_dataset import to_image_dataset
-from diffusers_dp_curriculum.evaluation.features import load_feature_extractor
-from diffusers_dp_curriculum.evaluation.metrics import check_reference, evaluate
-from diffusers_dp_curriculum.evaluation.report import NOT_PRIVATE, table, write_report
-from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
-from diffusers_dp_curriculum.files import check_new_or_empty
-from diffusers_dp_curriculum.privacy.publishability import check_statement
-from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
-from diffusers_dp_curriculum.sharing.cards import budget
+from ..checks import CLASSIFIER
+from ..errors import DPCurriculumError, HubError, InputError
+from .flags import known_as
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Evaluate a pipeline or a synthetic data set against real images.")
+if TYPE_CHECKING:
+    import diffusers
+
+    from ..data.image_dataset import ImageDataset
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="dp-curriculum evaluate", description="Evaluate a pipeline or a synthetic data set against real images."
+    )
     parser.add_argument("samples", metavar="PIPELINE_OR_DATASET", help="a directory, or a name on the Hub")
     parser.add_argument("--reference", required=True, help="the real images: a directory, or a data set on the Hub")
     parser.add_argument("--train_split", default="train", help="the real images that the model was trained on")
@@ -57,34 +49,52 @@ def parse_args() -> argparse.Namespace:
         "the nearest training images are looked for in the first",
     )
     parser.add_argument("--inception_weights", help="file of the weights of FID's Inception; fetched by default")
-    parser.add_argument("--classifiers", nargs="*", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument(
+        "--classifiers",
+        nargs="*",
+        choices=CLASSIFIER.values,
+        default=list(CLASSIFIER.values),
+        help="what is trained on the samples and tested on real images; all by default",
+    )
     parser.add_argument("--epochs", type=int, default=20, help="of the training of each classifier")
     parser.add_argument("--images_per_class", type=int, default=1000, help="drawn from a pipeline")
     parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps of a pipeline")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance of a pipeline")
     parser.add_argument("--scheduler", help="sample a pipeline with another diffusers scheduler")
     parser.add_argument("--seed", type=int, default=0, help="chooses samples, subsets and initial weights")
-    return parser.parse_args()
+    return parser
 
 
 def is_pipeline(name: str) -> bool:
     """Whether a name stands for a pipeline; if not, it stands for a data set."""
+    from huggingface_hub import HfApi
+
     if Path(name).is_dir():
         return Path(name, "model_index.json").is_file()
     try:
         return HfApi().file_exists(name, "model_index.json")
     except Exception as error:  # the Hub's client and its HTTP library each raise their own
         raise HubError(
-            f"{name} is no directory, and cannot be looked up on the Hub ({type(error).__name__}), so check it."
+            f"{name} is no directory, and cannot be looked up on the Hub ({type(error).__name__}): check it."
         ) from error
 
 
-def load_reference(args: argparse.Namespace, split: str, resolution: int, with_labels: bool) -> ImageDataset:
+def load_samples(args: argparse.Namespace) -> "ImageDataset":
+    """The images of a synthetic data set."""
+    from ..data.image_dataset import load_image_dataset
+
+    with known_as(train_data_dir="samples", dataset_name="samples"):
+        # The classes of the samples have been published with them.
+        return load_image_dataset(**{source_of(args.samples): args.samples}, accept_found_classes=True)
+
+
+def load_reference(args: argparse.Namespace, split: str, resolution: int, with_labels: bool) -> "ImageDataset":
     """One split of the real images, in the size of the samples."""
-    source = "train_data_dir" if Path(args.reference).is_dir() else "dataset_name"
-    try:
+    from ..data.image_dataset import load_image_dataset
+
+    with known_as(train_data_dir="reference", dataset_name="reference"):
         return load_image_dataset(
-            **{source: args.reference},
+            **{source_of(args.reference): args.reference},
             split=split,
             resolution=resolution,
             image_column=args.image_column,
@@ -93,12 +103,21 @@ def load_reference(args: argparse.Namespace, split: str, resolution: int, with_l
             unconditional=not with_labels,
             accept_found_classes=True,  # the report is not published
         )
-    except DPCurriculumError as error:
-        raise type(error)(str(error).replace(f"`{source}`", "`reference`")) from error
 
 
-def describe(args: argparse.Namespace, resolution: int, pipeline: diffusers.DiffusionPipeline | None) -> dict[str, str]:
+def source_of(name: str) -> str:
+    """The argument of `load_image_dataset` that takes a directory or a name on the Hub."""
+    return "train_data_dir" if Path(name).is_dir() else "dataset_name"
+
+
+def describe(
+    args: argparse.Namespace, resolution: int, pipeline: "diffusers.DiffusionPipeline | None"
+) -> dict[str, str]:
     """What is compared with what, and how, in words."""
+    from ..privacy.publishability import check_statement
+    from ..sampling.saved_pipelines import find_privacy_json
+    from ..sharing.cards import budget
+
     about = {
         "samples": args.samples,
         "reference": f"{args.reference}: split {args.train_split} (real training images) and split {args.test_split} "
@@ -124,12 +143,23 @@ def describe(args: argparse.Namespace, resolution: int, pipeline: diffusers.Diff
     return about
 
 
-def main():
-    """Load everything, and refuse what will not do; then sample, measure and report."""
-    args = parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load everything, and refuse what will not do; then sample, measure and report; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+
+    import torch
+
+    from ..data.image_dataset import to_image_dataset
+    from ..evaluation.features import load_feature_extractor
+    from ..evaluation.metrics import check_reference, evaluate
+    from ..evaluation.report import NOT_PRIVATE, table, write_report
+    from ..files import check_new_or_empty
+    from ..sampling.saved_pipelines import load_pipeline, use_scheduler
+    from ..sampling.synthesis import generate_dataset
+
     check_new_or_empty(args.output_dir)
     if args.train_split == args.test_split:
-        raise InputError("The test images must be others than the training images: give another --test_split.")
+        raise InputError("The test images must be others than the training images: give another `test_split`.")
     extractors = {name: load_feature_extractor(name, args.inception_weights) for name in args.features}
     if is_pipeline(args.samples):
         pipeline = load_pipeline(args.samples)
@@ -139,9 +169,7 @@ def main():
         shape, class_names = (pipeline.unet.config.in_channels, side, side), getattr(pipeline, "class_names", None)
     else:
         pipeline = None
-        source = "train_data_dir" if Path(args.samples).is_dir() else "dataset_name"
-        # The classes of the samples have been published with them.
-        samples = load_image_dataset(**{source: args.samples}, accept_found_classes=True)
+        samples = load_samples(args)
         shape, class_names = samples.images.shape[1:], samples.class_names
     train, test = (
         load_reference(args, split, shape[-1], class_names is not None) for split in (args.train_split, args.test_split)
@@ -176,10 +204,10 @@ def main():
     print(f"The report is {args.output_dir / 'report.html'}; the figures are in report.json beside it.")
     if not args.reference_is_public:
         print(NOT_PRIVATE)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DPCurriculumError as error:
-        sys.exit(f"error: {error}")
+    from ..cli import run
+
+    sys.exit(run("evaluate"))

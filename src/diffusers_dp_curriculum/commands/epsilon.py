@@ -1,7 +1,7 @@
 """Recompute epsilon from a privacy.json and compare it with what the file states, or add up several runs.
 
-    python examples/recompute_epsilon.py my-model/privacy.json
-    python examples/recompute_epsilon.py my-model my-second-model USER/NAME --output all-runs.json
+    dp-curriculum epsilon my-model/privacy.json
+    dp-curriculum epsilon my-model my-second-model USER/NAME --output all-runs.json
 
 A privacy.json is all that is needed: no model, no data, no journal. In the directory of a run its journal decides, so
 that a run that was interrupted counts, too. Several runs are added up into one epsilon, each run once. Ends with status
@@ -11,17 +11,24 @@ that a run that was interrupted counts, too. Several runs are added up into one 
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers_dp_curriculum import DPCurriculumError, InputError, Mechanism, compute_epsilon, recompute_epsilon
-from diffusers_dp_curriculum.privacy.accounting import LooseEpsilonWarning
-from diffusers_dp_curriculum.privacy.composition import FoundStatement, compose, find_statements
-from diffusers_dp_curriculum.privacy.publishability import understates
+from ..checks import ACCOUNTANT
+from ..errors import InputError
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Recompute epsilon from a privacy.json, or add up several runs.")
+if TYPE_CHECKING:
+    from ..privacy.accounting import Mechanism
+    from ..privacy.composition import FoundStatement
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="dp-curriculum epsilon", description="Recompute epsilon from a privacy.json, or add up several runs."
+    )
     parser.add_argument(
         "runs",
         metavar="RUN",
@@ -30,14 +37,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--delta", type=float, help="of all runs together; by default the smallest of their deltas")
     parser.add_argument(
-        "--accountant", choices=["prv", "rdp"], help="for all runs together; by default the one that all have, or prv"
+        "--accountant",
+        choices=ACCOUNTANT.values,
+        help="for all runs together; by default the one that all have, or prv",
     )
     parser.add_argument("--output", type=Path, help="new file for what all runs amount to, in the form of privacy.json")
-    return parser.parse_args()
+    return parser
 
 
-def print_mechanisms(mechanisms: list[Mechanism]) -> None:
-    """A line for each of them."""
+def print_mechanisms(mechanisms: "list[Mechanism]") -> None:
+    """Print a line for each mechanism."""
     for mechanism in mechanisms:
         print(
             f"  {mechanism.name:20} noise multiplier {mechanism.noise_multiplier:.6g}, sample rate "
@@ -45,8 +54,11 @@ def print_mechanisms(mechanisms: list[Mechanism]) -> None:
         )
 
 
-def judge(found: FoundStatement) -> int:
+def judge(found: "FoundStatement") -> int:
     """Print the mechanisms of one statement, both epsilons and a verdict; return the exit status."""
+    from ..privacy.publishability import understates
+    from ..privacy.statement import recompute_epsilon
+
     statement = found.statement
     epsilon = recompute_epsilon(statement)
     own, *previous = statement.runs
@@ -75,8 +87,11 @@ def judge(found: FoundStatement) -> int:
     return 0
 
 
-def add_up(statements: list[FoundStatement], delta: float | None, accountant: str | None, output: Path | None) -> int:
+def add_up(statements: "list[FoundStatement]", delta: float | None, accountant: str | None, output: Path | None) -> int:
     """Print each run that is counted, and what all of them amount to; return the exit status."""
+    from ..privacy.accounting import LooseEpsilonWarning, compute_epsilon
+    from ..privacy.composition import compose
+
     if output is not None and (output.exists() or not output.parent.is_dir()):
         raise InputError(f"{output} is there already, or its directory is not: choose another file.")
     composition = compose(statements, delta, accountant)
@@ -99,9 +114,12 @@ def add_up(statements: list[FoundStatement], delta: float | None, accountant: st
     return int(any(found.outdated is not None for found in statements))
 
 
-def main() -> int:
-    """Judge one statement, or add up several; return the exit status."""
-    args = parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge one statement, or add up several; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+
+    from ..privacy.composition import find_statements
+
     statements = [found for run in args.runs for found in find_statements(run)]
     if len(statements) == 1 and args.delta is None and args.accountant is None and args.output is None:
         return judge(statements[0])
@@ -109,7 +127,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except DPCurriculumError as error:
-        sys.exit(f"error: {error}")
+    from ..cli import run
+
+    sys.exit(run("epsilon"))

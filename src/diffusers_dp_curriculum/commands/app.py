@@ -1,7 +1,7 @@
 """A page to look at a trained pipeline: choose classes, guidance, steps and seed, and see what comes out.
 
     pip install -c constraints.txt ".[app]"
-    python examples/app.py my-model                 # or USER/NAME on the Hub
+    dp-curriculum app my-model                 # or USER/NAME on the Hub
 
 Sampling is post-processing of the weights: it costs no privacy, however many images are drawn. The page is served on
 this machine alone, and no code of the pipeline's directory or repository is run.
@@ -11,20 +11,19 @@ import argparse
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import diffusers
-import gradio
-import numpy as np
-import torch
-from diffusers.utils import numpy_to_pil
+from ..errors import DPCurriculumError, InputError
 
-from diffusers_dp_curriculum import DPCurriculumError
-from diffusers_dp_curriculum.pictures import image_grid
-from diffusers_dp_curriculum.privacy.publishability import check_statement
-from diffusers_dp_curriculum.privacy.statement import scope_in_words
-from diffusers_dp_curriculum.sampling.saved_pipelines import find_privacy_json, load_pipeline
-from diffusers_dp_curriculum.sharing.cards import budget, mechanism_table
+
+if TYPE_CHECKING:
+    import diffusers
+    import gradio
+    import numpy as np
+    from PIL import Image
 
 
 GRID_COLUMNS = 8
@@ -33,6 +32,9 @@ MAX_IMAGES = 64
 
 def describe(privacy_json: Path | None) -> str:
     """What is guaranteed about the images, in Markdown."""
+    from ..privacy.publishability import check_statement
+    from ..sharing.cards import budget, mechanism_table
+
     if privacy_json is None:
         return "**No privacy.json:** nothing is known about the privacy of these images."
     try:
@@ -41,19 +43,30 @@ def describe(privacy_json: Path | None) -> str:
         return f"**Not for sharing.** {error}"
     return (
         f"**{budget(privacy)}-differentially private** with respect to zeroing out one record of the "
-        f"{privacy.dataset_size}. {scope_in_words(privacy.num_previous_runs)} Looking at samples, however many, "
+        f"{privacy.dataset_size}. {privacy.scope} Looking at samples, however many, "
         f"changes nothing about it.\n\n{mechanism_table(privacy)}"
     )
 
 
-def make_sampler(pipeline: diffusers.DiffusionPipeline):
+def make_sampler(pipeline: "diffusers.DiffusionPipeline") -> Callable[..., "tuple[Image.Image, str]"]:
     """The function behind the button."""
+    import gradio
+    import torch
+
+    from ..pictures import image_grid
+
     class_names = getattr(pipeline, "class_names", None)
 
-    def sample(classes: list[str], count: int, guidance_scale: float, num_inference_steps: int, seed: int):
+    def sample(
+        classes: list[str], count: int, guidance_scale: float, num_inference_steps: int, seed: int
+    ) -> "tuple[Image.Image, str]":
         """`count` images of each class: a grid to see, and a zip file of them."""
         generator = torch.Generator(pipeline.device).manual_seed(int(seed))
-        options = {"num_inference_steps": int(num_inference_steps), "generator": generator, "output_type": "np"}
+        options: dict[str, Any] = {
+            "num_inference_steps": int(num_inference_steps),
+            "generator": generator,
+            "output_type": "np",
+        }
         if class_names is None:
             labels = ["image"] * int(count)
             images = pipeline(batch_size=len(labels), **options).images
@@ -69,7 +82,9 @@ def make_sampler(pipeline: diffusers.DiffusionPipeline):
     return sample
 
 
-def _zip(labels: list[str], images: np.ndarray) -> str:
+def _zip(labels: list[str], images: "np.ndarray[Any, Any]") -> str:
+    from diffusers.utils import numpy_to_pil
+
     path = Path(tempfile.mkdtemp(), "images.zip")
     with zipfile.ZipFile(path, "w") as archive:
         for number, (label, image) in enumerate(zip(labels, numpy_to_pil(images), strict=True)):
@@ -79,8 +94,13 @@ def _zip(labels: list[str], images: np.ndarray) -> str:
     return str(path)
 
 
-def make_page(name: str) -> gradio.Blocks:
+def make_page(name: str) -> "gradio.Blocks":
     """The page of a pipeline in a directory or on the Hub."""
+    import gradio
+    import torch
+
+    from ..sampling.saved_pipelines import find_privacy_json, load_pipeline
+
     pipeline = load_pipeline(name)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
@@ -113,17 +133,24 @@ def make_page(name: str) -> gradio.Blocks:
     return page
 
 
-def main() -> None:
-    """Serve the page until interrupted."""
-    parser = argparse.ArgumentParser(description="A page to look at a trained pipeline.")
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(prog="dp-curriculum app", description="A page to look at a trained pipeline.")
     parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
-    parser.add_argument("--port", type=int, default=7860)
-    args = parser.parse_args()
+    parser.add_argument("--port", type=int, default=7860, help="port of this machine that the page is served on")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the page until interrupted; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+    if find_spec("gradio") is None:
+        raise InputError("The page needs gradio: install it by `pip install 'diffusers-dp-curriculum[app]'`.")
     make_page(args.pipeline).launch(server_name="127.0.0.1", server_port=args.port, share=False)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DPCurriculumError as error:
-        sys.exit(f"error: {error}")
+    from ..cli import run
+
+    sys.exit(run("app"))

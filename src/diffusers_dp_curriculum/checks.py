@@ -1,0 +1,112 @@
+"""The values that an argument may have, each range and list of choices once, for options and for functions."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers with a property.
+
+    Args:
+        words (`str`): The numbers in words, as in "give at least 1".
+        contains (`Callable[[float], bool]`): Tells whether a finite number is one of them.
+
+    Examples:
+
+    >>> at_least(1).check("max_train_steps", 0)
+    Traceback (most recent call last):
+    ...
+    diffusers_dp_curriculum.errors.InputError: `max_train_steps` is 0: give at least 1.
+    """
+
+    words: str
+    contains: Callable[[float], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise an `InputError` that names the argument, if `value` is not in the range."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and self.contains(value)):
+            raise InputError(f"`{name}` is {value}: give {self.words}.")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several words.
+
+    Args:
+        values (`tuple[str, ...]`): The words.
+
+    Examples:
+
+    >>> ACCOUNTANT.check("accountant", "gdp")
+    Traceback (most recent call last):
+    ...
+    diffusers_dp_curriculum.errors.InputError: `accountant` is "gdp": choose prv or rdp.
+    """
+
+    values: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """The choices as a list, as in "choose prv or rdp"."""
+        return f"{', '.join(self.values[:-1])} or {self.values[-1]}"
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise an `InputError` that names the argument, if `value` is none of the words."""
+        if value not in self.values:
+            raise InputError(f'`{name}` is "{value}": choose {self.words}.')
+
+
+def above(bound: float) -> Range:
+    """Numbers greater than `bound`."""
+    return Range(f"a number above {bound:g}", lambda value: value > bound)
+
+
+def at_least(bound: float) -> Range:
+    """Numbers not smaller than `bound`."""
+    return Range(f"at least {bound:g}", lambda value: value >= bound)
+
+
+def one_of(*values: str) -> Choice:
+    """One of the given words."""
+    return Choice(values)
+
+
+PROBABILITY_BELOW_ONE = Range("a number in [0, 1)", lambda value: 0 <= value < 1)
+SAMPLE_RATE = Range("a number in (0, 1]", lambda value: 0 < value <= 1)
+SEED = Range("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
+
+# The budget. No accountant is exact enough for a smaller delta.
+ACCOUNTANT = one_of("prv", "rdp")
+DELTA = Range("a number from 1e-12 to 1, below 1/N", lambda value: 1e-12 <= value < 1)
+
+# Central images.
+STATISTIC = one_of("mean", "mode")
+MODE_BINS = at_least(2)
+
+# The loss.
+TIMESTEP_SAMPLING = one_of("log_normal", "uniform")
+NOISE_LEVEL_STD = above(0)
+LABEL_DROPOUT = PROBABILITY_BELOW_ONE
+
+# Sampling.
+GUIDANCE_SCALE = at_least(0)
+S_CHURN = at_least(0)
+
+# The classifiers that measure utility.
+CLASSIFIER = one_of("cnn", "resnet")
+
+# Networks and noise schedules, with Karras et al. 2022, table 1, for the lowest noise level of EDM.
+NOISE_SCHEDULER = one_of("ddpm", "edm")
+BETA_SCHEDULE = one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+DDPM_NUM_STEPS = at_least(2)
+EDM_SIGMA_MIN = 0.002
+EDM_SIGMA_MAX = above(EDM_SIGMA_MIN)
+EDM_SIGMA_DATA = above(0)
+LAYERS_PER_BLOCK = at_least(1)
+ATTENTION_LEVELS = at_least(0)

@@ -1,0 +1,89 @@
+"""Flags made of declared options, and messages of the library in terms of flags."""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import DPCurriculumError
+from ..options import Option, declared_options
+
+
+METAVARS = {int: "INT", float: "NUMBER", str: "TEXT"}
+
+
+def add_options(parser: argparse.ArgumentParser, *declarations: Any) -> None:
+    """Add the options of dataclasses to a parser, by groups.
+
+    Args:
+        parser (`argparse.ArgumentParser`): It gets a flag for each option.
+        *declarations (`type`): Dataclasses whose fields are made by `options.option`.
+    """
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in [option for declaration in declarations for option in declared_options(declaration)]:
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        _add(groups[option.group], option)
+
+
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    help = option.description.replace("%", "%%")
+    if option.item_type is bool:
+        group.add_argument(
+            f"--{option.name}", type=_truth, nargs="?", const=True, default=option.default, metavar="BOOL", help=help
+        )
+        if option.default:
+            group.add_argument(f"--no_{option.name}", action="store_false", dest=option.name, help="the opposite")
+        return
+    group.add_argument(
+        f"--{option.name}",
+        type=option.item_type,
+        nargs="+" if option.is_list else None,
+        default=option.default,
+        metavar=METAVARS[option.item_type],
+        help=help,
+    )
+
+
+def _truth(text: str) -> bool:
+    """What a word on the command line says."""
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--hub_token` for `--hub-token`: either spelling of a flag is accepted."""
+    return [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in arguments]
+
+
+@contextmanager
+def known_as(**names: str) -> Iterator[None]:
+    """Within it, messages of errors call arguments of the library by the names that a command has for them.
+
+    Args:
+        **names (`str`): For each argument of the library the name of the command's flag or positional argument.
+    """
+    try:
+        yield
+    except DPCurriculumError as error:
+        named = re.sub(r"`(\w+)`", lambda match: f"`{names.get(match[1], match[1])}`", str(error))
+        raise type(error)(named) from error
+
+
+def in_flags(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message in which the arguments that a command has are written as on its command line.
+
+    Args:
+        message (`str`): A message that names arguments in backticks.
+        parser (`argparse.ArgumentParser`): The parser of the command; what it does not know stays as it is.
+    """
+    spelled = {action.dest: _spelling(action) for action in reversed(parser._actions)}
+    return re.sub(r"`(\w+)`", lambda match: spelled.get(match[1], match[0]), message)
+
+
+def _spelling(action: argparse.Action) -> str:
+    return action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest.upper())

@@ -1,0 +1,144 @@
+"""Generate an image data set from a trained pipeline.
+
+    dp-curriculum generate my-dp-model --images_per_class 1000 --output_dir my-synthetic-data
+
+The result loads by `datasets.load_dataset("my-synthetic-data")`, and carries the `privacy.json` of the pipeline. It is
+post-processing of what the pipeline released, so it costs no privacy, however many images are drawn. An interrupted run
+is resumed when it is started again. With --push_to_hub the data set goes to the Hub as well, and a push
+that did not succeed is repeated by the same command.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="dp-curriculum generate", description="Generate an image data set from a trained pipeline."
+    )
+    parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
+    parser.add_argument(
+        "--images_per_class",
+        type=int,
+        nargs="+",
+        required=True,
+        help="one number for all classes or one for each; images in all, if there are no classes",
+    )
+    parser.add_argument(
+        "--class_balance",
+        choices=["uniform", "dp_counts"],
+        default="uniform",
+        help="dp_counts: as many images in all, shared out by the noisy counts that the run's central mean images "
+        "released; needs the run's own directory",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="new, empty, or an interrupted run's")
+    parser.add_argument("--file_format", choices=["parquet", "imagefolder"], default="parquet")
+    parser.add_argument("--batch_size", type=int, default=250, help="images sampled at once and written as one shard")
+    parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+    parser.add_argument("--s_churn", type=float, default=0.0, help="fresh noise of EDM's stochastic sampler")
+    parser.add_argument("--s_tmin", type=float, default=0.05, help="lowest noise level at which s_churn adds noise")
+    parser.add_argument("--s_tmax", type=float, default=50.0, help="highest noise level at which s_churn adds noise")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the sample; no privacy depends on it")
+    parser.add_argument("--scheduler", help="sample with another diffusers scheduler, such as DDIMScheduler")
+    parser.add_argument("--push_to_hub", action="store_true", help="push the data set when it is complete")
+    parser.add_argument("--hub_dataset_id", help="repository, USER/NAME or NAME; the name of --output_dir by default")
+    parser.add_argument(
+        "--hub_private_repo", action="store_true", help="make the repository private, if it does not exist yet"
+    )
+    parser.add_argument("--hub_token", help="token of the Hub; that of `hf auth login` or HF_TOKEN is better")
+    return parser
+
+
+def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -> int | list[int]:
+    """How many images there are to be of each class."""
+    if class_balance == "uniform":
+        return numbers[0] if len(numbers) == 1 else numbers
+    if len(numbers) > 1:
+        raise InputError(
+            "`class_balance` dp_counts shares the images out itself: give one number as `images_per_class`."
+        )
+
+    from ..mechanisms.central_images import CentralImageDataset
+    from ..sampling.synthesis import apportion
+
+    path = Path(pipeline_directory, "private", "central_images")
+    class_counts = CentralImageDataset.load_from_disk(path).class_counts
+    if class_counts is None:
+        raise InputError(f"{path} holds mode images, whose queries count nothing: leave out `class_balance`.")
+    return apportion(numbers[0] * len(class_counts), class_counts)
+
+
+def prepare_push(
+    pipeline: str, privacy_json: Path | None, repo_id: str, private: bool | None, token: str | None
+) -> None:
+    """Refuse what could not be pushed before anything is sampled, and before there is a repository for it."""
+    from ..privacy.publishability import check_statement
+    from ..sharing.hub import prepare_repo
+
+    if privacy_json is None:
+        raise InputError(
+            f"{pipeline} has no privacy.json, and images may not be published without: leave out `push_to_hub`, or put "
+            "the file back."
+        )
+    check_statement(privacy_json)
+    prepare_repo(repo_id, "dataset", private, token)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load, generate, report, push; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+
+    import torch
+
+    from ..sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
+    from ..sampling.synthesis import generate_dataset
+
+    images_per_class = share_out(args.images_per_class, args.class_balance, args.pipeline)
+    pipeline = load_pipeline(args.pipeline)
+    if args.scheduler:
+        use_scheduler(pipeline, args.scheduler)
+    privacy_json = find_privacy_json(args.pipeline)
+    repo_id = args.hub_dataset_id or args.output_dir.absolute().name
+    private = args.hub_private_repo or None
+    if args.push_to_hub:
+        prepare_push(args.pipeline, privacy_json, repo_id, private, args.hub_token)
+
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(desc="Denoising", leave=False)
+    dataset = generate_dataset(
+        pipeline,
+        images_per_class,
+        output_dir=args.output_dir,
+        file_format=args.file_format,
+        batch_size=args.batch_size,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        s_churn=args.s_churn,
+        s_tmin=args.s_tmin,
+        s_tmax=args.s_tmax,
+        seed=args.seed,
+        privacy_json=privacy_json,
+    )
+
+    classes = f" of {dataset.features['label'].num_classes} classes" if "label" in dataset.features else ""
+    print(f"{len(dataset)} images{classes} in {args.output_dir} ({args.file_format}).")
+    print(f'Load them by datasets.load_dataset("{args.output_dir}").')
+    if privacy_json is None:
+        print("The pipeline has no privacy.json: nothing is known about the privacy of these images.")
+    else:
+        print(f"What is guaranteed about them is in {args.output_dir / 'privacy.json'}.")
+    if args.push_to_hub:
+        print(f"Pushed: {dataset.push_to_hub(repo_id, private=private, token=args.hub_token).commit_url}")
+    return 0
+
+
+if __name__ == "__main__":
+    from ..cli import run
+
+    sys.exit(run("generate"))

@@ -1,0 +1,225 @@
+"""Train a diffusion model on sensitive images from easy to hard, under one (epsilon, delta).
+
+    dp-curriculum train                                     # handwritten digits, minutes
+    dp-curriculum train --train_data_dir DIR --resolution 28 --target_epsilon 10
+
+Without flags that name images, the preset "digits" is used. `accelerate launch` starts several processes:
+`accelerate launch --multi_gpu -m diffusers_dp_curriculum.cli train`, or `... examples/train_dp_curriculum.py`.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ..checks import (
+    ATTENTION_LEVELS,
+    BETA_SCHEDULE,
+    DDPM_NUM_STEPS,
+    EDM_SIGMA_DATA,
+    EDM_SIGMA_MAX,
+    LAYERS_PER_BLOCK,
+    NOISE_SCHEDULER,
+    at_least,
+)
+from ..config import DPCurriculumConfig
+from ..errors import InputError
+from ..options import check_options, options_of_group
+from ..presets import load_preset, preset_names
+from .flags import add_options, with_underscores
+
+
+DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "class_names"}
+HIDDEN = "***"
+
+_run = options_of_group("Run")
+_data = options_of_group("Data")
+_network = options_of_group("Network")
+_scheduler = options_of_group("Noise scheduler")
+
+
+@dataclass(frozen=True)
+class ScriptArguments:
+    """Where the images come from, and what the network looks like."""
+
+    preset: str | None = _run(
+        None, f"Named recipe ({', '.join(preset_names())}); every flag that is given besides overrides it."
+    )
+    plan: bool = _run(False, "Print noise, epsilon, time and memory, and end: spends and writes nothing.")
+
+    dataset_name: str | None = _data(None, 'Hub id of the data set, or "digits".')
+    train_data_dir: str | None = _data(
+        None, "Image folder, directory saved by `datasets`, parquet files, or MNIST-like IDX files."
+    )
+    resolution: int | None = _data(
+        None, "Resize and crop to this size; the images' own by default.", limits=at_least(1)
+    )
+    image_column: str | None = _data(None, "Column with the images, if there are several.")
+    label_column: str | None = _data(None, "Column with the labels, if there are several.")
+    class_names: list[str] | None = _data(
+        None, "The classes, in order, whichever records there are; they are published."
+    )
+    unconditional: bool = _data(False, "Ignore labels, and directories of classes.")
+    accept_found_classes: bool = _data(
+        False,
+        "Publish the list of classes that was found, although one record may have added its own to it; --class_names "
+        "is better.",
+    )
+
+    model_config_name_or_path: str | None = _network(
+        None, "Config of the UNet2DModel, instead of the other flags of the network."
+    )
+    block_out_channels: list[int] = _network([32, 64], "Channels of each level, finest first; multiples of 8.")
+    layers_per_block: int = _network(1, "Residual blocks per level.", limits=LAYERS_PER_BLOCK)
+    attention_levels: int = _network(1, "The coarsest levels that have attention.", limits=ATTENTION_LEVELS)
+
+    noise_scheduler: str = _scheduler(
+        "ddpm", "Noise levels and loss; edm is of Karras et al. 2022.", limits=NOISE_SCHEDULER
+    )
+    prediction_type: str = _scheduler(
+        "v_prediction", "What the network predicts: epsilon, v_prediction or, with ddpm, sample."
+    )
+    edm_sigma_data: float = _scheduler(
+        0.5,
+        "Constant of EDM's loss: the standard deviation that pixels in [-1, 1] are assumed to have (paper: 0.57735). "
+        "It is published and must not be measured on the records; keep the default or take that of public images.",
+        limits=EDM_SIGMA_DATA,
+    )
+    edm_sigma_max: float = _scheduler(80.0, "Noise level from which EDM samples.", limits=EDM_SIGMA_MAX)
+    ddpm_num_steps: int = _scheduler(1000, "Timesteps of the noise schedule of ddpm.", limits=DDPM_NUM_STEPS)
+    ddpm_beta_schedule: str = _scheduler("squaredcos_cap_v2", "Noise schedule of ddpm.", limits=BETA_SCHEDULE)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags, in groups."""
+    parser = argparse.ArgumentParser(
+        prog="dp-curriculum train",
+        usage="%(prog)s [flags]",
+        description=(__doc__ or "").splitlines()[0],
+        allow_abbrev=False,
+    )
+    add_options(parser, ScriptArguments, DPCurriculumConfig)
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[ScriptArguments, DPCurriculumConfig]:
+    """Parse the command line; a preset changes the defaults.
+
+    Args:
+        arguments (`Sequence[str]`): The flags.
+
+    Raises:
+        InputError: If a flag or a preset does not exist, or a value is out of range.
+    """
+    parser, arguments = make_parser(), with_underscores(arguments)
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise InputError(f"There is no flag {unknown[0]}: see --help for those that there are.")
+    own_images = chosen.dataset_name is not None or chosen.train_data_dir is not None
+    if chosen.preset is not None or not own_images:
+        recipe = load_preset(chosen.preset or "digits")
+        parser.set_defaults(
+            **{name: value for name, value in recipe.items() if not (own_images and name in DATA_OPTIONS)}
+        )
+    values = vars(parser.parse_args(arguments))
+    script = {option.name: values.pop(option.name) for option in fields(ScriptArguments)}
+    return ScriptArguments(**script), DPCurriculumConfig(**values)
+
+
+def hide_token() -> None:
+    """Take a token out of `sys.argv`, which trackers record, and say where else it can be seen."""
+    for number, argument in enumerate(sys.argv):
+        flag, equals, _ = argument.partition("=")
+        if with_underscores([flag]) != ["--hub_token"]:
+            continue
+        if equals:
+            sys.argv[number] = f"{flag}={HIDDEN}"
+        else:
+            sys.argv[number + 1] = HIDDEN
+        if is_main_process():
+            print(
+                "warning: A token on the command line is seen by everybody on this machine and kept by the shell: use "
+                "`hf auth login` or HF_TOKEN.",
+                file=sys.stderr,
+            )
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process, which alone writes and prints; known before the processes are connected."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load, plan, train, save, and say where everything is; returns the exit status."""
+    script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    hide_token()
+
+    from accelerate.utils import set_seed
+
+    from ..data.image_dataset import load_image_dataset
+    from ..distributed import from_main
+    from ..sharing.hub import prepare_repo
+    from ..trainer import DPCurriculumTrainer
+    from ..training.interruption import RunStatus
+    from ..training.networks import build_scheduler, build_unet
+    from ..training.run_directory import check_output_dir
+
+    if is_main_process():  # here already, as loading may take long
+        check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
+    noise_scheduler = build_scheduler(
+        script.noise_scheduler,
+        prediction_type=script.prediction_type,
+        ddpm_num_steps=script.ddpm_num_steps,
+        ddpm_beta_schedule=script.ddpm_beta_schedule,
+        edm_sigma_data=script.edm_sigma_data,
+        edm_sigma_max=script.edm_sigma_max,
+    )
+    dataset = load_image_dataset(
+        dataset_name=script.dataset_name,
+        train_data_dir=script.train_data_dir,
+        resolution=script.resolution,
+        image_column=script.image_column,
+        label_column=script.label_column,
+        class_names=script.class_names,
+        unconditional=script.unconditional,
+        accept_found_classes=script.accept_found_classes,
+    )
+    set_seed(config.seed)
+    unet = build_unet(
+        dataset.resolution,
+        dataset.num_channels,
+        dataset.num_classes,
+        block_out_channels=script.block_out_channels,
+        layers_per_block=script.layers_per_block,
+        attention_levels=script.attention_levels,
+        model_config_name_or_path=script.model_config_name_or_path,
+    )
+    trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=noise_scheduler, args=config, train_dataset=dataset)
+    if script.plan:
+        plan = trainer.describe_plan()  # by every process, as it rehearses steps
+        if trainer.accelerator.is_main_process:
+            print(plan)
+        return 0
+    if config.push_to_hub:  # before training: a repository that cannot be had is better known at once
+        repo_id = config.hub_model_id or Path(config.output_dir).absolute().name
+        from_main(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config.token))
+    status = trainer.train()
+    if status is RunStatus.INTERRUPTED:
+        raise KeyboardInterrupt
+    if status is RunStatus.TERMINATED:
+        return 0  # as the cluster has asked
+    trainer.save_pipeline()
+    if trainer.accelerator.is_main_process:
+        print(trainer.summary())
+    return 0
+
+
+if __name__ == "__main__":
+    from ..cli import run
+
+    sys.exit(run("train"))

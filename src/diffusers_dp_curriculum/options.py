@@ -1,0 +1,102 @@
+"""Options of a run as fields of dataclasses: default, help, range and group of each are declared in one place."""
+
+from collections.abc import Callable
+from dataclasses import Field, InitVar, dataclass, field
+from functools import partial
+from typing import Any, get_args
+
+from .checks import Choice, Range
+from .errors import InputError
+
+
+def option(
+    default: Any, help: str, *, group: str, limits: Range | Choice | None = None, execution: bool = False
+) -> Any:
+    """A field of a dataclass that is an option.
+
+    Args:
+        default: The value if none is given; a list is copied for each object.
+        help (`str`): What the option means.
+        group (`str`): Title of the section of `--help` that has the option.
+        limits (`Range` or `Choice`, *optional*): The values that it may have, besides a default of None.
+        execution (`bool`, *optional*, defaults to False):
+            Whether it says only where and how a run is executed and shared, so that it changes no result but for
+            rounding: another machine may want another value, and it is no hyper-parameter.
+    """
+    metadata = {"help": help, "group": group, "limits": limits, "execution": execution}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def options_of_group(group: str, execution: bool = False) -> Callable[..., Any]:
+    """[`option`] for several options of one group."""
+    return partial(option, group=group, execution=execution)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as its dataclass declares it; the attributes are the arguments of [`option`]."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    group: str
+    limits: Range | Choice | None
+    execution: bool
+
+    @property
+    def description(self) -> str:
+        """Help, limits and default together."""
+        facts = [] if self.limits is None else [self.limits.words]
+        if self.default is not None:
+            default = " ".join(map(str, self.default)) if isinstance(self.default, list) else self.default
+            facts.append(f"default: {default}")
+        return f"{self.help} ({'; '.join(facts)})" if facts else self.help
+
+    @property
+    def item_type(self) -> Any:
+        """The type of the value, or of its items if it is a list, without None."""
+        kinds = [kind for kind in (get_args(self.type) or (self.type,)) if kind is not type(None)]
+        return get_args(kinds[0])[0] if get_args(kinds[0]) else kinds[0]
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the value is a list."""
+        return "list[" in str(self.type)
+
+    def check(self, value: Any) -> None:
+        """Raise an `InputError` that names the option, if `value` is of a wrong type or out of range."""
+        if value is None and self.default is None:
+            return
+        if self.is_list and not (isinstance(value, list) and "" not in value):
+            raise InputError(f"`{self.name}` is {value!r}: give a list without empty items.")
+        if self.item_type is bool and not isinstance(value, bool):
+            raise InputError(f"`{self.name}` is {value}: give True or False.")
+        for item in value if self.is_list else [value]:
+            if self.item_type is int and not isinstance(item, int):
+                raise InputError(f"`{self.name}` is {value}: give a whole number.")
+            if self.limits is not None:
+                self.limits.check(self.name, item)
+
+
+def declared_options(declaration: Any) -> list[Option]:
+    """The options of a dataclass, in order, also those that are no attributes that `dataclasses.asdict` would show.
+
+    Args:
+        declaration (`type`): A dataclass whose fields are made by [`option`].
+    """
+    return [_as_option(declared) for declared in declaration.__dataclass_fields__.values()]
+
+
+def _as_option(declared: Field[Any]) -> Option:
+    kind = declared.type.type if isinstance(declared.type, InitVar) else declared.type
+    default = declared.default if not callable(declared.default_factory) else declared.default_factory()
+    return Option(declared.name, kind, default, **declared.metadata)
+
+
+def check_options(instance: Any) -> None:
+    """Raise an `InputError` for the first option of a dataclass that has a value it may not have."""
+    for declared in declared_options(instance):
+        declared.check(getattr(instance, declared.name))

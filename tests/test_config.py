@@ -1,0 +1,66 @@
+"""The options of a run: declared once, checked whenever a config is made, and a token that nothing shows."""
+
+import copy
+import pickle
+from dataclasses import FrozenInstanceError, asdict, replace
+
+import pytest
+
+from diffusers_dp_curriculum import DPCurriculumConfig, InputError
+from diffusers_dp_curriculum.commands.train import ScriptArguments
+from diffusers_dp_curriculum.options import declared_options
+
+
+OPTIONS = [*declared_options(ScriptArguments), *declared_options(DPCurriculumConfig)]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_option_is_explained_in_a_group_and_allows_its_default(option):
+    assert option.help.endswith((".", ")"))
+    assert option.group
+    option.check(option.default)
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.limits], ids=lambda option: option.name)
+def test_no_option_takes_what_is_out_of_its_range(option):
+    for value in (float("nan"), -1, "steep"):
+        with pytest.raises(InputError, match=f"^`{option.name}` is "):
+            option.check(value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_ema": "no"}, "`use_ema` is no: give True or False"),
+        ({"max_train_steps": 2.0}, "`max_train_steps` is 2.0: give a whole number"),
+        ({"learning_rate": "fast"}, "`learning_rate` is fast: give a number above 0"),
+        ({"checkpoints_total_limit": 0}, "`checkpoints_total_limit` is 0: give at least 1"),
+        ({"target_epsilon": None}, "`target_epsilon` is None: give a number above 0"),
+    ],
+)
+def test_a_config_is_checked_when_it_is_made_also_from_another(changes, message):
+    with pytest.raises(InputError, match=message):
+        DPCurriculumConfig(**changes)
+    with pytest.raises(InputError, match=message):
+        replace(DPCurriculumConfig(), **changes)
+
+
+def test_a_config_cannot_be_changed():
+    config = DPCurriculumConfig()
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'target_epsilon'"):
+        config.target_epsilon = -5.0
+
+
+def test_the_token_stays_with_the_config_and_shows_nowhere():
+    config = DPCurriculumConfig(hub_token="hf_secret")
+    for same in (config, replace(config, seed=1), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert same.token == "hf_secret"
+        assert "hf_secret" not in repr((same, str(same), asdict(same), same.hyper_parameters()))
+    assert replace(config, hub_token=None).token is None
+    assert DPCurriculumConfig().token is None
+
+
+def test_hyper_parameters_are_the_options_that_change_the_result():
+    parameters = DPCurriculumConfig(prior_runs=["secret/path"], hub_model_id="me/name").hyper_parameters()
+    assert {"target_epsilon", "seed", "learning_rate"} <= set(parameters)
+    assert not {"output_dir", "prior_runs", "hub_model_id", "hub_token", "max_physical_batch_size"} & set(parameters)

@@ -1,0 +1,44 @@
+"""Messages of the library, which name arguments, in terms of a command's flags."""
+
+import pytest
+
+from diffusers_dp_curriculum import InputError, cli
+from diffusers_dp_curriculum.commands import evaluate, generate, train
+from diffusers_dp_curriculum.commands.flags import in_flags, known_as
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "printed"),
+    [
+        (train, "`resolution` is 0: give at least 1.", "--resolution is 0: give at least 1."),
+        (train, "Use `use_ema`, not `weights` or `hf auth login`.", "Use --use_ema, not `weights` or `hf auth login`."),
+        (generate, "`images_per_class` is 0.", "--images_per_class is 0."),
+        (evaluate, "Check `samples` and `reference`.", "Check PIPELINE_OR_DATASET and --reference."),
+    ],
+)
+def test_arguments_that_a_command_has_are_written_as_on_its_command_line(command, message, printed):
+    assert in_flags(message, command.make_parser()) == printed
+
+
+def test_arguments_of_the_library_get_the_names_that_a_command_has_for_them():
+    with (
+        pytest.raises(InputError, match="^dir holds no images: give one that does as `reference`, not `split`.$"),
+        known_as(train_data_dir="reference"),
+    ):
+        raise InputError("dir holds no images: give one that does as `train_data_dir`, not `split`.")
+
+
+def test_an_error_is_one_line_and_status_1(capsys):
+    arguments = ["generate", "model", "--images_per_class", "1", "2", "--class_balance", "dp_counts"]
+    assert cli.main([*arguments, "--output_dir", "out"]) == 1
+    message = "error: --class_balance dp_counts shares the images out itself: give one number as --images_per_class.\n"
+    assert capsys.readouterr() == ("", message)
+
+
+def test_ctrl_c_ends_with_130_and_without_a_traceback(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "main", interrupted)
+    assert cli.main(["generate"]) == 130
+    assert capsys.readouterr() == ("", "")
