@@ -9,7 +9,13 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from diffusers_dp_curriculum import ClassConditionalPipeline, HubError, InputError, generate_dataset, load_image_dataset
+from diffusers_dp_curriculum import (
+    ClassConditionalPipeline,
+    DPCurriculumError,
+    HubError,
+    generate_dataset,
+    load_image_dataset,
+)
 from diffusers_dp_curriculum.checks import CLASSIFIER
 from diffusers_dp_curriculum.commands import evaluate
 from diffusers_dp_curriculum.evaluation.utility import ARCHITECTURES
@@ -100,9 +106,9 @@ def test_a_generated_data_set_is_compared_with_a_folder_of_images(file_format, m
     ("arguments", "message"),
     [
         (["--reference", "digits", "--test_split", "train"], "give another `test_split`"),
-        (["--reference", "digits", "--test_split", "later"], "have the splits 'train' and 'test' only"),
+        (["--reference", "digits", "--test_split", "later"], "pass 'train' or 'test'"),
         (["--reference", "digits", "--features", "nowhere/at/all"], "cannot be loaded as a vision model"),
-        (["--reference", "digits", "--scheduler", "Magic"], "must be one of"),
+        (["--reference", "digits", "--scheduler", "Magic"], "is Magic: choose one of"),
         (["--reference", "digits", "--class_names", *"abcdefghij"], "name the real ones alike"),
         (["--reference", "digits", "--output_dir", str(Path(__file__).parent)], "choose another as `output_dir`"),
         (["--reference", "."], "holds no images: pass the directory that does as `reference`"),
@@ -112,7 +118,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_sampled_or_writt
     arguments, message, model, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DPCurriculumError, match=message):
         evaluate.main([str(model), *QUICK, *arguments])
     assert list(tmp_path.iterdir()) == []
 

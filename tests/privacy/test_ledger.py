@@ -8,7 +8,7 @@ import pytest
 from dp_accounting import dp_event, pld
 
 from diffusers_dp_curriculum import CentralImageDataset
-from diffusers_dp_curriculum.errors import InputError
+from diffusers_dp_curriculum.errors import InputError, StorageError
 from diffusers_dp_curriculum.privacy.accounting import Mechanism, compute_epsilon
 from diffusers_dp_curriculum.privacy.counted_runs import CountedRun, all_mechanisms
 from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
@@ -81,7 +81,7 @@ def test_a_journal_that_knows_less_than_the_checkpoint_is_refused(tmp_path):
     ledger.record(STEP)
     ledger.close()
     for _ in range(2):  # and not left locked
-        with pytest.raises(InputError, match=r"ends before the checkpoint was made \(2 events of 3\)"):
+        with pytest.raises(StorageError, match=r"ends before the checkpoint was made \(2 events of 3\)"):
             PrivacyLedger.resume(tmp_path / "journal.jsonl", 3)
 
 

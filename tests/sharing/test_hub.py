@@ -355,7 +355,7 @@ def test_a_push_that_failed_is_repeated_while_the_trainer_is_still_there(hub, tm
     """As in a notebook: the trainer keeps its journal locked."""
     trainer = train(tmp_path / "model")
     hub.fail("POST .*/commit/main", 500)
-    with pytest.raises(InputError, match="dp-curriculum push .* pushes again"):
+    with pytest.raises(HubError, match="dp-curriculum push .* pushes again"):
         trainer.push_to_hub()
     push_model(tmp_path / "model", "model")
     assert sorted(hub.files("alice/model")) == [".gitattributes", *PUBLISHED]

@@ -95,8 +95,8 @@ class PrivacyLedger:
             check (`int`, *optional*): The ledger's [`check`] at that time.
 
         Raises:
-            InputError:
-                If the journal is missing, damaged, in use by another process, or does not know of the checkpoint.
+            InputError: If the journal is missing, in use by another process, or does not know of the checkpoint.
+            StorageError: If the journal is damaged.
         """
         opened = journal if isinstance(journal, Journal) else Journal(journal)
         try:

@@ -103,7 +103,7 @@ def runs_of_journal(directory: Path) -> list[CountedRun] | None:
         `list[CountedRun]`: None where there is no journal, as with published files.
 
     Raises:
-        InputError: If the journal is damaged.
+        StorageError: If the journal is damaged.
     """
     path = journal_in(directory)
     return None if path is None else CountedRun.of_journal(read_released(path))
