@@ -9,14 +9,12 @@ paths, no names of users or machines, no tokens and nothing of any data, so that
 import argparse
 import os
 import platform
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import psutil
-import torch
 import yaml
-from accelerate.commands.config.config_args import default_config_file
 
 
 PACKAGES = [
@@ -57,6 +55,8 @@ def accelerators() -> str:
     Returns:
         `str`: Such as "4 x NVIDIA H100", or "none".
     """
+    import torch
+
     if not torch.accelerator.is_available():
         return "none"
     kind = torch.accelerator.current_accelerator().type
@@ -71,6 +71,8 @@ def accelerate_settings() -> str:
     Returns:
         `str`: Such as "num_processes=4, mixed_precision=bf16", or "none saved".
     """
+    from accelerate.commands.config.config_args import default_config_file
+
     if not os.path.isfile(default_config_file):
         return "none saved"
     with open(default_config_file, encoding="utf-8") as file:
@@ -78,17 +80,25 @@ def accelerate_settings() -> str:
     return ", ".join(f"{name}={settings[name]}" for name in ACCELERATE_SETTINGS if name in settings)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """The flags, of which there are none."""
+    return argparse.ArgumentParser(
+        prog="dp-curriculum env", description="Describe this machine for a bug report, without names or paths."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the description, as a list in Markdown.
 
     Args:
-        arguments (`list[str]`, *optional*): The command line, by default that of the process.
+        arguments (`Sequence[str]`, *optional*): The flags; those of this process by default.
 
     Returns:
         `int`: The exit status.
     """
-    parser = argparse.ArgumentParser(description="Describe this machine for a bug report, without names or paths.")
-    parser.parse_args(arguments)
+    make_parser().parse_args(arguments)
+    import torch
+
     facts = {package: installed_version(package) for package in PACKAGES}
     facts["Python"] = platform.python_version()
     facts["platform"] = f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -100,7 +110,3 @@ def main(arguments: list[str] | None = None) -> int:
     for name, fact in facts.items():
         print(f"- {name}: {fact}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
