@@ -45,7 +45,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
         `int`: The exit status: 0 for success, 1 for an error, 130 after Ctrl-C.
     """
     module = import_module(f".commands.{command}", __package__)
-    print_messages()
+    print_messages(lambda message: in_flags(message, module.make_parser()))
     try:
         status: int = module.main(list(sys.argv[1:] if arguments is None else arguments))
     except DPCurriculumError as error:

@@ -1,6 +1,7 @@
 """The stages of a run in order. What is computed in them lives in files of its own."""
 
 import json
+import logging
 import signal
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.logging import get_logger
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class DPCurriculumTrainer:
@@ -166,7 +166,8 @@ class DPCurriculumTrainer:
         """
         if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
-        logger.info(self.describe_plan())
+        plan = self.describe_plan()  # by every process, as it rehearses steps
+        self._log(logging.INFO, plan)
         details = self.paths.traceback(self.accelerator.process_index)
         try:
             self._open_ledger()
@@ -316,7 +317,6 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None:
             self.plan = self.checkpoint.plan
             self.released = dict(self.checkpoint.released)
-            logger.info(f"Resuming from {self.checkpoint.name}.")
 
     def _follow_ledger(self) -> None:
         """Give the other processes what the main one has recorded, without its journal."""
@@ -356,9 +356,10 @@ class DPCurriculumTrainer:
         steps = from_main(lambda: self._affordable_steps(state.step))
         last = state.step + steps
         if last < self.plan.dp_sgd.steps:
-            logger.warning(
+            self._log(
+                logging.WARNING,
                 f"DP-SGD stops after {last} of {self.plan.dp_sgd.steps} steps: the next one would pass the target "
-                f"epsilon {args.target_epsilon:g}."
+                f"epsilon {args.target_epsilon:g}.",
             )
         if steps > 0:
             dp_sgd = DPSGD(
@@ -415,10 +416,15 @@ class DPCurriculumTrainer:
             from_main(lambda: self._save_samples(state))
         if terminated:
             progress.close()
-            logger.warning(
-                f"Interrupted after {number} steps: resume with the same settings and resume_from_checkpoint latest."
+            self._log(
+                logging.WARNING,
+                f"Interrupted after {number} steps: resume with the same settings and `resume_from_checkpoint` latest.",
             )
         return terminated
+
+    def _log(self, level: int, message: str) -> None:
+        if self.accelerator.is_main_process:
+            logger.log(level, message)
 
     def _number(self, state: TrainingState) -> int:
         """Steps taken in all stages."""

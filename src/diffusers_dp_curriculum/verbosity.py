@@ -7,6 +7,7 @@ logged by the main process alone in any case.
 
 import logging
 import os
+from collections.abc import Callable
 
 from .errors import InputError
 
@@ -35,17 +36,25 @@ def set_verbosity(level: str) -> None:
 
 
 class _Printing(logging.Handler):
+    def __init__(self, rewrite: Callable[[str], str]):
+        super().__init__()
+        self.rewrite = rewrite
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        print(self.rewrite(self.format(record)), flush=True)
 
 
-def print_messages() -> None:
-    """Print messages to standard output as they are, from information on unless another verbosity has been set."""
+def print_messages(rewrite: Callable[[str], str]) -> None:
+    """Print messages to standard output, information included unless another verbosity has been set.
+
+    Args:
+        rewrite (`Callable[[str], str]`): Makes of a message what is printed.
+    """
     library = logging.getLogger(__package__)
     if library.level == logging.NOTSET:
         library.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Printing) for handler in library.handlers):
-        library.addHandler(_Printing())
+    library.handlers = [handler for handler in library.handlers if not isinstance(handler, _Printing)]
+    library.addHandler(_Printing(rewrite))
 
 
 if os.environ.get(VARIABLE):

@@ -160,7 +160,7 @@ def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pip
         env=hub.environment(tmp_path / "hf", HF_TOKEN="hf_writes"),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"Pushed: {hub.url}/datasets/alice/shoes/commit/")
+    assert done.stdout.splitlines()[-1].startswith(f"Pushed to {hub.url}/datasets/alice/shoes/commit/")
     assert hub.repos["dataset", "alice/shoes"].private
     assert "private/" not in " ".join(hub.files("alice/shoes", "dataset"))
     table = datasets.load_dataset(str(tmp_path / "shoes"), split="train")

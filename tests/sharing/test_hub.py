@@ -347,7 +347,7 @@ def test_without_the_flag_the_push_is_left_to_the_user(hub, tmp_path):
 
 
 def test_a_configuration_that_would_publish_what_is_not_private_is_refused():
-    with pytest.raises(InputError, match="push_to_hub is for private runs"):
+    with pytest.raises(InputError, match="`push_to_hub` is for private runs"):
         DPCurriculumConfig(push_to_hub=True, insecure_noise_seed=1)
 
 
@@ -757,7 +757,7 @@ def test_the_script(hub, model, tmp_path, token):
     assert token not in done.stdout + done.stderr
     if token == "hf_writes":
         assert done.returncode == 0, done.stderr
-        assert done.stdout == f"Pushed: {hub.url}/alice/model/commit/{hub.commits('alice/model')[-1].oid}\n"
+        assert done.stdout == f"Pushed to {hub.url}/alice/model/commit/{hub.commits('alice/model')[-1].oid}.\n"
         assert hub.repos["model", "alice/model"].private
     else:
         assert done.returncode == 1

@@ -43,12 +43,12 @@ def names(output_dir):
 @pytest.mark.parametrize("after", [2, 5])  # of 3 steps in the first stage and 4 in the second
 def test_a_terminated_run_says_how_to_resume_and_ends_as_if_nothing_had_been(tmp_path, messages, monkeypatch, after):
     interrupted(tmp_path / "model", after)
-    assert "resume with the same settings and resume_from_checkpoint latest" in messages.text
+    assert "resume with the same settings and `resume_from_checkpoint` latest" in messages.text
     assert names(tmp_path / "model") == ["checkpoint-0", f"checkpoint-{after}"]
     monkeypatch.setattr(CentralImageQueries, "release", lambda *_, **__: pytest.fail("queried a second time"))
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest")
     privacy = finish(trainer)
-    assert f"Resuming from checkpoint-{after}." in messages.text
+    assert f" from checkpoint-{after}." in messages.text
     assert [(entry["name"], entry["steps"]) for entry in privacy["mechanisms"]] == [
         ("central_images_mean", 5),
         ("dp_sgd", 4),

@@ -9,6 +9,7 @@ paths, no names of users or machines, no tokens and nothing of any data, so that
 import argparse
 import os
 import platform
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -110,3 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, fact in facts.items():
         print(f"- {name}: {fact}")
     return 0
+
+
+if __name__ == "__main__":
+    from ..cli import run
+
+    sys.exit(run("env"))

@@ -21,8 +21,7 @@ from .flags import known_as
 
 if TYPE_CHECKING:
     import diffusers
-
-    from ..data.image_dataset import ImageDataset
+    from torch.utils.data import Dataset
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -79,7 +78,7 @@ def is_pipeline(name: str) -> bool:
         ) from error
 
 
-def load_samples(args: argparse.Namespace) -> "ImageDataset":
+def load_samples(args: argparse.Namespace) -> "Dataset":
     """The images of a synthetic data set."""
     from ..data.image_dataset import load_image_dataset
 
@@ -88,7 +87,7 @@ def load_samples(args: argparse.Namespace) -> "ImageDataset":
         return load_image_dataset(**{source_of(args.samples): args.samples}, accept_found_classes=True)
 
 
-def load_reference(args: argparse.Namespace, split: str, resolution: int, with_labels: bool) -> "ImageDataset":
+def load_reference(args: argparse.Namespace, split: str, resolution: int, with_labels: bool) -> "Dataset":
     """One split of the real images, in the size of the samples."""
     from ..data.image_dataset import load_image_dataset
 

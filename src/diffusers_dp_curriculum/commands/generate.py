@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(f"What is guaranteed about them is in {args.output_dir / 'privacy.json'}.")
     if args.push_to_hub:
-        print(f"Pushed: {dataset.push_to_hub(repo_id, private=private, token=args.hub_token).commit_url}")
+        dataset.push_to_hub(repo_id, private=private, token=args.hub_token)
     return 0
 
 

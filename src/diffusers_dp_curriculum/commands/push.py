@@ -30,14 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from ..sharing.hub import push_model
 
-    commit = push_model(
+    push_model(
         args.output_dir,
         args.repo_id,
         commit_message=args.commit_message,
         private=args.private or None,
         create_pr=args.create_pr,
     )
-    print(f"Pushed: {commit.commit_url}")
     return 0
 
 

@@ -28,7 +28,7 @@ from ..config import DPCurriculumConfig
 from ..errors import InputError
 from ..options import check_options, options_of_group
 from ..presets import load_preset, preset_names
-from .flags import add_options, with_underscores
+from .flags import add_options, in_flags, with_underscores
 
 
 DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "class_names"}
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if script.plan:
         plan = trainer.describe_plan()  # by every process, as it rehearses steps
         if trainer.accelerator.is_main_process:
-            print(plan)
+            print(in_flags(plan, make_parser()))
         return 0
     if config.push_to_hub:  # before training: a repository that cannot be had is better known at once
         repo_id = config.hub_model_id or Path(config.output_dir).absolute().name

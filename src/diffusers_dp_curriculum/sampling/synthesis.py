@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import logging
 import math
 import os
 import tempfile
@@ -30,7 +29,6 @@ from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayou
 from .preview import check_sampling
 
 
-logger = logging.getLogger(__name__)
 MAX_SHARD_BYTES = 500_000_000  # of a parquet file on the Hub, as `datasets` has it
 
 
@@ -239,7 +237,6 @@ def generate_dataset(
     if directory is None:
         return SyntheticDataset.wrap(datasets.Dataset(pa.concat_tables(tables)), privacy)
     directory.finish()
-    logger.info("Wrote %d images to %s.", num_images, directory.path)
     # By its absolute path, lest a relative one be the name of a loader, such as "parquet".
     dataset = SyntheticDataset.wrap(datasets.load_dataset(str(directory.path), split="train"), privacy)
     if privacy_json is not None:

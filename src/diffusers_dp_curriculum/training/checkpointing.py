@@ -172,7 +172,7 @@ class Checkpoints:
         if self.total_limit is not None:
             for superseded in self.all()[: -self.total_limit]:
                 _remove(superseded)
-        logger.info("Wrote %s.", path)
+        logger.debug("Wrote %s.", path)
         return path
 
     def load(self, which: str) -> Checkpoint | None:
