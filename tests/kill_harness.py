@@ -28,7 +28,7 @@ import sys
 import time
 import torch
 from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
-from helpers import tiny_records, tiny_scheduler, tiny_unet
+from helpers import smallest_unet, tiny_records, tiny_scheduler
 from helpers.runs import make_config
 
 torch.manual_seed(0)
@@ -36,7 +36,7 @@ args = make_config(
     sys.argv[1], resume_from_checkpoint="latest", checkpointing_steps=3, checkpoints_total_limit=2,
     central_train_steps=int(sys.argv[2]), max_train_steps=int(sys.argv[2]), save_images_steps=None,
 )
-trainer = DPCurriculumTrainer(tiny_unet(), tiny_scheduler(), args, tiny_records())
+trainer = DPCurriculumTrainer(smallest_unet(), tiny_scheduler(), args, tiny_records())
 after_step = trainer._after_step
 
 def after_a_pause(*state, **flags):

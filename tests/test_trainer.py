@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    trainer = make_trainer(tmp_path_factory.mktemp("run") / "model", accountant="prv")
+    trainer = make_trainer(tmp_path_factory.mktemp("run") / "model", tiny_unet(), accountant="prv")
     trainer.train()
     trainer.save_pipeline()
     return trainer

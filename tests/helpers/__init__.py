@@ -42,6 +42,12 @@ def tiny_unet(num_classes=3, size=8, channels=1, **options):
     return UNet2DModel(**{**settings, **options})
 
 
+def smallest_unet(**options):
+    """A third of the layers of `tiny_unet`, for tests of whole runs, where any network will do."""
+    blocks = {"down_block_types": ("DownBlock2D",), "mid_block_type": None, "up_block_types": ("UpBlock2D",)}
+    return tiny_unet(**{"block_out_channels": (8,), **blocks, **options})
+
+
 def tiny_scheduler(prediction_type="v_prediction"):
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type)
 

@@ -5,7 +5,7 @@ import signal
 
 from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
 from diffusers_dp_curriculum.training.interruption import RunStatus
-from helpers import tiny_records, tiny_scheduler, tiny_unet
+from helpers import smallest_unet, tiny_records, tiny_scheduler
 
 
 def make_config(output_dir, **options):
@@ -25,7 +25,7 @@ def make_config(output_dir, **options):
 
 def make_trainer(output_dir, unet=None, records=None, **options):
     return DPCurriculumTrainer(
-        unet=tiny_unet() if unet is None else unet,
+        unet=smallest_unet() if unet is None else unet,
         noise_scheduler=tiny_scheduler(),
         args=make_config(output_dir, **options),
         train_dataset=tiny_records() if records is None else records,

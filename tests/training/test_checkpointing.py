@@ -21,7 +21,7 @@ from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQuerie
 from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD
 from diffusers_dp_curriculum.training import checkpointing as checkpointing_module
 from diffusers_dp_curriculum.training.run_directory import note_errors_for_resume
-from helpers import tiny_records, tiny_unet
+from helpers import smallest_unet, tiny_records
 from helpers.runs import interrupted, make_trainer
 from kill_harness import check, kill_until_done, start
 
@@ -70,10 +70,10 @@ def test_the_warm_up_ends_with_the_same_weights_whether_interrupted_or_not(tmp_p
     weights = []
     for name, after in (("one", None), ("two", 2)):
         torch.manual_seed(0)
-        unet = tiny_unet()
+        unet = smallest_unet()
         if after is not None:
             interrupted(tmp_path / name, after, unet=unet)
-            unet = tiny_unet()  # other initial weights, which the checkpoint replaces
+            unet = smallest_unet()  # other initial weights, which the checkpoint replaces
         trainer = make_trainer(tmp_path / name, unet=unet, resume_from_checkpoint="latest")
         trainer._train_by_dp_sgd = lambda: True
         trainer.train()
@@ -91,7 +91,8 @@ def test_steps_that_were_turned_back_from_stay_counted(tmp_path, messages):
     assert "DP-SGD stops after 2 of 4 steps" in messages.text
 
 
-LONG = {"max_train_steps": 40, "target_epsilon": 30.0}
+STEPS = 14
+LONG = {"max_train_steps": STEPS, "target_epsilon": 30.0}
 
 
 def broken_off(output_dir, after, error, **options):
@@ -134,13 +135,13 @@ def test_steps_whose_network_was_left_in_memory_stay_counted(tmp_path, error):
     """As in a notebook: three times broken off, the network looked at, and resumed from the checkpoint before."""
     for number in range(3):
         resume = {"resume_from_checkpoint": "latest"} if number else {}
-        looked_at = broken_off(tmp_path / "model", 6, error, **resume)
+        looked_at = broken_off(tmp_path / "model", 3, error, **resume)
         assert looked_at.unet.conv_in.weight.isfinite().all()
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG)
     privacy = finish(trainer)
     # The steps that are lost are paid for by steps at the end.
     assert trainer.checkpoint.stage == "central_images"
-    assert 40 <= released_steps(tmp_path / "model") < 44
+    assert STEPS <= released_steps(tmp_path / "model") < STEPS + 4
     check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
     assert privacy["epsilon"] <= 30
 
@@ -179,7 +180,7 @@ def test_steps_of_checkpoints_that_were_deleted_stay_counted(tmp_path, deleted):
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG)
     privacy = finish(trainer)
     check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
-    assert stated_steps(privacy) < 44
+    assert stated_steps(privacy) < STEPS + 4
     queries = [entry["steps"] for entry in privacy["mechanisms"] if entry["name"] == "central_images_mean"]
     assert sum(queries) == (10 if deleted == ["all"] else 5)
 
@@ -193,7 +194,7 @@ def test_a_checkpoint_written_after_the_trainer_was_made_is_the_one_that_is_resu
     interrupted(tmp_path / "model", 9, resume_from_checkpoint="latest", **LONG)
     privacy = finish(early)
     assert early.checkpoint.name == "checkpoint-9"
-    check_that_all_is_stated(tmp_path / "model", privacy, 40)
+    check_that_all_is_stated(tmp_path / "model", privacy, STEPS)
 
 
 def test_two_trainers_made_before_there_was_a_run_share_it(tmp_path):
@@ -247,8 +248,8 @@ def test_steps_whose_error_another_process_has_shown_stay_counted(tmp_path):
 def test_steps_that_were_lost_with_a_killed_process_are_taken_again_at_no_cost(tmp_path):
     killed_after(tmp_path / "model", 9)
     privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG))
-    assert stated_steps(privacy) == 40
-    assert released_steps(tmp_path / "model") > 40
+    assert stated_steps(privacy) == STEPS
+    assert released_steps(tmp_path / "model") > STEPS
 
 
 def test_what_an_error_says_is_written_after_its_steps_count(tmp_path, monkeypatch):
@@ -344,7 +345,7 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_last_one_usable(tmp_pa
         ({"max_grad_norm": 2.0}, "was made with other max_grad_norm"),
         ({"target_epsilon": 9.0}, "was made with other target_epsilon"),
         ({"records": tiny_records(seed=1)}, "was made with other records"),
-        ({"unet": tiny_unet(block_out_channels=(8, 8))}, "was made with other unet block_out_channels"),
+        ({"unet": smallest_unet(block_out_channels=(16,))}, "was made with other unet block_out_channels"),
         ({"resume_from_checkpoint": "checkpoint-3"}, "is no checkpoint of the run"),
         ({"resume_from_checkpoint": None}, "already holds another run"),
     ],
