@@ -179,7 +179,8 @@ class DPCurriculumTrainer:
                 self._unseen(),
                 seeded(self.accelerator.device, self.args.seed),
             ):
-                self.finished = self._run_stages()
+                ended = self._run_stages()
+            self.finished = ended
         finally:
             if not self.finished and self._ledger is not None:
                 self._ledger.close()  # a new trainer that resumes the run, in a notebook for instance, needs it
@@ -303,7 +304,7 @@ class DPCurriculumTrainer:
 
     def summary(self) -> str:
         """What was made and where it is, for a person to read when [`save_pipeline`] is done."""
-        return summarize(self.output_dir, self.ledger, conditional=self.info.num_classes is not None)
+        return summarize(self.output_dir, self.ledger, self.info.num_classes is not None, self.released)
 
     def _open_ledger(self) -> None:
         """Begin the journal of a new run, or open that of the run to resume; the main process writes it."""

@@ -27,7 +27,8 @@ from diffusers_dp_curriculum.privacy.composition import read_prior_runs
 from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from diffusers_dp_curriculum.sharing.cards import budget
 from diffusers_dp_curriculum.sharing.dataset_card import make_dataset_card
-from diffusers_dp_curriculum.sharing.hub import prepare_repo, push_dataset, push_model
+from diffusers_dp_curriculum.sharing.hub import MODEL_FILES, prepare_repo, push_dataset, push_model
+from diffusers_dp_curriculum.training.stages import warm_up_stages
 from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
 
 
@@ -763,3 +764,8 @@ def test_the_script(hub, model, tmp_path, token):
         assert done.returncode == 1
         assert "log in with `hf auth login`" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+def test_the_picture_of_every_stage_may_be_published():
+    for stage in warm_up_stages(DPCurriculumConfig()):
+        assert any(re.fullmatch(pattern, f"{stage.name}.png") for pattern in MODEL_FILES)

@@ -67,7 +67,7 @@ def make_model_card(
         delta=round_up(privacy.delta),
         class_names=None if class_names is None else [as_text(name) for name in class_names],
         example_labels=_example_labels(class_names),
-        has_central_images="central_images" in stages,
+        stages=list(stages),
         dataset_name=None if config.hub_dataset_name is None else as_text(config.hub_dataset_name),
         hyper_parameters=_network(pipeline, info, mixed_precision) | config.hyper_parameters(),
         guidance_scale=config.guidance_scale,

@@ -79,10 +79,12 @@ class Plan:
             f"{self._epsilon(queries):.3f} alone\n"
             for queries in self.warm_ups
         )
+        if not self.warm_ups:
+            warm_ups = "  warm-up         none (DP-SGD alone)\n"
         return (
             f"  target          epsilon {self.target_epsilon:g} at delta {self.delta:g}, for zeroing out one record\n"
             f"{previous}"
-            f"{warm_ups or '  warm-up         none (DP-SGD alone)' + chr(10)}"
+            f"{warm_ups}"
             f"  DP-SGD          {self.dp_sgd.steps} steps, noise multiplier {self.dp_sgd.noise_multiplier:.4f}, sample "
             f"rate {self.dp_sgd.sample_rate:.4g}, clipping norm {self.dp_sgd.sensitivity:g}\n"
             f"  whole run       epsilon {self.epsilon_after[self.dp_sgd.steps]:.3f} by the {self.accountant} accountant"

@@ -1,5 +1,6 @@
 """What a person reads when a run is done: what it made, where everything is, and what it cost."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..privacy.accounting import Mechanism, round_up
@@ -9,21 +10,22 @@ from ..privacy.statement import scope_in_words
 
 PUBLISHED = {
     "samples.png": "samples, a row for each class",
-    "central_images.png": "the DP central images",
     "README.md": "model card",
     "privacy.json": "the budget, for anyone to recompute",
     "model_index.json": "the pipeline, with unet/ and scheduler/",
 }
 
 
-def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool) -> str:
+def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool, stages: Iterable[str]) -> str:
     """Two tables: the files that may be published, and the mechanisms that read the records.
 
     Args:
         output_dir (`Path`): The directory of the run.
         ledger (`PrivacyLedger`): What was executed.
         conditional (`bool`): Whether the pipeline has classes, and so code of its own.
+        stages (`Iterable[str]`): The names of the warm-up stages, each of which has a picture.
     """
+    published = PUBLISHED | {f"{stage}.png": f"the DP {stage.replace('_', ' ')}" for stage in stages}
     mechanisms = [("mechanism", "steps", "noise multiplier", "sample rate"), *map(_row, ledger.mechanisms)]
     for number, run in enumerate(ledger.prior_runs, start=1):
         mechanisms += [(f"previous run {number}", "", "", ""), *map(_row, run.mechanisms)]
@@ -34,7 +36,7 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool) -> str
     return "\n".join(
         [
             headline,
-            *(f"  {name:<21} {what}" for name, what in PUBLISHED.items() if (output_dir / name).exists()),
+            *(f"  {name:<21} {what}" for name, what in published.items() if (output_dir / name).exists()),
             f'  to sample             DiffusionPipeline.from_pretrained("{output_dir}"{trust})',
             *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}".rstrip() for name, steps, sigma, rate in mechanisms),
             f"  together              epsilon {round_up(ledger.epsilon())} at delta {round_up(ledger.delta)}",
