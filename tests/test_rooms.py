@@ -27,13 +27,7 @@ RULES = {
 # Who may hold the images, besides `data`, where their type is defined: what they release goes through a ledger, or is
 # said to be not private.
 IMAGES = "ImageDataset"
-MAY_HOLD_IMAGES = {
-    "__init__.py",
-    "trainer.py",
-    "mechanisms",
-    "auditing",
-    "evaluation",
-}  # besides `data`, where it is defined
+MAY_HOLD_IMAGES = {"__init__.py", "trainer.py", "mechanisms", "auditing", "evaluation"}
 
 
 def imports():
