@@ -17,11 +17,11 @@ class Range:
         contains (`Callable[[float], bool]`): Tells whether a finite number is one of them.
 
     Examples:
-
-    >>> at_least(1).check("max_train_steps", 0)
-    Traceback (most recent call last):
-    ...
-    diffusers_dp_curriculum.errors.InputError: `max_train_steps` is 0: give at least 1.
+        >>> from diffusers_dp_curriculum.checks import at_least
+        >>> at_least(1).check("max_train_steps", 0)
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.InputError: `max_train_steps` is 0: give at least 1.
     """
 
     words: str
@@ -42,11 +42,11 @@ class Choice:
         values (`tuple[str, ...]`): The words.
 
     Examples:
-
-    >>> ACCOUNTANT.check("accountant", "gdp")
-    Traceback (most recent call last):
-    ...
-    diffusers_dp_curriculum.errors.InputError: `accountant` is "gdp": choose prv or rdp.
+        >>> from diffusers_dp_curriculum.checks import ACCOUNTANT
+        >>> ACCOUNTANT.check("accountant", "gdp")
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.InputError: `accountant` is "gdp": choose prv or rdp.
     """
 
     values: tuple[str, ...]

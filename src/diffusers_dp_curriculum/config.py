@@ -45,15 +45,15 @@ class DPCurriculumConfig:
     object cannot be changed: `dataclasses.replace(config, seed=1)` makes another one, which is checked again.
 
     Examples:
-
-    >>> from dataclasses import replace
-    >>> config = DPCurriculumConfig(target_epsilon=1.0)
-    >>> replace(config, max_train_steps=100).target_epsilon
-    1.0
-    >>> replace(config, target_epsilon=-5.0)
-    Traceback (most recent call last):
-    ...
-    diffusers_dp_curriculum.errors.InputError: `target_epsilon` is -5.0: give a number above 0.
+        >>> from dataclasses import replace
+        >>> from diffusers_dp_curriculum import DPCurriculumConfig
+        >>> config = DPCurriculumConfig(target_epsilon=1.0)
+        >>> replace(config, max_train_steps=100).target_epsilon
+        1.0
+        >>> replace(config, target_epsilon=-5.0)
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.InputError: `target_epsilon` is -5.0: give a number above 0.
     """
 
     output_dir: str = _output(

@@ -12,26 +12,74 @@ from pathlib import Path
 
 
 class DPCurriculumError(Exception):
-    """Base class of all errors that this library raises on purpose."""
+    """Base class of all errors that this library raises on purpose.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import DPCurriculumError, load_image_dataset
+        >>> try:
+        ...     dataset = load_image_dataset(train_data_dir="no-such-directory")
+        ... except DPCurriculumError as error:
+        ...     print(error)
+        no-such-directory is not a directory: pass the one that holds the images as `train_data_dir`.
+    """
 
 
 class InputError(DPCurriculumError, ValueError):
     """Something the user gave cannot be used.
 
     What can be known beforehand is refused before any privacy is spent and before anything is overwritten.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import PrivacyLedger
+        >>> PrivacyLedger(delta=2)
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.InputError: `delta` is 2: give a number from 1e-12 to 1, below 1/N.
     """
 
 
 class StorageError(DPCurriculumError):
-    """The disk is full or cannot be written, or a file of a run is damaged or missing."""
+    """The disk is full or cannot be written, or a file of a run is damaged or missing.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from diffusers_dp_curriculum import PrivacyLedger
+        >>> ledger = PrivacyLedger(delta=1e-5, journal="journal.jsonl")
+        >>> ledger.close()
+        >>> Path("journal.jsonl").write_text("cut off")
+        7
+        >>> PrivacyLedger.resume("journal.jsonl", position=0)
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.StorageError: The last line of journal.jsonl is cut off: ...
+    """
 
 
 class HubError(DPCurriculumError):
-    """The Hub, or another server, is out of reach, or does not give or take what it is asked to."""
+    """The Hub, or another server, is out of reach, or does not give or take what it is asked to.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import HubError
+        >>> def push(trainer):
+        ...     try:
+        ...         return trainer.push_to_hub()
+        ...     except HubError as error:
+        ...         print(f"{error} The run is complete: push again with `dp-curriculum push`.")
+    """
 
 
 class TrainingError(DPCurriculumError, RuntimeError):
-    """Training ended with an unexpected error, whose text may tell of sensitive records and is kept from this one."""
+    """Training ended with an unexpected error, whose text may tell of sensitive records and is kept from this one.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from diffusers_dp_curriculum.errors import confidential_errors
+        >>> with confidential_errors(Path("private/error.txt")):
+        ...     raise ValueError("a batch of 17 records")
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.TrainingError: Training broke off with a ValueError, ...
+    """
 
 
 @contextmanager

@@ -72,13 +72,26 @@ class DPCurriculumTrainer:
     Raises:
         InputError: If any of them cannot be used, before any privacy is spent and any file is written.
 
-    Example:
-
-    ```py
-    >>> trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=DDPMScheduler(), args=config, train_dataset=dataset)
-    >>> trainer.train()
-    >>> trainer.save_pipeline()
-    ```
+    Examples:
+        >>> from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
+        >>> from diffusers_dp_curriculum import build_scheduler, build_unet, load_image_dataset
+        >>> dataset = load_image_dataset(dataset_name="digits")
+        >>> unet = build_unet(resolution=8, num_channels=1, num_classes=10, block_out_channels=(8, 16))
+        >>> config = DPCurriculumConfig(
+        ...     output_dir="my-model",
+        ...     target_epsilon=10.0,
+        ...     central_train_steps=2,
+        ...     max_train_steps=2,
+        ...     train_batch_size=16,
+        ...     noise_multiplicity=1,
+        ...     num_inference_steps=2,
+        ... )
+        >>> scheduler = build_scheduler()
+        >>> trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=scheduler, args=config, train_dataset=dataset)
+        >>> trainer.train()
+        <RunStatus.FINISHED: 'finished'>
+        >>> (trainer.save_pipeline() / "privacy.json").exists()
+        True
     """
 
     @own_arithmetic()

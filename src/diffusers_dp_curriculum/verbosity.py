@@ -25,6 +25,13 @@ def set_verbosity(level: str) -> None:
 
     Raises:
         InputError: If there is no such level.
+
+    Examples:
+        >>> import logging
+        >>> from diffusers_dp_curriculum import set_verbosity
+        >>> set_verbosity("error")
+        >>> logging.getLogger("diffusers_dp_curriculum.trainer").isEnabledFor(logging.WARNING)
+        False
     """
     if level not in LEVELS:
         raise InputError(f'The verbosity is "{level}": choose one of {", ".join(LEVELS)}.')

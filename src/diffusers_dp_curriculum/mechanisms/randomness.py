@@ -24,6 +24,13 @@ class MechanismRandomness:
         insecure_noise_seed (`int`, *optional*):
             For tests alone: everything follows from this seed, whatever `secure_rng` is, so that anybody who knows the
             seed can subtract the noise.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import MechanismRandomness
+        >>> MechanismRandomness().why_not_private is None
+        True
+        >>> MechanismRandomness(insecure_noise_seed=0).why_not_private
+        'sampling and noise come from a seed (insecure_noise_seed), and can be computed again from it'
     """
 
     def __init__(self, secure_rng: bool = True, insecure_noise_seed: int | None = None):
