@@ -1,8 +1,8 @@
-"""The errors that a user is meant to read, and the keeping of those that nobody else may.
+"""The errors that users see, and a guard that keeps error texts about sensitive records private.
 
-All of them are a [`DPCurriculumError`], of one of four kinds: what the user gave, what the disk did, what the Hub did,
-and what training did. The message is one sentence that says what is wrong and, after a colon, what to do about it; it
-names arguments of Python functions in backticks. Command-line programs print it without a traceback.
+Every error is a [`DPCurriculumError`] of one of four kinds: invalid input, storage, the Hub, or training. Its message
+is one sentence that says what is wrong and, after a colon, what to do; it names arguments of Python functions in
+backticks. Command-line programs print the message without a traceback.
 """
 
 import traceback
@@ -25,9 +25,9 @@ class DPCurriculumError(Exception):
 
 
 class InputError(DPCurriculumError, ValueError):
-    """Something the user gave cannot be used.
+    """An argument, a file or a data set that the user gave cannot be used.
 
-    What can be known beforehand is refused before any privacy is spent and before anything is overwritten.
+    Input is checked as early as possible, before any privacy is spent and before anything is overwritten.
 
     Examples:
         >>> from diffusers_dp_curriculum import PrivacyLedger
@@ -56,7 +56,7 @@ class StorageError(DPCurriculumError):
 
 
 class HubError(DPCurriculumError):
-    """The Hub, or another server, is out of reach, or does not give or take what it is asked to.
+    """The Hub (or another server) cannot be reached, or refuses a request.
 
     Examples:
         >>> from diffusers_dp_curriculum import HubError
@@ -69,7 +69,10 @@ class HubError(DPCurriculumError):
 
 
 class TrainingError(DPCurriculumError, RuntimeError):
-    """Training ended with an unexpected error, whose text may tell of sensitive records and is kept from this one.
+    """Training ended with an unexpected error.
+
+    The text of that error may reveal something about sensitive records, so this message leaves it out and says where it
+    is.
 
     Examples:
         >>> from pathlib import Path
@@ -84,7 +87,7 @@ class TrainingError(DPCurriculumError, RuntimeError):
 
 @contextmanager
 def confidential_errors(path: Path) -> Iterator[None]:
-    """Keep what an unexpected error says in the file `path`, and raise a [`TrainingError`] that says only where.
+    """Write the traceback of an unexpected error to the file `path`, and raise a [`TrainingError`] that names the file.
 
     PyTorch's messages can tell how many records a batch had, and logs are pasted into bug reports.
     """
@@ -93,11 +96,11 @@ def confidential_errors(path: Path) -> Iterator[None]:
     except DPCurriculumError as error:
         raise error from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt from None  # whatever it interrupted the handling of
+        raise KeyboardInterrupt from None  # without its context, which may be an error about records
     except Exception as error:
         where = f"it is in {path}; read it before you pass it on"
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a further machine may have none yet
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # another machine of the run may not have it yet
             path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         except OSError:
             where = f"it is lost, since {path} could not be written"

@@ -6,7 +6,7 @@ import secrets
 import numpy as np
 import torch
 
-from ..distributed import from_main
+from ..distributed import run_on_main_process
 from .secure_noise import secure_normal
 
 
@@ -59,7 +59,7 @@ class MechanismRandomness:
     def shared_generator(self) -> torch.Generator:
         """A new generator on the CPU, in the same state on every process."""
         generator = self.generator()
-        generator.set_state(from_main(generator.get_state))
+        generator.set_state(run_on_main_process(generator.get_state))
         return generator
 
     def normal(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
