@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from diffusers_dp_curriculum import DPCurriculumConfig
-from diffusers_dp_curriculum.distributed import any_process, from_main, num_processes, process_index
+from diffusers_dp_curriculum.distributed import any_process, num_processes, process_index, run_on_main_process
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.mechanisms.dp_optimizer import ExactDPOptimizer
@@ -145,7 +145,7 @@ def main(directory):
         "first_draws": torch.rand(4),
         "expected_batch_size": make_dp_sgd(batch_size=20).optimizer.expected_batch_size,
         "before_the_noise": sum_before_the_noise(),
-        "refusal": error_of(lambda: from_main(refuse)),
+        "refusal": error_of(lambda: run_on_main_process(refuse)),
         "any": [any_process(False), any_process(process_index() == num_processes() - 1)],
     }
     everybody = gather_object([of_this_process])

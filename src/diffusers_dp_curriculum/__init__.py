@@ -56,7 +56,7 @@ __all__ = [
     "to_image_dataset",
 ]
 
-# The module of each name, imported when the name is used first: `dp-curriculum --help` would wait seconds for PyTorch.
+# The module of each name, imported on first use: otherwise `dp-curriculum --help` would wait seconds for PyTorch.
 _MODULES = {
     "CentralImageDataset": "mechanisms.central_images",
     "ClassConditionalPipeline": "sampling.pipeline",

@@ -1,4 +1,4 @@
-"""The settings under which a mechanism computes, whatever the caller has set for computations of its own."""
+"""Fixed settings under which mechanisms compute, whatever the caller has set."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -6,21 +6,21 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 
-# The kinds of devices for which PyTorch keeps an autocast setting each.
+# The device types that have an autocast setting of their own in PyTorch.
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 @contextmanager
 def own_arithmetic() -> Iterator[None]:
-    """Compute as if nobody had set anything: what a sensitivity is proved for must be what is computed.
+    """Compute under fixed settings, so that what is computed is what the sensitivity is proved for.
 
     Within the context new tensors are float32 on the CPU unless they say otherwise, autocast is off, gradients are
     recorded, matrix products of float32 are computed in float32 (no TF32, no bfloat16), and no operation is refused for
-    being nondeterministic. Afterwards everything is as it was.
+    being nondeterministic. Afterwards the caller's settings are restored.
 
-    Why it matters: inside `torch.autocast` a sum of pixels is rounded to 8 bits, by which one record moves it several
-    times further than the sensitivity; under `torch.set_default_dtype(torch.bfloat16)` a Poisson sampler draws from 256
-    numbers, and includes records at another rate than the one in the ledger.
+    Why it matters: inside `torch.autocast` a sum of pixels is rounded to 8 bits, so that one record can change it by
+    several times the sensitivity; under `torch.set_default_dtype(torch.bfloat16)` a Poisson sampler draws from 256
+    numbers only, and includes records at another rate than the one in the ledger.
     """
     dtype = torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -30,7 +30,7 @@ def own_arithmetic() -> Iterator[None]:
         settings.callback(torch.set_default_dtype, dtype)
         torch.use_deterministic_algorithms(False)
         settings.callback(torch.use_deterministic_algorithms, deterministic, warn_only=warn_only)
-        if torch.get_default_device().type != "cpu":  # the context costs time in every call of PyTorch
+        if torch.get_default_device().type != "cpu":  # this context slows down every call of PyTorch
             settings.enter_context(torch.device("cpu"))
         settings.enter_context(torch.inference_mode(False))
         settings.enter_context(torch.enable_grad())
@@ -43,11 +43,12 @@ def own_arithmetic() -> Iterator[None]:
 
 @contextmanager
 def _full_matrix_products() -> Iterator[None]:
-    matmuls = [of for of in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul) if hasattr(of, "fp32_precision")]
-    precisions = [matmul.fp32_precision for matmul in matmuls]  # PyTorch has them since 2.9
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    matmuls = [backend for backend in backends if hasattr(backend, "fp32_precision")]  # since PyTorch 2.9
+    precisions = [matmul.fp32_precision for matmul in matmuls]
     try:
         overall = torch.get_float32_matmul_precision()
-    except RuntimeError:  # they were set one by one, for which this has no name
+    except RuntimeError:  # the caller set the backends one by one, for which there is no overall name
         overall = "highest"
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""The values that an argument may have, each range and list of choices once, for options and for functions."""
+"""Allowed values of arguments: each range and list of choices is declared once, for options and functions alike."""
 
 import math
 from collections.abc import Callable
@@ -10,18 +10,18 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers with a property.
+    """The finite numbers that satisfy a condition.
 
     Args:
         words (`str`): The numbers in words, as in "give at least 1".
-        contains (`Callable[[float], bool]`): Tells whether a finite number is one of them.
+        contains (`Callable[[float], bool]`): The condition, called with a finite number.
 
     Examples:
-
-    >>> at_least(1).check("max_train_steps", 0)
-    Traceback (most recent call last):
-    ...
-    diffusers_dp_curriculum.errors.InputError: `max_train_steps` is 0: give at least 1.
+        >>> from diffusers_dp_curriculum.checks import at_least
+        >>> at_least(1).check("max_train_steps", 0)
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.InputError: `max_train_steps` is 0: give at least 1.
     """
 
     words: str
@@ -42,11 +42,11 @@ class Choice:
         values (`tuple[str, ...]`): The words.
 
     Examples:
-
-    >>> ACCOUNTANT.check("accountant", "gdp")
-    Traceback (most recent call last):
-    ...
-    diffusers_dp_curriculum.errors.InputError: `accountant` is "gdp": choose prv or rdp.
+        >>> from diffusers_dp_curriculum.checks import ACCOUNTANT
+        >>> ACCOUNTANT.check("accountant", "gdp")
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.InputError: `accountant` is "gdp": choose prv or rdp.
     """
 
     values: tuple[str, ...]
@@ -81,7 +81,7 @@ PROBABILITY_BELOW_ONE = Range("a number in [0, 1)", lambda value: 0 <= value < 1
 SAMPLE_RATE = Range("a number in (0, 1]", lambda value: 0 < value <= 1)
 SEED = Range("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
 
-# The budget. No accountant is exact enough for a smaller delta.
+# The budget. No accountant is exact enough for a delta below 1e-12.
 ACCOUNTANT = one_of("prv", "rdp")
 DELTA = Range("a number from 1e-12 to 1, below 1/N", lambda value: 1e-12 <= value < 1)
 
@@ -101,7 +101,7 @@ S_CHURN = at_least(0)
 # The classifiers that measure utility.
 CLASSIFIER = one_of("cnn", "resnet")
 
-# Networks and noise schedules, with Karras et al. 2022, table 1, for the lowest noise level of EDM.
+# Networks and noise schedules. EDM's lowest noise level is from Karras et al. 2022, table 1.
 NOISE_SCHEDULER = one_of("ddpm", "edm")
 BETA_SCHEDULE = one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 DDPM_NUM_STEPS = at_least(2)

@@ -45,15 +45,15 @@ class DPCurriculumConfig:
     object cannot be changed: `dataclasses.replace(config, seed=1)` makes another one, which is checked again.
 
     Examples:
-
-    >>> from dataclasses import replace
-    >>> config = DPCurriculumConfig(target_epsilon=1.0)
-    >>> replace(config, max_train_steps=100).target_epsilon
-    1.0
-    >>> replace(config, target_epsilon=-5.0)
-    Traceback (most recent call last):
-    ...
-    diffusers_dp_curriculum.errors.InputError: `target_epsilon` is -5.0: give a number above 0.
+        >>> from dataclasses import replace
+        >>> from diffusers_dp_curriculum import DPCurriculumConfig
+        >>> config = DPCurriculumConfig(target_epsilon=1.0)
+        >>> replace(config, max_train_steps=100).target_epsilon
+        1.0
+        >>> replace(config, target_epsilon=-5.0)
+        Traceback (most recent call last):
+        ...
+        diffusers_dp_curriculum.errors.InputError: `target_epsilon` is -5.0: give a number above 0.
     """
 
     output_dir: str = _output(
@@ -68,7 +68,8 @@ class DPCurriculumConfig:
     )
     mixed_precision: str | None = _execution(
         None,
-        "Type of the passes; `accelerate launch` decides by default. DP stays in float32.",
+        "Number type of forward and backward passes; by default that of `accelerate launch`. Clipping and noise "
+        "do not change.",
         limits=one_of("no", "fp16", "bf16"),
     )
     gradient_checkpointing: bool = _execution(False, "Compute activations twice instead of keeping them: saves memory.")
@@ -90,15 +91,15 @@ class DPCurriculumConfig:
     )
     logger: str | None = _checkpoints(
         None,
-        "Gets epsilon, learning rate and the loss on the central images. It also notes when each step was taken, and "
-        "longer steps had more records: keep it as private as the log.",
+        "Where to log epsilon, the learning rate and the loss on the central images. Its timestamps tell how long "
+        "each step took, and steps with more records take longer: keep it as private as the printed log.",
         limits=one_of("tensorboard", "wandb", "trackio"),
     )
     logging_dir: str = _checkpoints("logs", "Directory in private/ for the logger.")
     log_sensitive_curves: bool = _checkpoints(
         False,
         "Write the loss on the sensitive records to private/sensitive_curves.csv. NOT covered by epsilon: who sees it, "
-        "or chooses by it, learns of the records.",
+        "or chooses settings by it, learns something about the records.",
     )
 
     target_epsilon: float = _budget(
@@ -106,21 +107,21 @@ class DPCurriculumConfig:
     )
     target_delta: float = _budget(1e-5, "Delta of the whole run and of prior_runs together.", limits=DELTA)
     accountant: str = _budget("prv", "Opacus' accountant that computes epsilon; prv is tighter.", limits=ACCOUNTANT)
-    # No hyper-parameter: what previous runs have released is in the ledger, from which the card has it, and the paths
-    # where they are must not be published.
+    # Not a hyper-parameter: the card learns from the ledger what previous runs have released, and their paths must not
+    # be published.
     prior_runs: list[str] | None = _budget(
         None,
         "Previous runs on the same records that the target has to cover as well: directories of runs or of synthetic "
-        "data sets, privacy.json files, or Hub ids. A resumed run has those that it was started with.",
+        "data sets, privacy.json files, or Hub ids. A resumed run keeps the previous runs that it was started with.",
         execution=True,
     )
 
     secure_rng: bool = _noise(
-        True, "Noise from a cryptographic generator, safe against floating-point attacks; without it, from PyTorch's."
+        True, "Draw noise from a cryptographic generator, safe against floating-point attacks, not from PyTorch's."
     )
     insecure_noise_seed: int | None = _noise(
         None,
-        "For tests alone: reproducible noise, which takes all privacy away and may not be published.",
+        "For tests only: reproducible noise. It takes all privacy away, and such a run may not be published.",
         limits=SEED,
     )
 
@@ -172,7 +173,7 @@ class DPCurriculumConfig:
     )
     lr_warmup_steps: int = _dp_sgd(
         0,
-        "DP-SGD steps w over which the learning rate rises, from 1/w of it, where the schedule has a warm-up.",
+        "Number w of DP-SGD steps in which the learning rate rises from 1/w of its peak, if lr_scheduler warms up.",
         limits=at_least(0),
     )
     adam_beta1: float = _dp_sgd(0.9, "First-moment decay of Adam.", limits=PROBABILITY_BELOW_ONE)
@@ -213,9 +214,9 @@ class DPCurriculumConfig:
         None, "Repository to push to, USER/NAME or NAME; the name of output_dir by default."
     )
     hub_private_repo: bool = _publishing(False, "Make the repository private, if it does not exist yet.")
-    # Not a field, so that nothing that is written from the fields (a card, a log, a checkpoint) has it.
+    # Not a field: cards, logs and checkpoints are written from the fields, and must not contain the token.
     hub_token: InitVar[str | None] = _publishing(
-        None, "Token of the Hub. That of `hf auth login` or HF_TOKEN is better: others see a command line."
+        None, "Token of the Hub. Prefer `hf auth login` or HF_TOKEN: other users of the machine can see a command line."
     )
     hub_license: str | None = _publishing(
         None, 'License of the model, for its card, as the Hub calls it, such as "apache-2.0".'
@@ -238,11 +239,11 @@ class DPCurriculumConfig:
 
     @property
     def token(self) -> str | None:
-        """The `hub_token` that was given, which no other attribute, `repr` or `asdict` shows."""
+        """The `hub_token` that was given; `repr`, `asdict` and the other attributes do not show it."""
         token: str | None = vars(self)["hub_token"]
         return token
 
     def hyper_parameters(self) -> dict[str, Any]:
-        """What defines a run's result: every option but those that say where and how it is executed."""
+        """The options that define a run's result: all except those that only say where and how it is executed."""
         values = asdict(self)
         return {declared.name: values[declared.name] for declared in declared_options(self) if not declared.execution}

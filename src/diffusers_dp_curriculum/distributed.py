@@ -1,7 +1,7 @@
-"""What the processes of one run, on one machine or several, have to agree on.
+"""Communication between the processes of one run, on one machine or several.
 
-One process is the main one: it alone reads for the central images, adds noise, writes the journal and prints. A run of
-a single process is its own main one, and nothing here then does anything.
+One process is the main process: it alone queries the central images, adds noise, writes the journal and prints. A run
+with a single process communicates nothing.
 """
 
 from collections.abc import Callable, Hashable
@@ -17,22 +17,22 @@ Result = TypeVar("Result")
 
 
 def process_index() -> int:
-    """The number of this process, from 0, which is the main one."""
+    """The rank of this process; the main process has rank 0."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def num_processes() -> int:
-    """How many processes the run has."""
+    """The number of processes of the run."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def from_main(function: Callable[[], Result]) -> Result:
-    """Call `function` on the main process alone, and give its result to every process.
+def run_on_main_process(function: Callable[[], Result]) -> Result:
+    """Call `function` on the main process only, and return its result on every process.
 
     Raises:
         DPCurriculumError:
-            On every process, if the main one raises one. Any other error of the main process is a [`TrainingError`] on
-            the others, and on the main one it is the error itself.
+            On every process, if `function` raises one. Any other error of `function` is raised unchanged on the main
+            process and as a [`TrainingError`] on the others.
     """
     if num_processes() == 1:
         return function()
@@ -53,28 +53,28 @@ def from_main(function: Callable[[], Result]) -> Result:
 
 
 def _for_other_processes(error: Exception) -> DPCurriculumError:
-    """What the other processes raise when the main one has an error, without anything that is attached to it."""
+    """The error that the other processes raise when the main one fails, without its traceback and causes."""
     if isinstance(error, DPCurriculumError):
         return type(error)(str(error))
     return TrainingError("The main process ended with an error: read what it says.")
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is set on any process; the same answer on all of them."""
+    """Whether `flag` is set on at least one process; every process gets the same answer."""
     return flag if num_processes() == 1 else any(gather_object([flag]))
 
 
 def check_all_equal(value: Hashable, what: str) -> None:
-    """Refuse to go on where the processes have different values.
+    """Refuse to continue where the processes have different values.
 
     Raises:
-        InputError: On every process, if so.
+        InputError: On every process, if the values differ.
     """
     if num_processes() > 1 and len(set(gather_object([value]))) > 1:
         raise InputError(f"The processes of this run do not have the same {what}: give every machine the same.")
 
 
 def share_parameters(model: torch.nn.Module) -> None:
-    """Give every process the main one's parameters and buffers."""
+    """Copy the main process's parameters and buffers to every process."""
     if num_processes() > 1:
         broadcast([tensor.data for tensor in (*model.parameters(), *model.buffers())])

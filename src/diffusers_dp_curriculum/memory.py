@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes, and one sentence where there is not enough."""
+"""How much memory a piece of work takes, and one clear message where there is not enough."""
 
 import ctypes
 import math
@@ -17,14 +17,16 @@ from .distributed import num_processes
 from .errors import InputError
 
 
-# How often the memory of a process is looked at, which takes 20 microseconds; what fills memory lasts longer.
+# Time between two measurements of the process's memory, each of which takes 20 microseconds. Work that fills memory
+# lasts longer than this interval.
 INTERVAL_SECONDS = 0.001
 
 
 class PeakMemory:
-    """A context that measures by how much the memory in use has grown at its highest point, as `num_bytes`.
+    """A context that measures the peak of the memory in use, above what was in use at its start, as `num_bytes`.
 
-    Nothing is in it that was done before, such as the decoding of records. On a GPU it is what PyTorch holds there.
+    What was done before, such as decoding the records, does not count. On a GPU it is the memory that PyTorch has
+    allocated there.
 
     Args:
         device (`torch.device`): Where the work is done.
@@ -54,7 +56,7 @@ class PeakMemory:
             self._look()
             self._ended.set()
             self._thread.join()
-            _return_freed_memory()  # what follows begins where this began
+            _return_freed_memory()  # so that the next measurement starts from the same level
 
     def _watch(self) -> None:
         while not self._ended.wait(INTERVAL_SECONDS):
@@ -65,7 +67,7 @@ class PeakMemory:
 
 
 def _return_freed_memory() -> None:
-    """Give back to the system what was freed but kept for later, as work that uses it again would look like none."""
+    """Return freed memory to the operating system: work that reused it would seem to need none."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
         if trim is not None:
@@ -74,14 +76,14 @@ def _return_freed_memory() -> None:
 
 @contextmanager
 def enough_memory(work: str, remedy: str) -> Iterator[None]:
-    """Say in one sentence that memory does not suffice.
+    """Turn an out-of-memory error into one sentence.
 
     Args:
         work (`str`): What does not fit.
         remedy (`str`): What to do.
 
     Raises:
-        InputError: If so.
+        InputError: If the work runs out of memory.
     """
     try:
         yield
@@ -94,21 +96,21 @@ def enough_memory(work: str, remedy: str) -> Iterator[None]:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error):
         return True
-    # Those of the C++ library, of oneDNN and of cuBLAS.
+    # Messages of the C++ library, oneDNN and cuBLAS.
     return any(words in str(error) for words in ("bad_alloc", "could not create a", "ALLOC_FAILED"))
 
 
 def largest_share(config: DPCurriculumConfig, num_records: int) -> int:
-    """The most records of a DP-SGD batch that a process gets.
+    """The largest number of records of a DP-SGD batch that one process has to handle.
 
-    The sizes of batches are random: in one run of a thousand there may be a larger one.
+    Batch sizes are random: in one run of a thousand, some batch is larger.
     """
     rate = config.train_batch_size / num_records
     return math.ceil(binom.isf(1e-3 / config.max_train_steps, num_records, min(rate, 1)) / num_processes())
 
 
 def warm_up_memory(batch_size: int) -> AbstractContextManager[None]:
-    """Say what to lower where memory does not suffice for a batch of a warm-up.
+    """Turn an out-of-memory error of a warm-up batch into a message that says what to lower.
 
     Args:
         batch_size (`int`): Images in the batch.
@@ -121,10 +123,10 @@ def warm_up_memory(batch_size: int) -> AbstractContextManager[None]:
 
 
 def dp_sgd_memory(config: DPCurriculumConfig) -> AbstractContextManager[None]:
-    """Say what to lower where memory does not suffice for the gradients of a physical batch.
+    """Turn an out-of-memory error of a physical batch of DP-SGD into a message that says what to lower.
 
     Raises:
-        InputError: If so.
+        InputError: If the memory does not suffice.
     """
     if (physical := min(config.max_physical_batch_size, config.train_batch_size)) > 1:
         remedy = "lower `max_physical_batch_size`"

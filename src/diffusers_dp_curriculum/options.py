@@ -12,16 +12,16 @@ from .errors import InputError
 def option(
     default: Any, help: str, *, group: str, limits: Range | Choice | None = None, execution: bool = False
 ) -> Any:
-    """A field of a dataclass that is an option.
+    """Declare a field of a dataclass as an option.
 
     Args:
-        default: The value if none is given; a list is copied for each object.
+        default: The default value; a list is copied for each object.
         help (`str`): What the option means.
         group (`str`): Title of the section of `--help` that has the option.
-        limits (`Range` or `Choice`, *optional*): The values that it may have, besides a default of None.
+        limits (`Range` or `Choice`, *optional*): The allowed values; a default of None is allowed as well.
         execution (`bool`, *optional*, defaults to False):
-            Whether it says only where and how a run is executed and shared, so that it changes no result but for
-            rounding: another machine may want another value, and it is no hyper-parameter.
+            Whether the option only says where and how a run is executed and shared. Such an option changes results by
+            rounding at most, may differ between machines, and is no hyper-parameter.
     """
     metadata = {"help": help, "group": group, "limits": limits, "execution": execution}
     if isinstance(default, list):
@@ -30,7 +30,7 @@ def option(
 
 
 def options_of_group(group: str, execution: bool = False) -> Callable[..., Any]:
-    """[`option`] for several options of one group."""
+    """[`option`] with its group given, for several options of one group."""
     return partial(option, group=group, execution=execution)
 
 
@@ -48,7 +48,7 @@ class Option:
 
     @property
     def description(self) -> str:
-        """Help, limits and default together."""
+        """The help text with limits and default."""
         facts = [] if self.limits is None else [self.limits.words]
         if self.default is not None:
             default = " ".join(map(str, self.default)) if isinstance(self.default, list) else self.default
@@ -67,7 +67,7 @@ class Option:
         return "list[" in str(self.type)
 
     def check(self, value: Any) -> None:
-        """Raise an `InputError` that names the option, if `value` is of a wrong type or out of range."""
+        """Raise an `InputError` that names the option if `value` has the wrong type or is out of range."""
         if value is None and self.default is None:
             return
         if self.is_list and not (isinstance(value, list) and "" not in value):
@@ -82,7 +82,7 @@ class Option:
 
 
 def declared_options(declaration: Any) -> list[Option]:
-    """The options of a dataclass, in order, also those that are no attributes that `dataclasses.asdict` would show.
+    """All options of a dataclass in order, including those that `dataclasses.asdict` does not show, such as a token.
 
     Args:
         declaration (`type`): A dataclass whose fields are made by [`option`].
@@ -97,6 +97,6 @@ def _as_option(declared: Field[Any]) -> Option:
 
 
 def check_options(instance: Any) -> None:
-    """Raise an `InputError` for the first option of a dataclass that has a value it may not have."""
+    """Raise an `InputError` for the first option of a dataclass whose value is not allowed."""
     for declared in declared_options(instance):
         declared.check(getattr(instance, declared.name))

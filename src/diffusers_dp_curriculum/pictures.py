@@ -1,4 +1,4 @@
-"""Grids of small images, enlarged and set apart so that a person can see them."""
+"""Grids of small images, enlarged and with gaps between them."""
 
 import torch
 from diffusers.utils import make_image_grid, numpy_to_pil
@@ -13,7 +13,7 @@ def image_grid(images: torch.Tensor, columns: int, height: int = 56) -> Image.Im
 
     Args:
         images (`torch.Tensor`): `(rows * columns, channels, height, width)` in [0, 1].
-        columns (`int`): Images a row.
+        columns (`int`): Images per row.
         height (`int`, *optional*, defaults to 56): Height of each image in the grid; larger images stay as they are.
     """
     scale = max(height // images.shape[2], 1)

@@ -1,4 +1,4 @@
-"""Where everything of a run is."""
+"""The paths of all files of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The files of a run: `output_dir` may be published as it stands, but for `private` in it, which never is.
+    """The files of a run: all of `output_dir` may be published except its directory `private`, which never is.
 
     Args:
         output_dir (`Path`): The directory of the run.
@@ -16,12 +16,12 @@ class RunPaths:
 
     @property
     def private(self) -> Path:
-        """Everything that stays with the owner of the data."""
+        """The directory of everything that stays with the owner of the data."""
         return self.output_dir / "private"
 
     @property
     def journal(self) -> Path:
-        """What the run has released, one JSON line an event."""
+        """The journal: what the run has released, one JSON line per event."""
         return self.private / "journal.jsonl"
 
     @property
@@ -31,22 +31,22 @@ class RunPaths:
 
     @property
     def samples(self) -> Path:
-        """The directory of the pictures of samples that are made during training."""
+        """The directory of the sample images that are made during training."""
         return self.private / "samples"
 
     @property
     def sensitive_curves(self) -> Path:
-        """The table of the loss on the records, for those who asked for it."""
+        """The table of the loss on the sensitive records, which is only written on request."""
         return self.private / "sensitive_curves.csv"
 
     @property
     def card_on_hub(self) -> Path:
-        """The model card as it was when it was last seen on the Hub."""
+        """The model card as last seen on the Hub."""
         return self.private / "README.hub.md"
 
     @property
     def privacy_json(self) -> Path:
-        """The published statement about privacy, which is written last."""
+        """The published privacy statement, which is written last."""
         return self.output_dir / "privacy.json"
 
     @property
@@ -55,7 +55,7 @@ class RunPaths:
         return self.output_dir / "README.md"
 
     def released(self, stage: str) -> Path:
-        """The directory of what a warm-up stage has released.
+        """The directory of the images that a warm-up stage has released.
 
         Args:
             stage (`str`): The name of the stage.
@@ -71,9 +71,9 @@ class RunPaths:
         return self.output_dir / f"{name}.png"
 
     def traceback(self, process_index: int) -> Path:
-        """What an unexpected error said in a process; it may tell of records.
+        """The traceback of an unexpected error in one process, which may reveal something about records.
 
         Args:
-            process_index (`int`): The number of the process.
+            process_index (`int`): The rank of the process.
         """
         return self.private / f"traceback-{process_index}.txt"

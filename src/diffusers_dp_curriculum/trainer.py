@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, to_image_dataset
-from .distributed import any_process, check_all_equal, from_main, share_parameters
+from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
 from .errors import InputError, confidential_errors
 from .gradients.losses import DenoisingLoss, NoiseDraws
 from .gradients.precision import Precision
@@ -72,13 +72,26 @@ class DPCurriculumTrainer:
     Raises:
         InputError: If any of them cannot be used, before any privacy is spent and any file is written.
 
-    Example:
-
-    ```py
-    >>> trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=DDPMScheduler(), args=config, train_dataset=dataset)
-    >>> trainer.train()
-    >>> trainer.save_pipeline()
-    ```
+    Examples:
+        >>> from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
+        >>> from diffusers_dp_curriculum import build_scheduler, build_unet, load_image_dataset
+        >>> dataset = load_image_dataset(dataset_name="digits")
+        >>> unet = build_unet(resolution=8, num_channels=1, num_classes=10, block_out_channels=(8, 16))
+        >>> config = DPCurriculumConfig(
+        ...     output_dir="my-model",
+        ...     target_epsilon=10.0,
+        ...     central_train_steps=2,
+        ...     max_train_steps=2,
+        ...     train_batch_size=16,
+        ...     noise_multiplicity=1,
+        ...     num_inference_steps=2,
+        ... )
+        >>> scheduler = build_scheduler()
+        >>> trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=scheduler, args=config, train_dataset=dataset)
+        >>> trainer.train()
+        <RunStatus.FINISHED: 'finished'>
+        >>> (trainer.save_pipeline() / "privacy.json").exists()
+        True
     """
 
     @own_arithmetic()
@@ -93,8 +106,8 @@ class DPCurriculumTrainer:
         self.args = args
         self.paths = RunPaths(Path(args.output_dir))
         self.accelerator = make_accelerator(args)
-        from_main(lambda: check_output_dir(self.paths.output_dir, args.resume_from_checkpoint))
-        self.prior_runs = from_main(lambda: find_prior_runs(args))
+        run_on_main_process(lambda: check_output_dir(self.paths.output_dir, args.resume_from_checkpoint))
+        self.prior_runs = run_on_main_process(lambda: find_prior_runs(args))
         self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
         self.info = self.records.info
         check_network(unet, self.info)
@@ -126,7 +139,7 @@ class DPCurriculumTrainer:
         )
         self.checkpoint: Checkpoint | None = None
         if (which := args.resume_from_checkpoint) is not None:
-            self.checkpoint = from_main(lambda: self.checkpoints.load(which))
+            self.checkpoint = run_on_main_process(lambda: self.checkpoints.load(which))
         if self.checkpoint is not None:
             self.plan: Plan = self.checkpoint.plan
         else:
@@ -246,7 +259,7 @@ class DPCurriculumTrainer:
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
-        from_main(self._save_pipeline)
+        run_on_main_process(self._save_pipeline)
         return self.output_dir
 
     def _save_pipeline(self) -> None:
@@ -313,7 +326,7 @@ class DPCurriculumTrainer:
             self._ledger, checkpoint = open_ledger(self.args, self.checkpoints, self.prior_runs)
             return checkpoint
 
-        self.checkpoint = from_main(open_run)
+        self.checkpoint = run_on_main_process(open_run)
         self._follow_ledger()
         if self.checkpoint is not None:
             self.plan = self.checkpoint.plan
@@ -321,7 +334,7 @@ class DPCurriculumTrainer:
 
     def _follow_ledger(self) -> None:
         """Give the other processes what the main one has recorded, without its journal."""
-        ledger = from_main(lambda: self.ledger.in_memory())
+        ledger = run_on_main_process(lambda: self.ledger.in_memory())
         if not self.accelerator.is_main_process:
             self._ledger = ledger
 
@@ -331,7 +344,7 @@ class DPCurriculumTrainer:
             return True
         state = start_warm_up(self.unet, stage, self.args)
         if stage.name not in self.released:
-            self.released[stage.name] = from_main(
+            self.released[stage.name] = run_on_main_process(
                 lambda: stage.queries.release(self.records, self.ledger, self.randomness)
             )
             self._follow_ledger()
@@ -354,7 +367,7 @@ class DPCurriculumTrainer:
         state = start_dp_sgd(self.unet, args)
         self._restore(state)
         self.unet.train()
-        steps = from_main(lambda: self._affordable_steps(state.step))
+        steps = run_on_main_process(lambda: self._affordable_steps(state.step))
         last = state.step + steps
         if last < self.plan.dp_sgd.steps:
             self._log(
@@ -414,7 +427,7 @@ class DPCurriculumTrainer:
         if is_last or terminated or picture or number % self.args.checkpointing_steps == 0:
             self._save_checkpoint(state)
         if picture:
-            from_main(lambda: self._save_samples(state))
+            run_on_main_process(lambda: self._save_samples(state))
         if terminated:
             progress.close()
             self._log(
@@ -438,7 +451,9 @@ class DPCurriculumTrainer:
             self.sensitive_curves.write(self.ledger.position, self.unet, draws)
 
     def _save_checkpoint(self, state: TrainingState) -> None:
-        from_main(lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan, self.released))
+        run_on_main_process(
+            lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan, self.released)
+        )
 
     def _save_samples(self, state: TrainingState) -> None:
         """A grid of what the network, or its average, makes now."""

@@ -1,8 +1,8 @@
-"""How much the library tells a person who runs it, as in the other libraries of Hugging Face.
+"""How much the library logs, set as in other Hugging Face libraries.
 
-Modules log with `logging.getLogger(__name__)`; warnings are shown by default. Nothing that is logged may tell of a
-record. Accelerate's logger needs an accelerator, which loading data and pushing to the Hub have not; what is logged is
-logged by the main process alone in any case.
+Modules log with `logging.getLogger(__name__)`; warnings are shown by default. A log message must not reveal anything
+about a record. Accelerate's logger needs an accelerator, which does not exist while data is loaded or a model is
+pushed; only the main process logs in any case.
 """
 
 import logging
@@ -17,15 +17,22 @@ VARIABLE = "DP_CURRICULUM_VERBOSITY"
 
 
 def set_verbosity(level: str) -> None:
-    """Set from which level on messages are shown; the environment variable `DP_CURRICULUM_VERBOSITY` does the same.
+    """Set the lowest level of messages that are shown, as the environment variable `DP_CURRICULUM_VERBOSITY` does.
 
-    They go to the handlers of the program, if it has set up logging, and otherwise to standard error.
+    Messages go to the logging handlers of the program, or to standard error if it has set up none.
 
     Args:
-        level (`str`): `"debug"`, `"info"`, `"warning"` (as by default) or `"error"`.
+        level (`str`): `"debug"`, `"info"`, `"warning"` (the default) or `"error"`.
 
     Raises:
-        InputError: If there is no such level.
+        InputError: If `level` is none of these.
+
+    Examples:
+        >>> import logging
+        >>> from diffusers_dp_curriculum import set_verbosity
+        >>> set_verbosity("error")
+        >>> logging.getLogger("diffusers_dp_curriculum.trainer").isEnabledFor(logging.WARNING)
+        False
     """
     if level not in LEVELS:
         raise InputError(f'The verbosity is "{level}": choose one of {", ".join(LEVELS)}.')
@@ -45,10 +52,10 @@ class _Printing(logging.Handler):
 
 
 def print_messages(rewrite: Callable[[str], str]) -> None:
-    """Print messages to standard output, information included unless another verbosity has been set.
+    """Print messages to standard output without a prefix, from level `info` unless another verbosity has been set.
 
     Args:
-        rewrite (`Callable[[str], str]`): Makes of a message what is printed.
+        rewrite (`Callable[[str], str]`): Turns each message into the text that is printed.
     """
     library = logging.getLogger(__package__)
     if library.level == logging.NOTSET:

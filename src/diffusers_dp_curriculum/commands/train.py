@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from accelerate.utils import set_seed
 
     from ..data.image_dataset import load_image_dataset
-    from ..distributed import from_main
+    from ..distributed import run_on_main_process
     from ..sharing.hub import prepare_repo
     from ..trainer import DPCurriculumTrainer
     from ..training.interruption import RunStatus
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if config.push_to_hub:  # before training: a repository that cannot be had is better known at once
         repo_id = config.hub_model_id or Path(config.output_dir).absolute().name
-        from_main(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config.token))
+        run_on_main_process(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config.token))
     status = trainer.train()
     if status is RunStatus.INTERRUPTED:
         raise KeyboardInterrupt

@@ -15,14 +15,11 @@ class DatasetInfo:
         resolution (`int`): Height and width of the images in pixels.
         class_names (`tuple[str, ...]`, *optional*): The name of each class; None for an unconditional data set.
 
-    Example:
-
-    ```py
-    >>> from diffusers_dp_curriculum import DatasetInfo
-    >>> info = DatasetInfo(num_records=60_000, num_channels=1, resolution=28, class_names=("shirt", "boot"))
-    >>> info.num_classes, info.image_shape
-    (2, (1, 28, 28))
-    ```
+    Examples:
+        >>> from diffusers_dp_curriculum import DatasetInfo
+        >>> info = DatasetInfo(num_records=60_000, num_channels=1, resolution=28, class_names=("shirt", "boot"))
+        >>> info.num_classes, info.image_shape
+        (2, (1, 28, 28))
     """
 
     num_records: int

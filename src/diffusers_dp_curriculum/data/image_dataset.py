@@ -44,6 +44,16 @@ class ImageDataset(torch.utils.data.Dataset):
         provenance (`dict[str, str]`):
             What the plan says of where the records and their classes come from, by the title of the line. It is for
             the owner of the data and never published.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers_dp_curriculum import ImageDataset
+        >>> images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
+        >>> labels = torch.arange(60) % 2
+        >>> dataset = ImageDataset(images, labels, class_names=["healthy", "ill"])
+
+        >>> len(dataset), dataset.num_classes, dataset.resolution
+        (60, 2, 8)
     """
 
     images: torch.Tensor
@@ -166,6 +176,12 @@ def load_image_dataset(
 
     Raises:
         InputError: If the source does not exist or cannot be read, or if its records do not satisfy the above.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import load_image_dataset
+        >>> dataset = load_image_dataset(dataset_name="digits")
+        >>> len(dataset), dataset.resolution, dataset.class_names[:3]
+        (1500, 8, ['0', '1', '2'])
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise InputError("`dataset_name` and `train_data_dir` are both given or both missing: pass one of them.")
@@ -249,6 +265,17 @@ def to_image_dataset(
 
     Raises:
         InputError: If `dataset` is not one split, or if its records do not satisfy what [`load_image_dataset`] asks.
+
+    Examples:
+        >>> import datasets
+        >>> from PIL import Image
+        >>> from diffusers_dp_curriculum import to_image_dataset
+        >>> columns = {"image": [Image.new("L", (10, 8)), Image.new("L", (8, 8))], "label": ["ill", "healthy"]}
+        >>> dataset = to_image_dataset(
+        ...     datasets.Dataset.from_dict(columns), resolution=8, label_column="label", class_names=["healthy", "ill"]
+        ... )
+        >>> dataset.images.shape, dataset.labels.tolist()
+        (torch.Size([2, 1, 8, 8]), [1, 0])
     """
     if isinstance(dataset, ImageDataset):
         if resolution not in (None, dataset.resolution):

@@ -42,6 +42,20 @@ class CentralImageDataset(ReleasedImages):
         class_names (`list[str]`, *optional*): None for an unconditional data set.
         class_counts (`list[float]`, *optional*):
             How many records each class has about, from the noisy counts that mean queries release; None for a mode.
+
+    Examples:
+        >>> import torch
+        >>> from diffusers_dp_curriculum import CentralImageDataset, ImageDataset, PrivacyLedger
+        >>> images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
+        >>> labels = torch.arange(60) % 2
+        >>> dataset = ImageDataset(images, labels, class_names=["healthy", "ill"])
+
+        >>> ledger = PrivacyLedger(delta=1e-5, target_epsilon=10.0)
+        >>> central = CentralImageDataset.from_dataset(dataset, images_per_class=3, noise_multiplier=5.0, ledger=ledger)
+        >>> central.images.shape
+        torch.Size([6, 1, 8, 8])
+        >>> [(mechanism.name, mechanism.steps) for mechanism in ledger.mechanisms]
+        [('central_images_mean', 3)]
     """
 
     name = "central_images"

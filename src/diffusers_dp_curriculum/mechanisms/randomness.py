@@ -6,7 +6,7 @@ import secrets
 import numpy as np
 import torch
 
-from ..distributed import from_main
+from ..distributed import run_on_main_process
 from .secure_noise import secure_normal
 
 
@@ -24,6 +24,13 @@ class MechanismRandomness:
         insecure_noise_seed (`int`, *optional*):
             For tests alone: everything follows from this seed, whatever `secure_rng` is, so that anybody who knows the
             seed can subtract the noise.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import MechanismRandomness
+        >>> MechanismRandomness().why_not_private is None
+        True
+        >>> MechanismRandomness(insecure_noise_seed=0).why_not_private
+        'sampling and noise come from a seed (insecure_noise_seed), and can be computed again from it'
     """
 
     def __init__(self, secure_rng: bool = True, insecure_noise_seed: int | None = None):
@@ -52,7 +59,7 @@ class MechanismRandomness:
     def shared_generator(self) -> torch.Generator:
         """A new generator on the CPU, in the same state on every process."""
         generator = self.generator()
-        generator.set_state(from_main(generator.get_state))
+        generator.set_state(run_on_main_process(generator.get_state))
         return generator
 
     def normal(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

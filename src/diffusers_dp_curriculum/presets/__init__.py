@@ -28,9 +28,9 @@ def load_preset(name: str) -> dict[str, Any]:
         InputError: If there is no such preset; the message has the names of all.
 
     Examples:
-
-    >>> load_preset("digits")["max_train_steps"]
-    100
+        >>> from diffusers_dp_curriculum import load_preset
+        >>> load_preset("digits")["max_train_steps"]
+        100
     """
     if name not in preset_names():
         raise InputError(f'There is no preset "{name}": choose one of {", ".join(preset_names())}.')

@@ -60,6 +60,12 @@ class Mechanism:
 
     Raises:
         InputError: If a value is out of range.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import Mechanism, compute_epsilon
+        >>> dp_sgd = Mechanism("dp_sgd", noise_multiplier=1.0, sample_rate=0.01, steps=1000, sensitivity=1.0)
+        >>> round(compute_epsilon([dp_sgd], delta=1e-5, accountant="rdp"), 2)
+        2.1
     """
 
     name: str
@@ -109,6 +115,13 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
 
     Raises:
         InputError: If there is no such accountant, or it cannot bound this composition.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import Mechanism, compute_epsilon
+        >>> central = Mechanism("central_images_mean", noise_multiplier=5.0, sample_rate=0.1, steps=5, sensitivity=4.0)
+        >>> dp_sgd = Mechanism("dp_sgd", noise_multiplier=1.0, sample_rate=0.01, steps=1000, sensitivity=1.0)
+        >>> f"{compute_epsilon([central, dp_sgd], delta=1e-5):.2f}"
+        '1.85'
     """
     check_accounting(delta, accountant)
     # Order does not matter: equal settings are put together, so that equal spending has one epsilon to the last digit.

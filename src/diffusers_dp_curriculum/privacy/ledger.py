@@ -56,6 +56,19 @@ class PrivacyLedger:
 
     Raises:
         InputError: If delta or the accountant is not usable, or the journal exists.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import Mechanism, MechanismRandomness, PrivacyLedger
+        >>> ledger = PrivacyLedger(delta=1e-5, target_epsilon=1.0)
+        >>> mechanism = Mechanism("a_noisy_sum", noise_multiplier=8.0, sample_rate=0.1, steps=3, sensitivity=1.0)
+        >>> execution = ledger.begin(mechanism, MechanismRandomness())
+        >>> for _ in range(mechanism.steps):
+        ...     with execution.step():
+        ...         pass  # sample, sum and add noise
+        >>> f"{ledger.epsilon():.2f}"
+        '0.07'
+        >>> ledger.statement(dataset_size=60_000).private
+        True
     """
 
     def __init__(

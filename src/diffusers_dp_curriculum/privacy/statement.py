@@ -42,6 +42,15 @@ class PrivacyStatement:
         public_assumptions (`tuple[str, ...]`): What is taken as public.
         versions (`dict[str, str]`): The versions of the packages that computed epsilon, by name.
         other (`dict`): What a file of another version says besides; it is kept when the statement is written.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from diffusers_dp_curriculum import PrivacyLedger, PrivacyStatement
+        >>> ledger = PrivacyLedger(delta=1e-5)
+        >>> length = Path("privacy.json").write_text(ledger.statement(dataset_size=60_000).to_json())
+        >>> statement = PrivacyStatement.read("privacy.json")
+        >>> statement.epsilon, statement.delta, statement.adjacency
+        (0.0, 1e-05, 'zero_out_one_record')
     """
 
     epsilon: float
@@ -210,6 +219,14 @@ def recompute_epsilon(statement: PrivacyStatement | dict[str, Any] | str | os.Pa
         InputError:
             If it is not the content of a privacy.json, is for another adjacency, or its accountant cannot bound the
             composition.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import Mechanism, PrivacyLedger, recompute_epsilon
+        >>> ledger = PrivacyLedger(delta=1e-5)
+        >>> ledger.record(Mechanism("dp_sgd", noise_multiplier=1.0, sample_rate=0.01, steps=1000, sensitivity=1.0))
+        >>> statement = ledger.statement(dataset_size=60_000)
+        >>> recompute_epsilon(statement) == statement.epsilon
+        True
     """
     if isinstance(statement, dict):
         statement = PrivacyStatement.from_dict(statement)

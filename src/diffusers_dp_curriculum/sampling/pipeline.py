@@ -35,6 +35,23 @@ class ClassConditionalPipeline(DiffusionPipeline):
     Raises:
         `ValueError`: If `unet` has no class embeddings besides the null class, or `id2label` does not give every class
             a name of its own.
+
+    Examples:
+        >>> from diffusers import DDPMScheduler, UNet2DModel
+        >>> from diffusers_dp_curriculum import ClassConditionalPipeline
+        >>> unet = UNet2DModel(
+        ...     sample_size=8,
+        ...     in_channels=1,
+        ...     out_channels=1,
+        ...     block_out_channels=(32, 64),
+        ...     down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        ...     up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        ...     num_class_embeds=3,
+        ... )
+        >>> pipe = ClassConditionalPipeline(unet, DDPMScheduler(), id2label={0: "healthy", 1: "ill"})
+        >>> images = pipe(["ill", "ill", "healthy"], guidance_scale=2.0, num_inference_steps=5).images
+        >>> [image.size for image in images]
+        [(8, 8), (8, 8), (8, 8)]
     """
 
     model_cpu_offload_seq = "unet"
@@ -138,12 +155,6 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Raises:
             `ValueError`: If a label is not one of the classes or another argument is out of its range.
-
-        Example:
-        ```py
-        >>> pipe = DiffusionPipeline.from_pretrained("my-dp-model", trust_remote_code=True)
-        >>> images = pipe(class_labels=[3, 3, 7], guidance_scale=2.0, num_inference_steps=50).images
-        ```
         """
         label_ids = self.get_label_ids(class_labels)
         if not guidance_scale >= 0:

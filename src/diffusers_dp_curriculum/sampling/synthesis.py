@@ -181,6 +181,16 @@ def generate_dataset(
 
     Raises:
         [`InputError`]: If an argument is out of its range, or `output_dir` holds anything but a part of this data set.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import ClassConditionalPipeline, build_scheduler, build_unet, generate_dataset
+        >>> unet = build_unet(resolution=8, num_channels=1, num_classes=2, block_out_channels=(8, 16))
+        >>> pipe = ClassConditionalPipeline(unet, build_scheduler(), id2label={0: "healthy", 1: "ill"})
+        >>> dataset = generate_dataset(pipe, images_per_class=3, num_inference_steps=2)
+        >>> dataset["label"][:]
+        [0, 1, 0, 1, 0, 1]
+        >>> dataset[0]["image"].size
+        (8, 8)
     """
     class_names = getattr(pipeline, "class_names", None)  # an unconditional pipeline has none
     counts = _counts_of_classes(images_per_class, class_names)

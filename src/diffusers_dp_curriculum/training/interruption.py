@@ -7,7 +7,16 @@ from enum import Enum
 
 
 class RunStatus(Enum):
-    """How a call of [`DPCurriculumTrainer.train`] ended."""
+    """How a call of [`DPCurriculumTrainer.train`] ended.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import RunStatus
+        >>> def report(trainer):
+        ...     if trainer.train() is RunStatus.FINISHED:
+        ...         trainer.save_pipeline()
+        ...     else:
+        ...         print("Resume with `resume_from_checkpoint` latest.")
+    """
 
     FINISHED = "finished"
     TERMINATED = "terminated"  # by SIGTERM, with a checkpoint

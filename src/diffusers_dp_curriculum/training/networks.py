@@ -49,12 +49,12 @@ def build_unet(
         InputError: If an argument is out of range, or there is no such config.
 
     Examples:
-
-    >>> unet = build_unet(resolution=28, num_channels=1, num_classes=10)
-    >>> unet.config.down_block_types
-    ('DownBlock2D', 'AttnDownBlock2D')
-    >>> unet.config.num_class_embeds
-    11
+        >>> from diffusers_dp_curriculum import build_unet
+        >>> unet = build_unet(resolution=28, num_channels=1, num_classes=10)
+        >>> unet.config.down_block_types
+        ('DownBlock2D', 'AttnDownBlock2D')
+        >>> unet.config.num_class_embeds
+        11
     """
     sizes = {
         "sample_size": resolution,
@@ -116,9 +116,9 @@ def build_scheduler(
         InputError: If an argument is out of range.
 
     Examples:
-
-    >>> build_scheduler("edm", prediction_type="epsilon").config.sigma_max
-    80.0
+        >>> from diffusers_dp_curriculum import build_scheduler
+        >>> build_scheduler("edm", prediction_type="epsilon").config.sigma_max
+        80.0
     """
     NOISE_SCHEDULER.check("noise_scheduler", noise_scheduler)
     if noise_scheduler == "edm":
