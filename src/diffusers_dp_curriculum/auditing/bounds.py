@@ -114,7 +114,7 @@ def _is_refuted(
 
 
 def _privacy_profile(mechanism: Mechanism) -> tuple[np.ndarray, np.ndarray]:
-    """Compute an upper bound of the privacy profile: points (epsilon, delta), epsilon >= 0, that the mechanism meets."""
+    """Compute an upper bound of the privacy profile, as points (epsilon, delta) with epsilon >= 0."""
     epsilon_error, delta_error = 0.02, 1e-9
     accountant = PRVAccountant()
     accountant.history = [(mechanism.noise_multiplier, mechanism.sample_rate, mechanism.steps)]
