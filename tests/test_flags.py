@@ -31,7 +31,10 @@ def test_arguments_of_the_library_get_the_names_that_a_command_has_for_them():
 def test_an_error_is_one_line_and_status_1(capsys):
     arguments = ["generate", "model", "--images_per_class", "1", "2", "--class_balance", "dp_counts"]
     assert cli.main([*arguments, "--output_dir", "out"]) == 1
-    message = "error: --class_balance dp_counts computes the number of each class itself: give one number as --images_per_class.\n"
+    message = (
+        "error: --class_balance dp_counts computes the number of each class itself: give one number as "
+        "--images_per_class.\n"
+    )
     assert capsys.readouterr() == ("", message)
 
 
