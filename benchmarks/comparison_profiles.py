@@ -1,4 +1,4 @@
-"""How large the comparison of `curriculum_vs_dpsgd.py` is: for a CPU, for a GPU, and to see that it runs."""
+"""The sizes of the comparison in `curriculum_vs_dpsgd.py`: for a CPU, for a GPU, and for a quick test."""
 
 from dataclasses import dataclass, field
 
@@ -8,16 +8,17 @@ DELTA = 1e-5
 
 @dataclass(frozen=True)
 class Profile:
-    """How large everything is.
+    """The sizes of one comparison.
 
     Args:
-        resolution (`int`): Of the images.
-        block_out_channels (`tuple[int, ...]`): Of the network, finest level first; the coarsest one has attention.
-        config (`dict`): Fields of `DPCurriculumConfig`, of the curriculum with mean images.
-        plain_batch_size (`int`): Images a step, where the records are not private or not used.
-        images_per_class (`int`): Synthetic images that are measured.
-        num_inference_steps (`int`): Steps per sample, of the deterministic solver.
-        reference_epochs (`int`): Of the CNN on the real images.
+        resolution (`int`): Height and width of the images in pixels.
+        block_out_channels (`tuple[int, ...]`):
+            Channels of each level of the network, finest first; the coarsest level has attention.
+        config (`dict`): Fields of `DPCurriculumConfig` for the curriculum with mean images.
+        plain_batch_size (`int`): Images per step in the arms without DP-SGD.
+        images_per_class (`int`): Synthetic images of each class that are measured.
+        num_inference_steps (`int`): Steps of the deterministic solver per sample.
+        reference_epochs (`int`): Training epochs of the CNN on the real images.
     """
 
     resolution: int
@@ -30,17 +31,17 @@ class Profile:
 
     @property
     def warm_up_passes(self) -> int:
-        """Passes of the curriculum before DP-SGD."""
+        """The number of passes of the curriculum before DP-SGD."""
         return self.config["central_train_steps"] * self.config["central_batch_size"]
 
     @property
     def passes(self) -> int:
-        """Passes of the curriculum, and so of every arm, on average."""
+        """The expected number of passes of the curriculum, and so of every arm."""
         return self.warm_up_passes + self.config["max_train_steps"] * self.step_passes
 
     @property
     def step_passes(self) -> int:
-        """Passes of a step of DP-SGD, on average."""
+        """The expected number of passes of one DP-SGD step."""
         return self.config["train_batch_size"] * self.config["noise_multiplicity"]
 
 
@@ -92,7 +93,7 @@ PROFILES = {
         num_inference_steps=50,
         reference_epochs=20,
     ),
-    # A minute, to see that everything runs.
+    # A minute, as a test that everything runs.
     "smoke": Profile(
         resolution=8,
         block_out_channels=(8, 16),

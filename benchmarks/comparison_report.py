@@ -1,7 +1,7 @@
-"""The table and the figures of `curriculum_vs_dpsgd.py`, of the results that are there.
+"""Makes the table and the figures of `curriculum_vs_dpsgd.py` from the existing results.
 
-A row is what one cell has measured: `arm`, `epsilon` (None without privacy), `seed`, `accuracy`, `frechet_distance`,
-and for some of them `curve`, which has both measures in the course of training.
+A row is the result of one cell: `arm`, `epsilon` (None without privacy), `seed`, `accuracy`, `frechet_distance`, and in
+some rows `curve`, which has both measures at several points of training.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 
-# In the order in which they are run and shown. The first takes minutes, and trains the reference that all others read.
+# In the order in which they are run and shown. The first one takes minutes, and trains the reference for all others.
 ARMS = {
     "real": "real images",
     "curriculum_mean": "curriculum, mean images",
@@ -25,12 +25,12 @@ ARMS = {
 
 
 def cell_name(arm: str, epsilon: float | None, seed: int) -> str:
-    """For the files of a cell."""
+    """The name of a cell in file names."""
     return f"{arm}-{'no' if epsilon is None else f'{epsilon:g}'}-{seed}"
 
 
 def table(rows: list[dict]) -> str:
-    """Mean and spread over seeds of every arm, as Markdown."""
+    """Render mean and range over the seeds of every arm as a Markdown table."""
     lines = [
         "| epsilon | arm | seeds | accuracy | Frechet distance |",
         "|---|---|---|---|---|",
@@ -46,7 +46,7 @@ def table(rows: list[dict]) -> str:
 
 
 def by_arm(rows: list[dict]) -> dict[tuple[str, float | None], list[dict]]:
-    """The rows of each epsilon and arm, in the order in which they are to be read."""
+    """Group the rows by arm and epsilon, in the order in which they are shown."""
     key = {arm: number for number, arm in enumerate(ARMS)}
     groups: dict[tuple[str, float | None], list[dict]] = {}
     for row in sorted(rows, key=lambda row: (row["epsilon"] or math.inf, key[row["arm"]], row["seed"])):
@@ -55,7 +55,7 @@ def by_arm(rows: list[dict]) -> dict[tuple[str, float | None], list[dict]]:
 
 
 def gain(rows: list[dict]) -> str:
-    """How much nearer the curriculum is than DP-SGD alone, for each epsilon."""
+    """State for each epsilon the Frechet distance of the curriculum relative to DP-SGD alone."""
     means = {key: np.mean([row["frechet_distance"] for row in group]) for key, group in by_arm(rows).items()}
     return "\n".join(
         f"Epsilon {epsilon:g}: the Frechet distance of {ARMS[arm]} is {mean / means['dp_sgd_alone', epsilon]:.2f} "
@@ -69,7 +69,7 @@ MEASURES = {"accuracy": "accuracy of a CNN on real images", "frechet_distance": 
 
 
 def plot_against_epsilon(rows: list[dict], path: Path) -> None:
-    """Both measures, mean and range over seeds; what has no epsilon is a line across."""
+    """Plot mean and range over seeds of both measures; arms without epsilon are horizontal lines."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
         for number, arm in enumerate(ARMS):
@@ -87,7 +87,7 @@ def plot_against_epsilon(rows: list[dict], path: Path) -> None:
 
 
 def plot_against_passes(rows: list[dict], path: Path) -> None:
-    """Both measures in the course of training, of the first seed."""
+    """Plot both measures against the passes of training, for the first seed."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
         for row in rows:
@@ -107,13 +107,13 @@ def plot_against_passes(rows: list[dict], path: Path) -> None:
 
 
 def plot_grids(output: Path, rows: list[dict], path: Path) -> None:
-    """Samples of the first seed side by side, a line for each epsilon; in a grid, a row is a class."""
-    there = [(row, output / "grids" / f"{cell_name(row['arm'], row['epsilon'], row['seed'])}.png") for row in rows]
-    there = [(row, grid) for row, grid in there if row["seed"] == 0 and grid.exists()]
-    epsilons = sorted({row["epsilon"] for row, _ in there if row["epsilon"] is not None}) or [math.inf]
-    # What has no epsilon is at the end of the last line.
+    """Show the samples of the first seed side by side, one line per epsilon; each row of a grid is a class."""
+    grids = [(row, output / "grids" / f"{cell_name(row['arm'], row['epsilon'], row['seed'])}.png") for row in rows]
+    grids = [(row, grid) for row, grid in grids if row["seed"] == 0 and grid.exists()]
+    epsilons = sorted({row["epsilon"] for row, _ in grids if row["epsilon"] is not None}) or [math.inf]
+    # Arms without epsilon are at the end of the last line.
     lines = [
-        [(row, grid) for row, grid in there if (row["epsilon"] or epsilons[-1]) == epsilon] for epsilon in epsilons
+        [(row, grid) for row, grid in grids if (row["epsilon"] or epsilons[-1]) == epsilon] for epsilon in epsilons
     ]
     columns = max(map(len, lines))
     figure, axes = plt.subplots(
@@ -131,13 +131,13 @@ def plot_grids(output: Path, rows: list[dict], path: Path) -> None:
 
 
 def results(output: Path) -> list[dict]:
-    """The rows of the cells that are there, in the order in which they are to be read."""
+    """Read the rows of all finished cells, in the order in which they are shown."""
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in (output / "cells").glob("*.json")]
     return [row for group in by_arm(rows).values() for row in group]
 
 
 def report(output: Path) -> None:
-    """Write table and figures of the cells that are there."""
+    """Write the table and the figures of all finished cells."""
     rows = results(output)
     if not rows:
         return

@@ -2,15 +2,16 @@
 
     python benchmarks/curriculum_vs_dpsgd.py --data fashion-mnist/ --profile cpu --jobs 2 --output outputs/comparison
 
-`--data` is a directory of IDX files, or a Hub id. Every arm with every epsilon and seed is a cell, a process of its own
-with a result of its own: what is there is kept, and the same command goes on with the rest. `--max_minutes 9` ends the
-command after that time; a cell in training goes on from its checkpoint. The table and the figures are made of the cells
-that are there.
+`--data` is a directory of IDX files, or a Hub id. Each combination of arm, epsilon and seed is a cell, which runs in
+its own process and has its own result. The same command continues after an interruption: finished cells are kept, and a
+cell in training resumes from its checkpoint. `--max_minutes 9` ends the command after that time. The table and the
+figures show the finished cells.
 
-A pass is one image with one noise level, forwards and backwards. Arms without DP-SGD or without a warm-up spend the
-passes of the curriculum on what they have. Accuracy is that of a CNN trained on the synthetic images alone and tested
-on the real test set, and the Frechet distance to that set is in the features of the same CNN, trained on the real
-training set. Both read records outside of all mechanisms: the results are for a data set that is public, as this one.
+A pass is the forward and backward pass of one image at one noise level. Arms without DP-SGD or without a warm-up spend
+all passes on the stage that they have. Accuracy is that of a CNN trained on the synthetic images alone and tested on
+the real test set. The Frechet distance to that set uses the features of the same kind of CNN, trained on the real
+training set. Both measures read records outside of all mechanisms, so they are only for public data sets such as this
+one.
 """
 
 import argparse
@@ -56,8 +57,8 @@ from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 
 WITHOUT_PRIVACY = ("non_private", "real")
 WITH_CURVE = ("curriculum_mean", "dp_sgd_alone")
-SNAPSHOTS = 4  # points of the curves against passes, of the first seed
-STEPS_BETWEEN_STATES = 500  # of the arms without DP-SGD
+SNAPSHOTS = 4  # points of the curves against passes, for the first seed
+STEPS_BETWEEN_STATES = 500  # between saved states of the arms without DP-SGD
 GRID_COLUMNS = 5
 
 
@@ -71,12 +72,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For files."""
+        """The name of the cell in file names."""
         return cell_name(self.arm, self.epsilon, self.seed)
 
 
 def cells(epsilons: list[float], seeds: int) -> list[Cell]:
-    """All of them, seed by seed, so that a part of them is a table already."""
+    """List all cells seed by seed, so that the first results already fill a table."""
     return [
         Cell(arm, epsilon, seed)
         for seed in range(seeds)
@@ -89,12 +90,12 @@ def cells(epsilons: list[float], seeds: int) -> list[Cell]:
 
 
 class Comparison:
-    """What the cells share.
+    """Trains and measures cells on one data set.
 
     Args:
         data (`str`): A directory or a Hub id.
-        profile (`Profile`): How large everything is.
-        output (`Path`): Where everything is written.
+        profile (`Profile`): The sizes of the comparison.
+        output (`Path`): The directory for all results.
     """
 
     def __init__(self, data: str, profile: Profile, output: Path):
@@ -105,19 +106,19 @@ class Comparison:
         self.test = load_image_dataset(**source, resolution=profile.resolution, split="test")
 
     def run(self, cell: Cell) -> dict:
-        """Train, generate and measure a cell."""
+        """Train, generate and measure a cell; return its result."""
         reference = self._reference()
-        features = features_of(reference)
+        features = make_features(reference)
         real = features(self.test.images)
         if cell.arm == "real":
             generator = torch.Generator().manual_seed(cell.seed)
-            some = torch.randperm(len(self.train), generator=generator)[: 10 * self.profile.images_per_class]
+            subset = torch.randperm(len(self.train), generator=generator)[: 10 * self.profile.images_per_class]
             classifier = train_classifier(
                 self.train.images, self.train.labels, 10, epochs=self.profile.reference_epochs, seed=cell.seed
             )
             return {
                 "accuracy": accuracy(classifier, self.test.images, self.test.labels),
-                "frechet_distance": frechet_distance(real, features(self.train.images[some])),
+                "frechet_distance": frechet_distance(real, features(self.train.images[subset])),
             }
         if cell.arm in ("central_alone", "non_private"):
             pipeline, spent = self._train_without_dp_sgd(cell)
@@ -129,7 +130,7 @@ class Comparison:
             images, labels = self._synthesize(pipeline, self.output / "synthetic" / name, cell.seed)
             classifier = train_classifier(images, labels, 10, seed=cell.seed)
             if name == cell.name:
-                keep_grid(images, labels, self.output / "grids" / f"{name}.png")
+                save_grid(images, labels, self.output / "grids" / f"{name}.png")
             return {
                 "accuracy": accuracy(classifier, self.test.images, self.test.labels),
                 "frechet_distance": frechet_distance(real, features(images)),
@@ -174,7 +175,7 @@ class Comparison:
         return ClassConditionalPipeline.from_pretrained(config.output_dir), spent, passes
 
     def _train_without_dp_sgd(self, cell: Cell) -> tuple[ClassConditionalPipeline, float | None]:
-        """The warm-up for all passes: on central images that spend all of epsilon, or, without privacy, on records."""
+        """Spend all passes on a warm-up, on central images that use all of epsilon or, without privacy, on records."""
         steps = math.ceil(self.profile.passes / self.profile.plain_batch_size)
         config = replace(
             self._config(cell), central_train_steps=steps, central_batch_size=self.profile.plain_batch_size
@@ -189,13 +190,13 @@ class Comparison:
         (stage,) = warm_up_stages(config)
         set_seed(cell.seed)
         state = start_warm_up(self._unet().to("cuda" if torch.cuda.is_available() else "cpu"), stage, config)
-        kept = directory / "state.pt"
-        if kept.exists():
-            state.load_state_dict(torch.load(kept, weights_only=True))
+        saved_state = directory / "state.pt"
+        if saved_state.exists():
+            state.load_state_dict(torch.load(saved_state, weights_only=True))
 
-        def keep(error: torch.Tensor) -> None:
+        def save_state(error: torch.Tensor) -> None:
             if state.step % STEPS_BETWEEN_STATES == 0 or state.step == steps:
-                save_whole(state.state_dict(), kept)
+                save_atomically(state.state_dict(), saved_state)
 
         loss = DenoisingLoss(
             make_scheduler(),
@@ -204,13 +205,13 @@ class Comparison:
             label_dropout=config.label_dropout,
             null_label=10,
         )
-        warm_up(state, loss, images, stage, config, after_step=keep)
+        warm_up(state, loss, images, stage, config, after_step=save_state)
         return ClassConditionalPipeline(state.unet, make_scheduler(), dict(enumerate(self.train.class_names))), spent
 
     def _central_images(
         self, cell: Cell, config: DPCurriculumConfig, directory: Path
     ) -> tuple[CentralImageDataset, float]:
-        """Central images that spend all of epsilon, which is returned too; kept, so that they are queried once."""
+        """Query central images that use all of epsilon, once, and keep them; return them with the epsilon spent."""
         queries = CentralImageQueries(config.central_images_per_class, "mean", 1.0, config.central_sample_rate)
         mechanism = queries.mechanism(self.train.info)
         sigma = calibrate_noise_multiplier(cell.epsilon, DELTA, mechanism, [], config.accountant)
@@ -230,7 +231,7 @@ class Comparison:
         return build_unet(self.profile.resolution, 1, 10, block_out_channels=self.profile.block_out_channels)
 
     def _snapshots(self, cell: Cell, pipeline: ClassConditionalPipeline):
-        """Passes and pipeline at the checkpoints of DP-SGD but the last one."""
+        """Yield passes and pipeline at each checkpoint of DP-SGD except the last one."""
         config = self._config(cell)
         before = 0 if config.central_statistic == "none" else config.central_train_steps
         for number in range(1, config.max_train_steps):
@@ -245,7 +246,7 @@ class Comparison:
             yield passes, ClassConditionalPipeline(unet, make_scheduler(), pipeline.config.id2label)
 
     def _synthesize(self, pipeline: ClassConditionalPipeline, directory: Path, seed: int):
-        """The images that are measured, `uint8` of shape `(N, 1, size, size)`, and their labels."""
+        """Generate the images to measure, `uint8` of shape `(N, 1, size, size)`, and their labels."""
         pipeline.unet.eval()
         pipeline.scheduler = EDMDPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -261,35 +262,35 @@ class Comparison:
         return torch.from_numpy(np.stack(dataset["image"][:]))[:, None], torch.from_numpy(dataset["label"][:])
 
     def _reference(self) -> Classifier:
-        """The CNN whose features the Frechet distance is in; the same for all cells."""
+        """Load or train the CNN whose features the Frechet distance uses; it is the same for all cells."""
         path = self.output / "reference.pt"
         if path.exists():
             classifier = Classifier(make_cnn(1, 10))
             classifier.load_state_dict(torch.load(path, weights_only=True))
             return classifier.eval()
         classifier = train_classifier(self.train.images, self.train.labels, 10, epochs=self.profile.reference_epochs)
-        save_whole(classifier.cpu().state_dict(), path)
+        save_atomically(classifier.cpu().state_dict(), path)
         return classifier
 
 
-def save_whole(state: dict, path: Path) -> None:
-    """Write tensors so that whoever reads at the same time, or after a kill, finds a whole file."""
+def save_atomically(state: dict, path: Path) -> None:
+    """Write tensors so that a concurrent reader, or one after a crash, finds a complete file."""
     partial = path.with_suffix(f".{os.getpid()}")
     torch.save(state, partial)
     partial.rename(path)
 
 
 def make_scheduler() -> EDMEulerScheduler:
-    """The noise levels of all arms.
+    """Make the noise scheduler of all arms.
 
-    Samples begin at 10 and not, as EDM's own, at 80: `noise_level_mean` and `noise_level_std` of the profiles put two
-    deviations above the mean at a level of 8, and what is far beyond is hardly ever trained.
+    Sampling starts at a noise level of 10 instead of EDM's 80: with `noise_level_mean` and `noise_level_std` of the
+    profiles, two standard deviations above the mean are a level of 8, and levels far above that are hardly trained.
     """
     return EDMEulerScheduler(sigma_max=10.0, sigma_data=0.7)
 
 
-def features_of(classifier: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What the classifier's last layer sees, as a function of `uint8` images."""
+def make_features(classifier: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make a function from `uint8` images to the input of the classifier's last layer."""
     body = classifier.network[:-2].cpu()  # without dropout and the last layer
 
     @torch.no_grad()
@@ -299,8 +300,8 @@ def features_of(classifier: Classifier) -> Callable[[torch.Tensor], torch.Tensor
     return features
 
 
-def keep_grid(images: torch.Tensor, labels: torch.Tensor, path: Path) -> None:
-    """Write the first images of each class, a row a class."""
+def save_grid(images: torch.Tensor, labels: torch.Tensor, path: Path) -> None:
+    """Save a grid of the first images of each class, one row per class."""
     path.parent.mkdir(exist_ok=True)
     first = torch.cat([images[labels == label][:GRID_COLUMNS] for label in range(10)])
     image_grid(first.float() / 255, columns=min(GRID_COLUMNS, len(first) // 10), height=32).save(path)
@@ -310,7 +311,7 @@ def keep_grid(images: torch.Tensor, labels: torch.Tensor, path: Path) -> None:
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Run the cells that have no result, `--jobs` at a time, each as a process with its share of the cores."""
+    """Run the cells without a result, `--jobs` at a time, each as a process with its share of the cores."""
     deadline = time.monotonic() + 60 * args.max_minutes
     waiting = [cell for cell in cells(args.epsilons, args.seeds) if not result_file(args.output, cell).exists()]
     threads = max((os.cpu_count() or 1) // args.jobs, 1)
@@ -326,14 +327,14 @@ def run_all(args: argparse.Namespace) -> None:
             try:
                 process.wait(max(deadline - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
-                process.terminate()  # the trainer writes a checkpoint, and ends
+                process.terminate()  # the trainer writes a checkpoint and exits
                 process.wait()
         done = result_file(args.output, cell).exists()
         print(f"{cell.name}: {'done' if done else f'not done, see {log.name}'}", flush=True)
 
     (args.output / "logs").mkdir(parents=True, exist_ok=True)
     (args.output / "cells").mkdir(exist_ok=True)
-    # The first one alone where there is no reference: the others only read what it writes.
+    # Without a reference, the first cell runs alone and writes it; the other cells only read it.
     if waiting and not (args.output / "reference.pt").exists():
         run(waiting.pop(0))
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -341,12 +342,12 @@ def run_all(args: argparse.Namespace) -> None:
 
 
 def result_file(output: Path, cell: Cell) -> Path:
-    """Where a cell's result is."""
+    """The path of a cell's result."""
     return output / "cells" / f"{cell.name}.json"
 
 
 def run_cell(args: argparse.Namespace) -> None:
-    """Run one cell, in this process."""
+    """Run one cell in this process."""
     arm, epsilon, seed = args.cell
     cell = Cell(arm, None if epsilon == "None" else float(epsilon), int(seed))
     if not torch.cuda.is_available():
@@ -357,14 +358,16 @@ def run_cell(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run what is missing, then report."""
+    """Run the cells that are missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="zalando-datasets/fashion_mnist", help="directory of IDX files, or Hub id")
     parser.add_argument("--profile", choices=PROFILES, default="cpu")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 10.0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the cores")
-    parser.add_argument("--max_minutes", type=float, default=math.inf, help="end after this time, to be gone on with")
+    parser.add_argument("--jobs", type=int, default=1, help="number of cells that run at a time; they share the cores")
+    parser.add_argument(
+        "--max_minutes", type=float, default=math.inf, help="exit after this time; the same command continues"
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/curriculum_vs_dpsgd"))
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Train variants of the digits recipe and measure what their synthetic digits are worth.
+"""Train variants of the digits recipe and measure the quality of their synthetic digits.
 
     python benchmarks/digits.py --seeds 3 --arms curriculum dp_sgd_alone --output_dir outputs/digits
 
-For every arm and seed: train by the example script, generate 150 digits a class, train a random forest on them, test it
-on the 297 real digits that were held out of training, and take the Frechet distance to them in pixel space. Finished
-runs are kept and not repeated. At last the same is measured of the real training digits. Both read real
-digits outside of all mechanisms: the figures are not part of any private release.
+For every arm and seed: train by the example script, generate 150 digits per class, train a random forest on them, test
+it on the 297 real digits that were held out of training, and compute the Frechet distance to these in pixel space.
+Finished runs are kept and not repeated. At the end the same is measured for the real training digits. Both measures
+read real digits outside of all mechanisms, so the figures are not part of any private release.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from diffusers_dp_curriculum.evaluation.fidelity import frechet_distance
 ROOT = Path(__file__).parents[1]
 IMAGES_PER_CLASS = 150
 
-# What each arm changes of the recipe. DP-SGD alone trains for as long in all: it has the time of the warm-up besides.
+# The flags that each arm changes. DP-SGD alone takes more steps, so that it trains as long as the curriculum in all.
 ARMS = {
     "curriculum": [],
     "dp_sgd_alone": ["--central_statistic", "none", "--max_train_steps", "115"],
@@ -46,7 +46,7 @@ def train(arm: str, seed: int, output_dir: Path) -> float:
 
 
 def synthesize(output_dir: Path, seed: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Generate the digits that are measured: `(N, 1, 8, 8)` in [0, 1], and their labels."""
+    """Generate the digits to measure: `(N, 1, 8, 8)` in [0, 1], and their labels."""
     pipeline = ClassConditionalPipeline.from_pretrained(output_dir)
     pipeline.set_progress_bar_config(disable=True)
     dataset = generate_dataset(pipeline, IMAGES_PER_CLASS, seed=seed).with_format("numpy")
@@ -54,20 +54,20 @@ def synthesize(output_dir: Path, seed: int) -> tuple[torch.Tensor, np.ndarray]:
 
 
 def forest_accuracy(images: torch.Tensor, labels: np.ndarray) -> float:
-    """Accuracy on the held-out digits of a random forest that was trained on `images`."""
+    """Train a random forest on `images`, and return its accuracy on the held-out digits."""
     held_out = load_image_dataset(dataset_name="digits", split="test")
     forest = RandomForestClassifier(n_estimators=200, random_state=0).fit(images.flatten(1).numpy(), labels)
     return float(forest.score(held_out.images.flatten(1).numpy() / 255, held_out.labels.numpy()))
 
 
 def pixel_frechet_distance(images: torch.Tensor) -> float:
-    """Frechet distance between `images` and the held-out digits, on pixels in [0, 1]."""
+    """Compute the Frechet distance between `images` and the held-out digits, on pixels in [0, 1]."""
     held_out = load_image_dataset(dataset_name="digits", split="test")
     return frechet_distance(held_out.images.flatten(1).double() / 255, images.flatten(1))
 
 
 def measure(arm: str, seed: int, output_dir: Path) -> dict:
-    """Train, generate and score one arm with one seed; a finished run is read back."""
+    """Train, generate and measure one arm with one seed, or read the result of a finished run."""
     result_file = output_dir / f"{arm}-{seed}.json"
     if not result_file.exists():
         seconds = train(arm, seed, output_dir / f"{arm}-{seed}")
@@ -86,7 +86,7 @@ def measure(arm: str, seed: int, output_dir: Path) -> dict:
 
 
 def table(results: list[dict]) -> str:
-    """Mean and range of every arm, as Markdown."""
+    """Render mean and range of every arm as a Markdown table."""
 
     def cell(rows, name, form):
         values = [row[name] for row in rows]

@@ -2,11 +2,12 @@
 
     python benchmarks/dp_step.py --runs 3 --output outputs/dp_step.json
 
-For each network: draws, forward and backward passes, optimizer and moving average, for a batch of records in physical
-batches, with K draws a record. The arms take turns, so that a busy machine slows all of them; the median counts. All of
-it is repeated `--runs` times, and the tables have medians of these, and the range of the ratio. A pass is the forward
-and backward pass of one draw. Peak memory is what a step adds to the process (CPU, Linux) or to
-PyTorch's allocator (CUDA). On a GPU the networks are larger and run in bfloat16; `--compile` adds the compiled step.
+For each network, a step consists of draws, forward and backward passes, optimizer and moving average, for a batch of
+records in physical batches, with K draws per record. The arms alternate, so that a busy machine slows down all of them,
+and their medians are compared. Everything is repeated `--runs` times; the tables show medians over the runs, and the
+range of the ratio. A pass is the forward and backward pass of one draw. Peak memory is what a step adds to the process
+(CPU, Linux) or to PyTorch's allocator (CUDA). On a GPU the networks are larger and run in bfloat16; `--compile` adds
+the compiled step.
 """
 
 import argparse
@@ -53,7 +54,7 @@ NUM_CLASSES = 10
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the batch of a step."""
+    """The sizes of a network and of the batch of a step."""
 
     size: int
     channels: tuple[int, int]
@@ -83,7 +84,7 @@ GPU_CASES = [
 
 
 def make_unet(case: Case, device: torch.device) -> UNet2DModel:
-    """A class-conditional network with attention at half the resolution."""
+    """Make a class-conditional network with attention at half the resolution."""
     torch.manual_seed(0)
     unet = UNet2DModel(
         sample_size=case.size,
@@ -99,13 +100,13 @@ def make_unet(case: Case, device: torch.device) -> UNet2DModel:
 
 
 def make_records(case: Case) -> ImageDataset:
-    """Random images: time does not depend on what is in them."""
+    """Make random images; the time of a step does not depend on their content."""
     images = torch.randint(0, 256, (case.num_records, 1, case.size, case.size), dtype=torch.uint8)
     return ImageDataset(images, torch.arange(case.num_records) % NUM_CLASSES, [str(c) for c in range(NUM_CLASSES)])
 
 
 class Step:
-    """What all arms share: a network of their own, its draws, optimizer and moving average."""
+    """Base class of the arms: each has its own network, draws, optimizer and moving average."""
 
     def __init__(self, case: Case, device: torch.device, autocast: Callable):
         self.case, self.device, self.autocast = case, device, autocast
@@ -116,21 +117,21 @@ class Step:
         self.ema = make_ema(self.unet, DPCurriculumConfig())
 
     def pieces(self):
-        """The draws of one physical batch after the other."""
+        """Yield the draws of each physical batch."""
         for piece in torch.arange(self.case.num_records).split(self.case.physical):
             yield self.loss.draw(*self.records.batch(piece, self.device), self.case.noise_multiplicity)
 
     def __call__(self):
-        """One step of training."""
+        """Take one step of training."""
         self.step()
         self.ema.step(self.unet.parameters())
 
 
 class NonPrivate(Step):
-    """Ordinary training on as many rows, accumulating over the physical batches."""
+    """Ordinary training on the same number of rows, accumulating gradients over the physical batches."""
 
     def step(self):
-        """Forward, backward and optimizer."""
+        """Run forward and backward passes and the optimizer."""
         for draws in self.pieces():
             with self.autocast():
                 error = denoising_error(self.unet, draws.flatten())
@@ -140,7 +141,7 @@ class NonPrivate(Step):
 
 
 class Ours(Step):
-    """The library's own step; at sample rate 1 each batch is all the records."""
+    """The library's own step, at sample rate 1, so that each batch has all records."""
 
     def __init__(self, case: Case, device: torch.device, autocast: Callable, mode: str):
         super().__init__(case, device, autocast)
@@ -163,7 +164,7 @@ class Ours(Step):
 
 
 class Opacus(Step):
-    """`GradSampleModule` on B x K rows, then the mean over the draws, as published code does it."""
+    """`GradSampleModule` on B x K rows, then the mean over the draws, as in published code."""
 
     def __init__(self, case: Case, device: torch.device, autocast: Callable, functorch: bool):
         super().__init__(case, device, autocast)
@@ -173,7 +174,7 @@ class Opacus(Step):
         )
 
     def step(self):
-        """Hooks, mean over draws, and Opacus' optimizer."""
+        """Run passes with Opacus' hooks, the mean over draws, and Opacus' optimizer."""
         for first_record, draws in zip(range(0, self.case.num_records, self.case.physical), self.pieces(), strict=True):
             with self.autocast():
                 error = denoising_error(self.wrapped, draws.flatten())
@@ -196,7 +197,7 @@ ARMS = {
 
 
 def seconds(work: Callable, device: torch.device) -> float:
-    """Wall time of `work`."""
+    """Measure the wall time of `work` in seconds."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -205,7 +206,7 @@ def seconds(work: Callable, device: torch.device) -> float:
 
 
 def peak_bytes(work: Callable, device: torch.device) -> int | None:
-    """What `work` adds to the memory in use at its highest point; None where it cannot be told."""
+    """Measure the peak memory that `work` adds, in bytes; None if it cannot be measured."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -216,7 +217,7 @@ def peak_bytes(work: Callable, device: torch.device) -> int | None:
     if platform.system() != "Linux":
         return None
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _kilobytes("VmRSS")
     work()
     return (_kilobytes("VmHWM") - before) * 1024
@@ -228,12 +229,12 @@ def _kilobytes(field: str) -> int:
 
 
 def measure(case: Case, arms: dict, device: torch.device, autocast: Callable, budget: float) -> dict:
-    """All arms of a case: median seconds, ratio to the non-private arm, passes a second, peak memory."""
+    """Measure all arms of a case: median seconds, ratio to the non-private arm, passes per second, peak memory."""
     rows, steps = {}, {}
     for arm, make in arms.items():
         step = make(case, device, autocast)
         try:
-            first = seconds(step, device)  # allocations, and the optimizer's state
+            first = seconds(step, device)  # includes allocations and the optimizer's state
             rows[arm] = {"peak_bytes": peak_bytes(step, device), "durations": []}
         except torch.OutOfMemoryError:
             rows[arm] = {"error": "out of memory"}
@@ -255,7 +256,7 @@ def measure(case: Case, arms: dict, device: torch.device, autocast: Callable, bu
 
 
 def measure_warm_up(case: Case, device: torch.device, autocast: Callable) -> float:
-    """Seconds of a warm-up step over those of an ordinary training step of the same batch."""
+    """Measure the time of a warm-up step relative to an ordinary training step on the same batch."""
     batch_size = 64
     config = DPCurriculumConfig(central_train_steps=4, central_batch_size=batch_size)
     unet = make_unet(case, device)
@@ -275,7 +276,7 @@ def measure_warm_up(case: Case, device: torch.device, autocast: Callable) -> flo
 
 
 def bare_sampling(unet: UNet2DModel, images: int, steps: int) -> None:
-    """Nothing but the network's passes of sampling, in the batches of `generate_dataset`."""
+    """Run only the network's passes of sampling, in the batches of `generate_dataset`."""
     size, device = unet.config.sample_size, unet.device
     with torch.no_grad():
         for start in range(0, images, 250):
@@ -287,7 +288,7 @@ def bare_sampling(unet: UNet2DModel, images: int, steps: int) -> None:
 
 
 def measure_sampling(case: Case, device: torch.device, images: int, steps: int = 50) -> float:
-    """Seconds of `generate_dataset` over those of the bare network."""
+    """Measure the time of `generate_dataset` relative to the bare network."""
     unet = make_unet(case, device).eval()
     pipeline = ClassConditionalPipeline(unet, DDPMScheduler(), {c: str(c) for c in range(NUM_CLASSES)})
     ratios = []
@@ -308,7 +309,7 @@ def measure_sampling(case: Case, device: torch.device, images: int, steps: int =
 
 
 def table(runs: list[dict]) -> str:
-    """A case's arms as Markdown, over the runs of it."""
+    """Render the arms of one case, over its runs, as a Markdown table."""
     lines = [
         f"**{runs[0]['case']}** ({runs[0]['parameters']:,} parameters)",
         "",
@@ -329,13 +330,13 @@ def table(runs: list[dict]) -> str:
 
 
 def median_and_range(values: list[float]) -> str:
-    """Such as "1.17 (1.12 to 1.20)"; of a single value itself."""
+    """Format median and range, such as "1.17 (1.12 to 1.20)"; a single value has no range."""
     spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
     return f"{statistics.median(values):.2f}{spread}"
 
 
 def report_as_text(report: dict) -> str:
-    """All tables, and the two ratios that have none."""
+    """Render the whole report as text: all tables, and the ratios of warm-up and sampling."""
     return "\n\n".join(
         [
             f"{report['device']}, {'bfloat16' if report['bf16'] else 'float32'}, torch {report['torch']}:",
@@ -347,15 +348,17 @@ def report_as_text(report: dict) -> str:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print the tables and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/dp_step.json"), help="JSON file to write")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="autocast (default: on CUDA only)")
-    parser.add_argument("--compile", action="store_true", help="measure the step compiled by inductor as well")
-    parser.add_argument("--seconds_per_case", type=float, default=8.0, help="how long a network is measured")
-    parser.add_argument("--runs", type=int, default=1, help="how often all of it is repeated")
+    parser.add_argument("--compile", action="store_true", help="also measure the step compiled by inductor")
+    parser.add_argument(
+        "--seconds_per_case", type=float, default=8.0, help="seconds for which each network is measured"
+    )
+    parser.add_argument("--runs", type=int, default=1, help="number of times that everything is repeated")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)

@@ -1,9 +1,9 @@
-"""What `--secure_rng` costs: a whole DP-SGD step with cryptographic noise against one with PyTorch's.
+"""Measure what `--secure_rng` costs: a whole DP-SGD step with cryptographic noise against one with PyTorch's noise.
 
     python benchmarks/secure_noise.py
 
-The two take turns on the same records, in one thread; the median of the processor time counts. The noise costs the same
-for every batch, so its share falls as the batch grows.
+The two alternate on one thread, and the medians of the processor time are compared. The noise takes the same time for
+every batch size, so its share falls as the batch grows.
 """
 
 import statistics
@@ -22,7 +22,7 @@ NUM_RECORDS, NUM_CLASSES, REPETITIONS = 1024, 10, 5
 
 
 def make_dp_sgd(size: int, channels: tuple[int, int], batch_size: int, draws: int, secure_rng: bool) -> DPSGD:
-    """One arm: a network, random records, and the mechanism over them."""
+    """Make one arm: a network, random records, and DP-SGD on them."""
     unet = build_unet(size, 1, NUM_CLASSES, block_out_channels=channels)
     images = torch.randint(0, 256, (NUM_RECORDS, 1, size, size), dtype=torch.uint8)
     records = ImageDataset(images, torch.arange(NUM_RECORDS) % NUM_CLASSES, [str(c) for c in range(NUM_CLASSES)])
@@ -38,12 +38,14 @@ def make_dp_sgd(size: int, channels: tuple[int, int], batch_size: int, draws: in
         gradients_of=lambda batch: per_record_gradients(unet, batch, "folded"),
         randomness=MechanismRandomness(secure_rng=secure_rng),
     )
-    dp_sgd.batches = iter([list(range(batch_size))] * (REPETITIONS + 1))  # instead of a sample: as much work each time
+    dp_sgd.batches = iter(
+        [list(range(batch_size))] * (REPETITIONS + 1)
+    )  # instead of Poisson batches: equal work per step
     return dp_sgd
 
 
 def main() -> None:
-    """Print a row for each network and batch."""
+    """Print one row per network and batch size."""
     torch.set_num_threads(1)
     print("| network | parameters | batch size x draws | PyTorch's noise | secure noise | ratio |")
     print("|---|---|---|---|---|---|")

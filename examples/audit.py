@@ -1,9 +1,10 @@
-"""Attack DP-SGD with a network of your own, and compare what the attack proves with the claim.
+"""Attack DP-SGD with a network of your own, and compare the epsilon that the attack proves with the claim.
 
     python examples/audit.py
 
-Canaries, records that are made to be recognised, are trained on or left out by the toss of a coin; the attack guesses
-which from what the mechanism released. Use public records: an audit spends privacy that no privacy.json counts.
+Canaries are records that are made to be recognized. A coin toss decides for each of them whether it is trained on, and
+the attack guesses the outcome from what the mechanism released. Use public records: an audit spends privacy that no
+privacy.json counts.
 """
 
 from diffusers_dp_curriculum import Mechanism, build_scheduler, build_unet, load_image_dataset
@@ -20,7 +21,7 @@ def attack(steps: int = 40, **settings) -> Audit:
         build_unet(digits.resolution, digits.num_channels, digits.num_classes, block_out_channels=(8, 16)),
         DenoisingLoss(build_scheduler(), null_label=digits.num_classes),
         digits,
-        noise_multiplier=calibrate_noise_multiplier(8.0, 1e-5, planned),  # what epsilon 8 takes
+        noise_multiplier=calibrate_noise_multiplier(8.0, 1e-5, planned),  # the noise for epsilon 8
         sample_rate=planned.sample_rate,
         steps=steps,
         delta=1e-5,

@@ -2,8 +2,8 @@
 
     python examples/custom_unet.py
 
-The data set is a small one that scikit-learn brings along. The network is any `UNet2DModel` in which no layer mixes
-records; its last class embedding stands for "no class".
+The data set is a small one that is part of scikit-learn. Any `UNet2DModel` works if none of its layers mixes records;
+its last class embedding means "no class".
 """
 
 import datasets
@@ -15,7 +15,7 @@ from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
 
 
 def load_records() -> datasets.Dataset:
-    """1,797 grey images of 8x8 pixels, with labels whose names are declared."""
+    """Load 1,797 grey images of 8x8 pixels, with labels whose class names are declared."""
     digits = load_digits()
     images = [Image.fromarray((pixels * 15).astype("uint8")) for pixels in digits.images]
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list("0123456789")))

@@ -65,7 +65,7 @@ def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
         DPCurriculumTrainer(
             tiny_unet(None), EDMEulerScheduler(), DPCurriculumConfig(**config), tiny_records(num_classes=None)
         )
-    with pytest.raises(InputError, match="`s_churn` is of EDM's sampler"):
+    with pytest.raises(InputError, match="`s_churn` belongs to EDM's sampler"):
         DPCurriculumTrainer(tiny_unet(), tiny_scheduler(), DPCurriculumConfig(**config, s_churn=1.0), tiny_records())
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from diffusers_dp_curriculum import InputError, cli
 from diffusers_dp_curriculum.commands import evaluate, generate, train
-from diffusers_dp_curriculum.commands.flags import in_flags, known_as
+from diffusers_dp_curriculum.commands.flags import in_flags, rename_arguments
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_arguments_that_a_command_has_are_written_as_on_its_command_line(command
 def test_arguments_of_the_library_get_the_names_that_a_command_has_for_them():
     with (
         pytest.raises(InputError, match="^dir holds no images: give one that does as `reference`, not `split`.$"),
-        known_as(train_data_dir="reference"),
+        rename_arguments(train_data_dir="reference"),
     ):
         raise InputError("dir holds no images: give one that does as `train_data_dir`, not `split`.")
 
@@ -31,7 +31,10 @@ def test_arguments_of_the_library_get_the_names_that_a_command_has_for_them():
 def test_an_error_is_one_line_and_status_1(capsys):
     arguments = ["generate", "model", "--images_per_class", "1", "2", "--class_balance", "dp_counts"]
     assert cli.main([*arguments, "--output_dir", "out"]) == 1
-    message = "error: --class_balance dp_counts shares the images out itself: give one number as --images_per_class.\n"
+    message = (
+        "error: --class_balance dp_counts computes the number of each class itself: give one number as "
+        "--images_per_class.\n"
+    )
     assert capsys.readouterr() == ("", message)
 
 

@@ -483,7 +483,7 @@ def batch_norm_unet():
             lambda: {"unet": tiny_unet(size=9), "records": tiny_records(size=9)},
             "resolution of 9 cannot be halved",
         ),
-        (lambda: {"unet": tiny_unet(size=16)}, "8 pixels a side"),
+        (lambda: {"unet": tiny_unet(size=16)}, "8 pixels per side"),
         (lambda: {"unet": tiny_unet(channels=3)}, "1 channels, and the UNet takes 3"),
         (lambda: {"unet": tiny_unet(num_classes=5)}, "num_class_embeds=6 where the data set needs 4"),
         (lambda: {"unet": tiny_unet(num_classes=None)}, "num_class_embeds=None where the data set needs 4"),

@@ -1,4 +1,4 @@
-"""`dp-curriculum`: the sub-commands, and the one place where errors become messages and exit statuses.
+"""The command `dp-curriculum`: finds the sub-command, and turns errors into messages and exit statuses.
 
     dp-curriculum train --train_data_dir DIR --resolution 28 --output_dir my-model
 
@@ -18,28 +18,28 @@ from .verbosity import print_messages
 COMMANDS = {
     "train": "train a pipeline on sensitive images, under one (epsilon, delta)",
     "generate": "make a synthetic data set with a trained pipeline",
-    "evaluate": "measure what a pipeline or a synthetic data set is good for",
-    "audit": "attack the mechanism, and compare what that proves with the claim",
+    "evaluate": "measure fidelity and utility of a pipeline or a synthetic data set",
+    "audit": "attack the mechanism, and compare the epsilon that the attack proves with the claim",
     "push": "push a finished run to the Hub",
     "epsilon": "recompute epsilon from a privacy.json, or add up several runs",
     "app": "look at samples of a trained pipeline in a browser",
     "env": "describe this machine for a bug report",
 }
-INTERRUPTED = 130  # as a shell has it for Ctrl-C
+INTERRUPTED = 130  # the exit status that shells use for Ctrl-C
 
 
 def usage() -> str:
-    """The sub-commands, one per line."""
+    """The help text: the sub-commands, one per line."""
     lines = [f"  {command:<10}{purpose}" for command, purpose in COMMANDS.items()]
     return "\n".join(["usage: dp-curriculum COMMAND [flags]   (COMMAND --help explains the flags)", "", *lines])
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command; errors that a user is meant to read are printed in one line, without a traceback.
+    """Run a sub-command; the package's own errors are printed in one line, without a traceback.
 
     Args:
         command (`str`): Name of the sub-command.
-        arguments (`Sequence[str]`, *optional*): Its flags; those of this process by default.
+        arguments (`Sequence[str]`, *optional*): The flags of the sub-command; `sys.argv[1:]` by default.
 
     Returns:
         `int`: The exit status: 0 for success, 1 for an error, 130 after Ctrl-C.
@@ -52,18 +52,18 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
         print(f"error: {in_flags(str(error), module.make_parser())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return INTERRUPTED  # what to do next has been printed
+        return INTERRUPTED  # the command has already printed what to do next
     return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sub-command that the arguments begin with.
+    """Run the sub-command that the first argument names.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): A sub-command and its flags; those of this process by default.
+        arguments (`Sequence[str]`, *optional*): A sub-command and its flags; `sys.argv[1:]` by default.
 
     Returns:
-        `int`: The exit status, as of [`run`].
+        `int`: The exit status, see [`run`].
     """
     command, *flags = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help"):

@@ -1,4 +1,4 @@
-"""The stages of a run in order. What is computed in them lives in files of its own."""
+"""The trainer: runs the stages of the curriculum in order. Their computations are in other modules."""
 
 import json
 import logging
@@ -57,20 +57,20 @@ class DPCurriculumTrainer:
     """Train a `UNet2DModel` on sensitive images from easy to hard, under one (epsilon, delta).
 
     "From Easy to Hard" (DP-FETA, S&P 2025, arXiv:2504.01395): DP central images are queried, the network warms up on
-    them, and DP-SGD spends the rest of the budget on the records themselves. Making a trainer checks everything and
-    plans the budget; it reads no record through a mechanism and writes nothing.
+    them, and DP-SGD spends the rest of the budget on the records themselves. Creating a trainer checks everything and
+    plans the budget. It spends no privacy and writes nothing.
 
     Args:
         unet (`UNet2DModel`):
             The network. With classes it has `num_class_embeds = number of classes + 1`, the last being the null class.
-            Its weights must have learned nothing from these records, whose cost would not be counted.
+            Its weights must not have learned from these records before, because that cost would not be counted.
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`):
-            Noise schedule and prediction type, which decide the loss; published with the pipeline.
+            Noise schedule and prediction type, which determine the loss; published with the pipeline.
         args (`DPCurriculumConfig`): The hyper-parameters.
         train_dataset (`datasets.Dataset` or `ImageDataset`): The sensitive records.
 
     Raises:
-        InputError: If any of them cannot be used, before any privacy is spent and any file is written.
+        InputError: If an argument cannot be used. No privacy has been spent and no file written by then.
 
     Examples:
         >>> from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer
@@ -157,25 +157,27 @@ class DPCurriculumTrainer:
 
     @property
     def ledger(self) -> PrivacyLedger:
-        """What the run has released; it exists from the beginning of [`train`]."""
+        """`PrivacyLedger`: What the run has released; available once [`train`] has started."""
         if self._ledger is None:
             raise InputError("Nothing has been released yet, and there is no ledger: call train() first.")
         return self._ledger
 
     @own_arithmetic()
     def train(self) -> RunStatus:
-        """Go through the stages: release and warm up in each warm-up stage, then train by DP-SGD.
+        """Run the stages: release and warm up in each warm-up stage, then train by DP-SGD.
 
-        With `resume_from_checkpoint` the run continues from the checkpoint. On SIGTERM and on Ctrl-C it writes a
+        With `resume_from_checkpoint` the run continues from that checkpoint. On SIGTERM and on Ctrl-C it writes a
         checkpoint after the current step, says how to resume, and returns. However this call ends, all steps that were
-        taken count for good. The random generators of the caller are as before afterwards.
+        taken count for good. The state of the caller's random generators is restored at the end.
 
         Returns:
-            `RunStatus`: `FINISHED`, or `TERMINATED` or `INTERRUPTED` for a run that SIGTERM or Ctrl-C has stopped.
+            `RunStatus`: `FINISHED`; or `TERMINATED` if SIGTERM stopped the run, or `INTERRUPTED` if Ctrl-C did.
 
         Raises:
-            TrainingError: If something breaks on the way; what it says is kept in `output_dir/private`.
-            KeyboardInterrupt: On Ctrl-C pressed twice, which does not wait for the current step.
+            InputError: If this trainer has run before, or its output directory can no longer be used.
+            TrainingError: If training fails; the original message, which may reveal records, is in
+                `output_dir/private`.
+            KeyboardInterrupt: If Ctrl-C is pressed twice, which does not wait for the current step.
         """
         if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
@@ -184,8 +186,8 @@ class DPCurriculumTrainer:
         details = self.paths.traceback(self.accelerator.process_index)
         try:
             self._open_ledger()
-            # Left from the right: nothing of an error is written down before the steps that led to it count for good,
-            # and until then Ctrl-C is only noted.
+            # The contexts exit from the last to the first: an error is written down only when the steps that led to it
+            # count for good, and until then Ctrl-C is only recorded.
             with (
                 TerminationRequest() as self.termination,
                 confidential_errors(details),
@@ -196,7 +198,7 @@ class DPCurriculumTrainer:
             self.finished = ended
         finally:
             if not self.finished and self._ledger is not None:
-                self._ledger.close()  # a new trainer that resumes the run, in a notebook for instance, needs it
+                self._ledger.close()  # so that a new trainer, in a notebook for instance, can resume the run
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         if self.finished:
@@ -205,10 +207,10 @@ class DPCurriculumTrainer:
         return RunStatus.INTERRUPTED if ctrl_c else RunStatus.TERMINATED
 
     def _unseen(self) -> AbstractContextManager[None]:
-        """Nothing of a step leaves the process before it is marked as visible, unless it can be watched all along.
+        """The context of training, which promises the ledger that no step is seen before it is marked as visible.
 
-        Curves are written with every step; and if this is not the main thread, other threads can look at the network
-        at any time.
+        There is no such promise if steps can be watched: curves are written at every step, and outside the main thread
+        other threads can look at the network at any time.
         """
         if not self.accelerator.is_main_process:
             return note_errors_for_resume(self.output_dir, self.accelerator.process_index)
@@ -217,7 +219,7 @@ class DPCurriculumTrainer:
         return nullcontext() if watched else self.ledger.unseen()
 
     def _run_stages(self) -> bool:
-        """Whether all stages came to their end."""
+        """Run all stages; return whether all of them finished."""
         mark_as_trained(self.unet)
         share_parameters(self.unet)
         if self.args.logger is not None:
@@ -227,12 +229,15 @@ class DPCurriculumTrainer:
 
     @own_arithmetic()
     def describe_plan(self) -> str:
-        """What the run will do and cost, for a person to read; making it spends no privacy and writes nothing.
+        """Describe what the run will do and cost, in text; this spends no privacy and writes nothing.
 
-        A step of each stage is rehearsed on random numbers, so every process of a run has to take part.
+        A few steps of each stage are tried on random images, so every process of a run must call this.
+
+        Returns:
+            `str`: The plan, with the expected time and memory.
 
         Raises:
-            InputError: If the memory does not suffice.
+            InputError: If there is not enough memory.
         """
         info = self.info
         classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
@@ -255,7 +260,7 @@ class DPCurriculumTrainer:
             `Path`: The directory, which `DiffusionPipeline.from_pretrained` loads.
 
         Raises:
-            InputError: If the model has not been trained.
+            InputError: If training has not finished.
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
@@ -291,15 +296,15 @@ class DPCurriculumTrainer:
             repo_id (`str`, *optional*): Defaults to `hub_model_id`, or the name of `output_dir`.
             commit_message (`str`, *optional*): Defaults to one with the privacy budget.
             private (`bool`, *optional*): Whether a new repository is private; defaults to `hub_private_repo`.
-            token (`str`, *optional*): Defaults to `hub_token`, or to that of `hf auth login` or `HF_TOKEN`.
+            token (`str`, *optional*): Defaults to `hub_token`, or to the token of `hf auth login` or `HF_TOKEN`.
             create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
 
         Returns:
-            `huggingface_hub.CommitInfo`: Address and id of the commit; None in all processes but the first.
+            `huggingface_hub.CommitInfo`: Address and id of the commit; None in every process except the main one.
 
         Raises:
             InputError: If the run is not finished, not saved or not private.
-            HubError: If the push does not succeed: the same call, or `dp-curriculum push`, pushes again.
+            HubError: If the push fails; the same call, or `dp-curriculum push`, tries again.
         """
         if not self.finished:
             raise InputError("There is no trained model to push yet: call train() and save_pipeline() first.")
@@ -316,11 +321,11 @@ class DPCurriculumTrainer:
         )
 
     def summary(self) -> str:
-        """What was made and where it is, for a person to read when [`save_pipeline`] is done."""
+        """Summarize in text what the run wrote, where, and at what privacy cost; call it after [`save_pipeline`]."""
         return summarize(self.output_dir, self.ledger, self.info.num_classes is not None, self.released)
 
     def _open_ledger(self) -> None:
-        """Begin the journal of a new run, or open that of the run to resume; the main process writes it."""
+        """Create the journal of a new run, or open that of the run to resume; only the main process writes it."""
 
         def open_run() -> Checkpoint | None:
             self._ledger, checkpoint = open_ledger(self.args, self.checkpoints, self.prior_runs)
@@ -333,13 +338,13 @@ class DPCurriculumTrainer:
             self.released = dict(self.checkpoint.released)
 
     def _follow_ledger(self) -> None:
-        """Give the other processes what the main one has recorded, without its journal."""
+        """Give the other processes a copy in memory of what the main process has recorded."""
         ledger = run_on_main_process(lambda: self.ledger.in_memory())
         if not self.accelerator.is_main_process:
             self._ledger = ledger
 
     def _warm_up(self, stage: WarmUpStage) -> bool:
-        """Release the stage's images, unless a checkpoint has them, and train on them; whether it came to its end."""
+        """Release the stage's images, unless a checkpoint has them, and train on them; return whether it finished."""
         if self._is_behind_us(stage):
             return True
         state = start_warm_up(self.unet, stage, self.args)
@@ -348,7 +353,7 @@ class DPCurriculumTrainer:
                 lambda: stage.queries.release(self.records, self.ledger, self.randomness)
             )
             self._follow_ledger()
-            self._save_checkpoint(state)  # a run that is resumed must not make the queries again
+            self._save_checkpoint(state)  # so that a resumed run does not repeat the queries
         self._restore(state)
         with self._progress_bar(state, f"Warm-up on {stage.title}", stage.train_steps) as progress:
             return warm_up(
@@ -362,7 +367,7 @@ class DPCurriculumTrainer:
             )
 
     def _train_by_dp_sgd(self) -> bool:
-        """Take the steps that the budget pays for; whether all of them were taken."""
+        """Take as many DP-SGD steps as the budget allows; return whether all of them were taken."""
         args, is_main = self.args, self.accelerator.is_main_process
         state = start_dp_sgd(self.unet, args)
         self._restore(state)
@@ -404,17 +409,17 @@ class DPCurriculumTrainer:
         return 0 if remaining == 0 else self.ledger.affordable_steps(replace(self.plan.dp_sgd, steps=remaining))
 
     def _is_behind_us(self, stage: WarmUpStage) -> bool:
-        """Whether the checkpoint from which the run continues is one of a later stage."""
+        """Whether the run continues from a checkpoint of a later stage."""
         names = [*(stage.name for stage in self.stages), DP_SGD]
         return self.checkpoint is not None and names.index(self.checkpoint.stage) > names.index(stage.name)
 
     def _restore(self, state: TrainingState) -> None:
-        """Continue from the checkpoint, if it is one of this stage."""
+        """Load the checkpoint into `state` if it was written in the same stage."""
         if self.checkpoint is not None and self.checkpoint.stage == state.stage:
             state.load_state_dict(self.checkpoint.state)
 
     def _after_step(self, state: TrainingState, progress: tqdm, curves: dict[str, Any], is_last: bool = False) -> bool:
-        """Show how far the run is and write checkpoints and pictures; whether a signal asks the run to stop."""
+        """Report progress and write checkpoints and pictures; return whether a signal asks the run to stop."""
         number = self._number(state)
         epsilon = self.plan.epsilon_spent(self.ledger.mechanisms)
         progress.update()
@@ -423,7 +428,7 @@ class DPCurriculumTrainer:
         self.accelerator.log({"epsilon": epsilon, "learning_rate": learning_rate, **curves}, step=number)
         terminated = any_process(self.termination.signal is not None)
         picture = self.args.save_images_steps is not None and number % self.args.save_images_steps == 0
-        # A picture makes all steps count that were taken so far: none of them should have to be taken again.
+        # A picture makes all steps so far count for good. With a checkpoint none of them has to be repeated.
         if is_last or terminated or picture or number % self.args.checkpointing_steps == 0:
             self._save_checkpoint(state)
         if picture:
@@ -441,7 +446,7 @@ class DPCurriculumTrainer:
             logger.log(level, message)
 
     def _number(self, state: TrainingState) -> int:
-        """Steps taken in all stages."""
+        """The number of steps taken in all stages."""
         names = [stage.name for stage in self.stages]
         before = names.index(state.stage) if state.stage in names else len(names)
         return sum(stage.train_steps for stage in self.stages[:before]) + state.step
@@ -456,7 +461,7 @@ class DPCurriculumTrainer:
         )
 
     def _save_samples(self, state: TrainingState) -> None:
-        """A grid of what the network, or its average, makes now."""
+        """Save a grid of samples of the network, or of its average, at the current step."""
         self.ledger.mark_visible("samples")
         self.paths.samples.mkdir(exist_ok=True)
         if self.args.use_ema:

@@ -69,7 +69,7 @@ def test_a_true_claim_survives_and_half_its_noise_does_not():
 
     def refuted(sigma):
         correct = attacked_gaussian(generator, 2000, sigma, 1000)
-        return bounds._too_many(*profile, 2000, 1000, correct, 0.05)
+        return bounds._is_refuted(*profile, 2000, 1000, correct, 0.05)
 
     assert sum(refuted(1.0) for _ in range(100)) <= 5
     assert sum(refuted(0.5) for _ in range(20)) == 20
@@ -88,4 +88,4 @@ def test_the_bound_comes_near_the_truth_and_grows_as_the_noise_falls():
 
 def test_guessing_by_chance_proves_nothing_and_certainty_is_bounded():
     assert trade_off_bound(4000, 1000, 500, SUBSAMPLED, 1e-5) == 0
-    assert 8 < trade_off_bound(4000, 1000, 1000, SUBSAMPLED, 1e-5) <= bounds.MOST
+    assert 8 < trade_off_bound(4000, 1000, 1000, SUBSAMPLED, 1e-5) <= bounds.MAX_EPSILON

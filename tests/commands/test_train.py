@@ -117,7 +117,7 @@ def test_a_token_on_the_command_line_is_warned_of_and_hidden_from_trackers(tmp_p
     command[-2:] = ["--plan", "--output_dir", "model", "--max_train_steps", "1"]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stderr.count("A token on the command line is seen by everybody") == 1
+    assert finished.stderr.count("A token on the command line is visible to everybody") == 1
     assert "a tracker would record" in finished.stdout
     assert "***" in finished.stdout
     assert "hf_secret" not in finished.stdout + finished.stderr

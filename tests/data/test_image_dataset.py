@@ -57,7 +57,7 @@ def test_an_image_dataset_is_returned_as_it_is():
     dataset = to_image_dataset(labelled())
     assert to_image_dataset(dataset) is dataset
     assert to_image_dataset(dataset, resolution=8) is dataset
-    with refused("loaded with 8 pixels a side"):
+    with refused("loaded with 8 pixels per side"):
         to_image_dataset(dataset, resolution=16)
     unconditional = to_image_dataset(dataset, unconditional=True)
     assert unconditional.images is dataset.images

@@ -392,7 +392,7 @@ def test_files_of_other_sources_are_counted(tmp_path):
         "files": "6 found, 2 used, 4 left out",
         "used": "2 .parquet",
         "left out": "1 without suffix (hidden); 1 .parquet (not in the split 'train'); "
-        "2 .png (no parquet file, beside those that are)",
+        "2 .png (not parquet, in a directory of parquet files)",
         "classes": "0 = cat, 1 = dog: as the column 'label' declares them; published with the model",
     }
 

@@ -427,7 +427,7 @@ def test_a_run_with_seeded_noise_is_not_pushed(hub, tmp_path):
         ("POST .*/preupload", 403, "use a token that may write there"),
         ("POST .*/lfs/objects/batch", 403, "make room in the account"),
         ("PUT /lfs-storage", 403, "use a token"),
-        ("POST .*/commit/main", 409, "wait for whoever else"),
+        ("POST .*/commit/main", 409, "wait until the other change"),
         ("POST .*/commit/main", 412, "look at what somebody else"),
         ("POST .*/commit/main", 413, "make room"),
         ("POST .*/commit/main", 500, "wait for the Hub to recover"),

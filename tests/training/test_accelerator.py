@@ -51,15 +51,16 @@ def test_passes_in_fp16_give_float32_gradients_near_those_of_float32(mode):
 def test_fp16_without_an_accelerator_is_refused(tmp_path):
     if torch.accelerator.is_available():
         pytest.skip("there is one")
-    with pytest.raises(InputError, match="fp16 is for accelerators"):
+    with pytest.raises(InputError, match="is fp16, which a CPU does not support"):
         make_trainer(tmp_path / "model", mixed_precision="fp16")
     Accelerator(mixed_precision="fp16")  # whose precision is that of the process
-    with pytest.raises(InputError, match="fp16 is for accelerators"):
+    with pytest.raises(InputError, match="is fp16, which a CPU does not support"):
         make_trainer(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
-    ("mixed_precision", "message"), [("fp16", "fp16 is for accelerators"), ("fp8", "no passes in fp8: use")]
+    ("mixed_precision", "message"),
+    [("fp16", "is fp16, which a CPU does not support"), ("fp8", "is fp8, which is not supported: use")],
 )
 def test_what_the_launcher_asks_for_is_checked(tmp_path, monkeypatch, mixed_precision, message):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", mixed_precision)

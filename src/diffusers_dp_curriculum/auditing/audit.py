@@ -1,13 +1,13 @@
-"""Auditing: attack a run of DP-SGD, and see how much epsilon the attack proves that it had.
+"""Audits DP-SGD: attacks a run, and computes the epsilon that the success of the attack proves.
 
-Canaries are records made to be recognised. A coin decides which of them are present; the run's releases are read for
-traces of each; guesses are made for those with the clearest traces. Epsilon-DP limits how often guesses can be right,
-so guesses that are right too often prove that epsilon is larger. What is proved is a *lower* bound: the claim stands if
-the bound is below it, and is refuted if it is above. One run is enough, as many canaries take the place of many runs
-(Steinke et al. 2023, "Privacy Auditing with One (1) Training Run", arXiv:2305.08846).
+Canaries are records that are made to be recognized. A coin toss decides which of them are present in training; the
+attack scores each canary by its traces in the releases, and guesses for those with the clearest traces whether they
+were present. Epsilon-DP limits how often guesses can be right, so guesses that are right too often prove a *lower*
+bound on epsilon. A claim is refuted if the bound is above it. One run is enough, because many canaries replace many
+runs (Steinke et al. 2023, "Privacy Auditing with One (1) Training Run", arXiv:2305.08846).
 
-An audit proves nothing in favour of a claim; it is the accounting that does. It finds mistakes. Audit on public
-records: what an audit shows of its records no privacy.json counts.
+An audit finds mistakes; it cannot prove a claim, which only the accounting does. Use public records: what an audit
+reveals about its records is not counted in any privacy.json.
 """
 
 import copy
@@ -29,22 +29,22 @@ from ..privacy.ledger import PrivacyLedger
 from .bounds import one_run_bound, trade_off_bound
 
 
-GUESSED = 0.25  # of the canaries: those with the clearest traces, half of them guessed present, half absent
-CANARY_NORM = 100.0  # of a canary's gradient, in units of the clipping norm: only clipping keeps it from standing out
+GUESSED = 0.25  # share of canaries with a guess: those with the clearest traces, half present and half absent
+CANARY_NORM = 100.0  # norm of a canary's gradient over the clipping norm: without clipping it would be obvious
 LOSS_DRAWS = 64  # noise draws over which a black-box score is averaged
 
 
 @dataclass(frozen=True)
 class AuditBound:
-    """What one attack proves.
+    """The epsilon that one attack proves.
 
     Args:
         attack (`str`): `"white-box"` (reads every release) or `"black-box"` (reads the final network's losses).
         canaries (`int`): Number of canaries, each present with probability 1/2.
-        guesses (`int`): For how many of them a guess was made.
-        correct (`int`): How many guesses were right.
+        guesses (`int`): Number of canaries for which a guess was made.
+        correct (`int`): Number of right guesses.
         epsilon_any_mechanism (`float`): Lower bound that holds for any mechanism, see [`one_run_bound`].
-        epsilon_gaussian (`float`): Lower bound in units of the claimed mechanism, see [`trade_off_bound`].
+        epsilon_gaussian (`float`): Lower bound for mechanisms of the claimed kind, see [`trade_off_bound`].
     """
 
     attack: str
@@ -60,13 +60,13 @@ class Audit:
     """The outcome of [`audit_dp_sgd`].
 
     Args:
-        claimed_epsilon (`float`): What the ledger says of the run.
+        claimed_epsilon (`float`): The epsilon of the run according to the ledger.
         delta (`float`): Delta of claim and bounds.
-        confidence (`float`): Probability with which a bound, for a claim that is true, stays below it.
-        mechanism (`Mechanism`): What the ledger says was executed.
-        bounds (`tuple[AuditBound, ...]`): One for each attack.
-        scores (`dict[str, torch.Tensor]`): For each attack the canaries' scores; the larger, the more like present.
-        present (`dict[str, torch.Tensor]`): For each attack which canaries were present.
+        confidence (`float`): Probability with which a bound stays below a claim that is true.
+        mechanism (`Mechanism`): The mechanism that was executed according to the ledger.
+        bounds (`tuple[AuditBound, ...]`): One bound per attack, the white-box attack first.
+        scores (`dict[str, torch.Tensor]`): For each attack the scores of the canaries; a large score means present.
+        present (`dict[str, torch.Tensor]`): For each attack a boolean per canary: whether it was present.
     """
 
     claimed_epsilon: float
@@ -79,14 +79,14 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """Whether the white-box attack proves more than the claim, by the bound for mechanisms of the claimed kind.
+        """`bool`: Whether the white-box attack proves more than the claim, by the bound for the claimed mechanism.
 
-        One bound, chosen beforehand: the best of several would refute true claims more often than `confidence` says.
+        Only this bound decides: the largest of several would refute true claims more often than `confidence` allows.
         """
         return self.bounds[0].epsilon_gaussian > self.claimed_epsilon
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the scores, for JSON."""
+        """Everything except scores and presence, as values that JSON can hold."""
         return {
             "claimed_epsilon": self.claimed_epsilon,
             "delta": self.delta,
@@ -132,39 +132,45 @@ def audit_dp_sgd(
 ) -> Audit:
     """Train by the library's own [`DPSGD`] on `records` and canaries, and attack what it releases.
 
-    There are two kinds of canaries. A *gradient canary* has a gradient of its own choosing, far above the clipping norm
-    and in a direction that no other record has: the worst case that the claim has to cover, read by the likelihood
-    ratio of everything that was released (white-box). An *image canary* is an image of noise, read by the denoising
-    loss that the trained network has on it (black-box): what somebody sees who is given the model.
+    There are two kinds of canaries. A *gradient canary* has a chosen gradient, far above the clipping norm and in a
+    direction that no other record has: the worst case that the claim has to cover. Its score is the likelihood ratio of
+    everything that was released (white-box). An *image canary* is an image of noise. Its score is the denoising loss of
+    the trained network on the image (black-box), which anyone who has the model can compute.
 
     Args:
         unet (`torch.nn.Module`):
-            A `UNet2DModel`. A copy of it is trained, with a parameter `canaries` that it never uses.
-        loss (`DenoisingLoss`): Gives the noise draws.
+            A `UNet2DModel`. A copy of it is trained, with an additional parameter `canaries` that its output does not
+            use.
+        loss (`DenoisingLoss`): Makes noise draws from images.
         records (`ImageDataset`):
-            The records between which the canaries are put. Public ones: no ledger counts what the audit tells of them.
-        noise_multiplier (`float`): What the ledger is told.
+            The records among which the canaries are placed. They must be public, because no privacy.json counts what
+            the audit reveals about them.
+        noise_multiplier (`float`): The noise multiplier that the ledger records.
         sample_rate (`float`, *optional*, defaults to 0.5): Probability in (0, 1] of each record, per step.
         steps (`int`, *optional*, defaults to 40): DP-SGD steps. Few steps with many records show mistakes most clearly.
         max_grad_norm (`float`, *optional*, defaults to 1.0): Clipping norm.
         delta (`float`, *optional*, defaults to 1e-5): Delta of claim and bounds.
         noise_multiplicity (`int`, *optional*, defaults to 1): Noise draws per record and step.
         max_physical_batch_size (`int`, *optional*, defaults to 64): Records whose gradients are in memory at a time.
-        learning_rate (`float`, *optional*, defaults to 1e-3): Of Adam.
-        gradient_canaries (`int`, *optional*, defaults to 4000): Their number. More canaries prove larger bounds.
-        image_canaries (`int`, *optional*, defaults to 400): Their number.
-        confidence (`float`, *optional*, defaults to 0.95): Of each bound.
+        learning_rate (`float`, *optional*, defaults to 1e-3): Learning rate of Adam.
+        gradient_canaries (`int`, *optional*, defaults to 4000):
+            Number of gradient canaries, at least 100. More canaries can prove larger bounds.
+        image_canaries (`int`, *optional*, defaults to 400): Number of image canaries, at least 100.
+        confidence (`float`, *optional*, defaults to 0.95): Confidence of each bound, from 0.5 to below 1.
         actual_noise (`float`, *optional*, defaults to 1.0):
-            Breaks the mechanism on purpose where it is not 1: this part of the noise that the ledger is told of is
-            really added. For seeing that an audit finds out.
+            The factor of the noise that is really added, >= 0. Any value other than 1 breaks the mechanism on purpose,
+            to show that an audit detects it.
         after_step (`Callable`, *optional*): Called after each step.
+
+    Returns:
+        `Audit`: The claim, and what the attacks prove.
 
     Raises:
         InputError: If a value is out of range.
     """
     if gradient_canaries < 100 or image_canaries < 100:
         raise InputError(
-            f"{min(gradient_canaries, image_canaries)} canaries prove nothing: give at least 100 of a kind."
+            f"{min(gradient_canaries, image_canaries)} canaries prove nothing: give at least 100 of each kind."
         )
     if not 0.5 <= confidence < 1:
         raise InputError(f"`confidence` is {confidence}: give a number from 0.5 to below 1.")
@@ -196,7 +202,7 @@ def audit_dp_sgd(
     white_box = torch.zeros(gradient_canaries, dtype=torch.float64)
 
     def read_release(dp_optimizer: DPOptimizer) -> None:
-        """Add up the log likelihood ratios of what a step releases about each canary, present against absent."""
+        """Add each canary's log likelihood ratio, present against absent, of what the step releases."""
         released = unet.canaries.grad.cpu().double() * dp_optimizer.expected_batch_size / max_grad_norm
         if_sampled = (released - 0.5) / mechanism.noise_multiplier**2
         white_box.add_(torch.logaddexp(_log(1 - mechanism.sample_rate), _log(mechanism.sample_rate) + if_sampled))
@@ -215,7 +221,16 @@ def audit_dp_sgd(
 def bound(
     attack: str, scores: torch.Tensor, present: torch.Tensor, mechanism: Mechanism, delta: float, confidence: float
 ) -> AuditBound:
-    """Guess from `scores` (larger for present) which canaries are `present`, and bound epsilon by the right guesses."""
+    """Guess which canaries are present, and bound epsilon by the number of right guesses.
+
+    Args:
+        attack (`str`): The name of the attack.
+        scores (`torch.Tensor`): Scores of the canaries, `(n,)`; a large score means present.
+        present (`torch.Tensor`): Whether each canary is present, boolean `(n,)`.
+        mechanism (`Mechanism`): The claimed mechanism.
+        delta (`float`): Delta of the bounds.
+        confidence (`float`): Confidence of the bounds.
+    """
     order = scores.argsort()
     guesses = round(GUESSED * len(scores) / 2)
     correct = int(present[order[-guesses:]].sum() + (~present[order[:guesses]]).sum())
@@ -229,9 +244,9 @@ def bound(
 
 
 class _Canaries:
-    """The records, then the image canaries, then a place for each gradient canary.
+    """A data set of the records, then the image canaries, then one placeholder per gradient canary.
 
-    An absent canary stays in its place with a gradient of zero: it is zeroed out, which is what epsilon is stated for.
+    An absent canary keeps its index but has a gradient of zero, which is the zero-out adjacency of the claim.
     """
 
     def __init__(self, records: ImageDataset, image_canaries: int, gradient_canaries: int):
@@ -256,7 +271,7 @@ class _Canaries:
 
 
 class _AuditedDPSGD(DPSGD):
-    """The mechanism as it is; only where gradients come from is different for canaries."""
+    """The unchanged mechanism, except that the gradients of canaries are set here."""
 
     canaries: _Canaries
 
@@ -269,17 +284,17 @@ class _AuditedDPSGD(DPSGD):
             if not p.requires_grad:
                 continue
             p.grad_sample[~present[with_gradient]] = 0
-            own = p.new_zeros(len(chosen), *p.shape)
+            canary_gradients = p.new_zeros(len(chosen), *p.shape)
             if name == "canaries":
                 directions = chosen - self.canaries.first_gradient
-                own[range(len(chosen)), directions] = CANARY_NORM * self.mechanism.sensitivity
-                own[~present[chosen]] = 0
-            p.grad_sample = torch.cat([p.grad_sample, own])
+                canary_gradients[range(len(chosen)), directions] = CANARY_NORM * self.mechanism.sensitivity
+                canary_gradients[~present[chosen]] = 0
+            p.grad_sample = torch.cat([p.grad_sample, canary_gradients])
 
 
 @torch.no_grad()
 def _losses(unet: torch.nn.Module, loss: DenoisingLoss, records: ImageDataset, first: int, last: int) -> torch.Tensor:
-    """The denoising loss of the records from `first` to below `last`, averaged over many draws."""
+    """The denoising loss of the records `first` to `last - 1`, averaged over many noise draws."""
     unet.eval()
     device = next(unet.parameters()).device
     losses = []

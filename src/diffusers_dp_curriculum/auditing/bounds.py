@@ -1,7 +1,8 @@
-"""How much epsilon right guesses prove: statistics alone, without a model or data in sight.
+"""Computes the epsilon that a number of right guesses proves. This is pure statistics, without a model or data.
 
-The game is that of Steinke et al. 2023, "Privacy Auditing with One (1) Training Run" (arXiv:2305.08846): each canary
-was present with probability 1/2, and of those that were guessed on (present or absent) a number of guesses was right.
+The setting is that of Steinke et al. 2023, "Privacy Auditing with One (1) Training Run" (arXiv:2305.08846): each canary
+is present with probability 1/2, a guess (present or absent) is made for some of the canaries, and some guesses are
+right.
 """
 
 import math
@@ -17,16 +18,16 @@ from ..errors import InputError
 from ..privacy.accounting import Mechanism, compute_epsilon
 
 
-# The largest epsilon that is looked for: far above any claim, and still quick to work out.
-MOST = 50.0
+# The largest epsilon that is searched: far above any claim, and still fast to compute.
+MAX_EPSILON = 50.0
 
 
 def one_run_bound(canaries: int, guesses: int, correct: int, delta: float, confidence: float = 0.95) -> float:
-    """The largest epsilon that the guesses refute, for any (epsilon, delta)-DP mechanism whatsoever.
+    """Compute the largest epsilon that the guesses refute, for an arbitrary (epsilon, delta)-DP mechanism.
 
-    Steinke et al. 2023 (arXiv:2305.08846), Theorem 5.2: of `guesses` guesses about `canaries` canaries, at least
-    `correct` are right with at most the probability of a binomial with success probability e^epsilon / (1 + e^epsilon),
-    plus a term for delta.
+    Steinke et al. 2023 (arXiv:2305.08846), Theorem 5.2: the probability that at least `correct` of `guesses` guesses
+    are right is at most that of a binomial variable with success probability e^epsilon / (1 + e^epsilon), plus a term
+    for delta that grows with the number of canaries.
 
     Args:
         canaries (`int`): Number of canaries.
@@ -34,6 +35,9 @@ def one_run_bound(canaries: int, guesses: int, correct: int, delta: float, confi
         correct (`int`): Number of right guesses.
         delta (`float`): Delta.
         confidence (`float`, *optional*, defaults to 0.95): Probability with which a true claim stays above the bound.
+
+    Returns:
+        `float`: The bound, 0 if nothing is refuted.
     """
 
     def refuted(epsilon: float) -> bool:
@@ -50,20 +54,23 @@ def one_run_bound(canaries: int, guesses: int, correct: int, delta: float, confi
 def trade_off_bound(
     canaries: int, guesses: int, correct: int, mechanism: Mechanism, delta: float, confidence: float = 0.95
 ) -> float:
-    """The largest epsilon, 50 at most, that the guesses refute for mechanisms of the claimed kind.
+    """Compute the largest epsilon, at most 50, that the guesses refute for mechanisms of the claimed kind.
 
-    A claim says more than one (epsilon, delta): the mechanism's whole trade-off curve follows from it. Mahloujifar et
-    al., "Auditing f-Differential Privacy in One Run" (ICML 2025, arXiv:2410.22235) bound the right guesses by that
-    curve. Here it is that of `mechanism` with its noise multiplier scaled; the answer is the epsilon, at `delta`, of
-    the least noise that is refuted.
+    A claimed mechanism implies more than one (epsilon, delta), namely a whole trade-off curve. Mahloujifar et al.,
+    "Auditing f-Differential Privacy in One Run" (ICML 2025, arXiv:2410.22235) bound the number of right guesses by that
+    curve. Here the noise multiplier of `mechanism` is scaled down as long as its curve is refuted; the result is the
+    epsilon at `delta` for the smallest noise multiplier that is refuted.
 
     Args:
         canaries (`int`): Number of canaries.
         guesses (`int`): Number of guesses.
         correct (`int`): Number of right guesses.
         mechanism (`Mechanism`): The claimed mechanism.
-        delta (`float`): Delta of the answer.
+        delta (`float`): Delta of the returned epsilon.
         confidence (`float`, *optional*, defaults to 0.95): Probability with which a true claim stays above the bound.
+
+    Returns:
+        `float`: The bound, 0 if nothing is refuted.
     """
 
     def scaled(log_scale: float) -> Mechanism:
@@ -71,26 +78,26 @@ def trade_off_bound(
 
     def refuted(log_scale: float) -> bool:
         try:
-            if compute_epsilon([scaled(log_scale)], delta) > MOST:
+            if compute_epsilon([scaled(log_scale)], delta) > MAX_EPSILON:
                 return False
-        except InputError:  # next to no noise is left, and the accountant gives up
+        except InputError:  # the accountant fails with almost no noise
             return False
         epsilons, deltas = _privacy_profile(scaled(log_scale))
-        return _too_many(epsilons, deltas, canaries, guesses, correct, 1 - confidence)
+        return _is_refuted(epsilons, deltas, canaries, guesses, correct, 1 - confidence)
 
     if not refuted(-3.0):
         return 0.0
     return compute_epsilon([scaled(_largest_refuted(refuted, -3.0, 3.0))], delta)
 
 
-def _too_many(
+def _is_refuted(
     epsilons: np.ndarray, deltas: np.ndarray, canaries: int, guesses: int, correct: int, probability: float
 ) -> bool:
-    """Whether a mechanism of this privacy profile yields `correct` right guesses with less than `probability`.
+    """Whether a mechanism with this privacy profile has `correct` right guesses with less than `probability`.
 
-    The recursion of Mahloujifar et al. for guesses between two alternatives: `right` and `wrong` are the chances that
-    a canary, drawn at random, is guessed right (wrong) and at least so many guesses are right; the trade-off curve
-    limits one by the other, and if both get too large the assumption was false.
+    This is the recursion of Mahloujifar et al. for guesses between two alternatives. `right` (`wrong`) is the
+    probability that at least `number` guesses are right and a random canary is guessed right (wrong). The trade-off
+    curve bounds one by the other; if their sum exceeds the share of canaries with a guess, the profile is refuted.
     """
     growth = np.exp(epsilons)
 
@@ -107,25 +114,27 @@ def _too_many(
 
 
 def _privacy_profile(mechanism: Mechanism) -> tuple[np.ndarray, np.ndarray]:
-    """Points (epsilon, delta) with epsilon >= 0 at which the mechanism is private: an upper bound on the profile."""
+    """Compute an upper bound of the privacy profile, as points (epsilon, delta) with epsilon >= 0."""
     epsilon_error, delta_error = 0.02, 1e-9
     accountant = PRVAccountant()
     accountant.history = [(mechanism.noise_multiplier, mechanism.sample_rate, mechanism.steps)]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of the rough epsilon that only chooses the grid
-        # The accountant's public face answers for one delta at a time; this is the distribution that it asks.
+        warnings.simplefilter("ignore")  # the rough epsilon only determines the grid
+        # The public methods of the accountant answer for one delta at a time; this distribution gives all of them.
         distribution = accountant._get_dprv(eps_error=epsilon_error, delta_error=delta_error)
-    kept = (distribution.domain.ts >= 0) & (distribution.domain.ts < 2 * MOST)  # exponentials overflow far beyond
+    kept = (distribution.domain.ts >= 0) & (
+        distribution.domain.ts < 2 * MAX_EPSILON
+    )  # exponentials overflow for much larger losses
     losses, mass = distribution.domain.ts[kept], distribution.pmf[kept]
-    beyond = distribution.pmf[distribution.domain.ts >= 2 * MOST].sum()
+    mass_beyond = distribution.pmf[distribution.domain.ts >= 2 * MAX_EPSILON].sum()
     # delta(epsilon) is the expectation of 1 - exp(epsilon - loss) over the losses above epsilon.
     deltas = np.cumsum(mass[::-1])[::-1] - np.exp(losses) * np.cumsum((mass * np.exp(-losses))[::-1])[::-1]
-    every = slice(None, None, max(len(losses) // 500, 1))
-    return losses[every] + epsilon_error, deltas[every].clip(0, 1) + beyond + delta_error
+    thinned = slice(None, None, max(len(losses) // 500, 1))
+    return losses[thinned] + epsilon_error, deltas[thinned].clip(0, 1) + mass_beyond + delta_error
 
 
 def _largest_refuted(refuted: Callable[[float], bool], low: float, high: float, tolerance: float = 0.005) -> float:
-    """Bisect between `low`, the answer if nothing is refuted, and `high`."""
+    """Find the largest refuted value between `low` and `high` by bisection; `low` if none is refuted."""
     while high - low > tolerance:
         middle = (low + high) / 2
         low, high = (middle, high) if refuted(middle) else (low, middle)

@@ -1,4 +1,4 @@
-"""The sub-commands of `dp-curriculum`: each module has the flags, and a `main` that returns an exit status.
+"""The sub-commands of `dp-curriculum`: each module defines the flags, and a `main` that returns an exit status.
 
-What computes is imported within functions, so that `--help` answers at once.
+Slow imports stand inside functions, so that `--help` is fast.
 """

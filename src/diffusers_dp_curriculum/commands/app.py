@@ -1,10 +1,10 @@
-"""A page to look at a trained pipeline: choose classes, guidance, steps and seed, and see what comes out.
+"""Serve a web page to sample a trained pipeline, with a choice of classes, guidance, steps and seed.
 
     pip install -c constraints.txt ".[app]"
     dp-curriculum app my-model                 # or USER/NAME on the Hub
 
-Sampling is post-processing of the weights: it costs no privacy, however many images are drawn. The page is served on
-this machine alone, and no code of the pipeline's directory or repository is run.
+Sampling is post-processing of the weights: it costs no privacy, however many images are drawn. The page is served only
+on this machine, and no code in the directory or repository of the pipeline is run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ MAX_IMAGES = 64
 
 
 def describe(privacy_json: Path | None) -> str:
-    """What is guaranteed about the images, in Markdown."""
+    """Describe the privacy guarantee of the images, in Markdown."""
     from ..privacy.publishability import check_statement
     from ..sharing.cards import budget, mechanism_table
 
@@ -44,12 +44,12 @@ def describe(privacy_json: Path | None) -> str:
     return (
         f"**{budget(privacy)}-differentially private** with respect to zeroing out one record of the "
         f"{privacy.dataset_size}. {privacy.scope} Looking at samples, however many, "
-        f"changes nothing about it.\n\n{mechanism_table(privacy)}"
+        f"does not change that.\n\n{mechanism_table(privacy)}"
     )
 
 
 def make_sampler(pipeline: "diffusers.DiffusionPipeline") -> Callable[..., "tuple[Image.Image, str]"]:
-    """The function behind the button."""
+    """Make the function that the button of the page calls."""
     import gradio
     import torch
 
@@ -60,7 +60,7 @@ def make_sampler(pipeline: "diffusers.DiffusionPipeline") -> Callable[..., "tupl
     def sample(
         classes: list[str], count: int, guidance_scale: float, num_inference_steps: int, seed: int
     ) -> "tuple[Image.Image, str]":
-        """`count` images of each class: a grid to see, and a zip file of them."""
+        """Sample `count` images of each class; return a grid of them, and the path of a zip file."""
         generator = torch.Generator(pipeline.device).manual_seed(int(seed))
         options: dict[str, Any] = {
             "num_inference_steps": int(num_inference_steps),
@@ -95,7 +95,7 @@ def _zip(labels: list[str], images: "np.ndarray[Any, Any]") -> str:
 
 
 def make_page(name: str) -> "gradio.Blocks":
-    """The page of a pipeline in a directory or on the Hub."""
+    """Make the page of a pipeline, given by its directory or Hub id."""
     import gradio
     import torch
 
@@ -134,15 +134,17 @@ def make_page(name: str) -> "gradio.Blocks":
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = argparse.ArgumentParser(prog="dp-curriculum app", description="A page to look at a trained pipeline.")
+    """Make the parser of the flags."""
+    parser = argparse.ArgumentParser(
+        prog="dp-curriculum app", description="Serve a web page to sample a trained pipeline."
+    )
     parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
-    parser.add_argument("--port", type=int, default=7860, help="port of this machine that the page is served on")
+    parser.add_argument("--port", type=int, default=7860, help="port of this machine on which the page is served")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the page until interrupted; returns the exit status."""
+    """Serve the page until interrupted, and return the exit status."""
     args = make_parser().parse_args(arguments)
     if find_spec("gradio") is None:
         raise InputError("The page needs gradio: install it by `pip install 'diffusers-dp-curriculum[app]'`.")

@@ -2,14 +2,14 @@
 
     # the code as it is: the bounds stay below the claim
     dp-curriculum audit --output_dir dp-audit
-    # half the noise that the ledger is told of: refuted
+    # half the noise that the ledger records: refuted
     dp-curriculum audit --output_dir dp-audit-half-noise --actual_noise 0.5
     # no noise at all: refuted
     dp-curriculum audit --output_dir dp-audit-no-noise --actual_noise 0
 
-Needs a data set for company only: the canaries are its own. Leave it at the digits, or take another public one: an
-audit spends privacy of its records that no privacy.json counts. Writes audit.json and audit.png to --output_dir, which
-must be new or empty.
+The attack targets canaries that it makes itself; the data set only supplies the other records. Keep the default digits
+or use another public data set, because an audit spends privacy of the records that no privacy.json counts. Writes
+audit.json and audit.png to --output_dir, which must be new or empty.
 """
 
 import argparse
@@ -27,35 +27,45 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Make the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="dp-curriculum audit", description="Attack a run of DP-SGD and bound its epsilon from below."
     )
-    parser.add_argument("--dataset_name", help='Hub id of the data set; "digits" if nothing is given')
-    parser.add_argument("--train_data_dir", help="or a directory with a data set, a public one")
+    parser.add_argument("--dataset_name", help='Hub id of a public data set; "digits" by default')
+    parser.add_argument("--train_data_dir", help="directory with a public data set, instead of --dataset_name")
     parser.add_argument("--resolution", type=int, help="resize and crop to this size")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty; for audit.json and audit.png"
     )
-    parser.add_argument("--target_epsilon", type=float, default=8.0, help="what the run claims")
+    parser.add_argument("--target_epsilon", type=float, default=8.0, help="epsilon that the run claims")
     parser.add_argument("--target_delta", type=float, default=1e-5)
     parser.add_argument("--sample_rate", type=float, default=0.5, help="probability of each record, per step")
     parser.add_argument("--max_train_steps", type=int, default=40)
     parser.add_argument("--noise_multiplicity", type=int, default=1)
-    parser.add_argument("--gradient_canaries", type=int, default=4000, help="read from every release (white-box)")
-    parser.add_argument("--image_canaries", type=int, default=400, help="read from the final losses (black-box)")
+    parser.add_argument(
+        "--gradient_canaries",
+        type=int,
+        default=4000,
+        help="number of canaries of the white-box attack, which reads every release",
+    )
+    parser.add_argument(
+        "--image_canaries",
+        type=int,
+        default=400,
+        help="number of canaries of the black-box attack, which reads the final losses",
+    )
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument(
         "--actual_noise",
         type=float,
         default=1.0,
-        help="break the mechanism on purpose: add only this part of the noise that the ledger is told of",
+        help="break the mechanism on purpose: add only this share of the noise that the ledger records",
     )
     return parser
 
 
 def plot(audit: "Audit") -> "Figure":
-    """For each attack the scores of present and absent canaries; beside them the bounds under or over the claim."""
+    """Draw the scores of present and absent canaries for each attack, and the proved bounds next to the claim."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -80,7 +90,7 @@ def plot(audit: "Audit") -> "Figure":
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, attack, report; returns the exit status, 1 if the claim is refuted."""
+    """Train, attack and report; return the exit status, 1 if the claim is refuted."""
     args = make_parser().parse_args(arguments)
 
     import torch
@@ -94,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..training.networks import build_scheduler, build_unet
 
     check_new_or_empty(args.output_dir)
-    torch.set_num_threads(1)  # so small a network is slower on two, and many times so on a busy machine
+    torch.set_num_threads(1)  # two threads slow down so small a network, and very much on a busy machine
     if args.dataset_name is None and args.train_data_dir is None:
         args.dataset_name = "digits"
     dataset = load_image_dataset(
@@ -108,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with tqdm(total=args.max_train_steps, desc="DP-SGD with canaries") as progress:
         audit = audit_dp_sgd(
-            # A small network: the mechanism, which is audited, is the same for all networks.
+            # A small network is enough, because the audited mechanism is the same for all networks.
             build_unet(dataset.resolution, dataset.num_channels, dataset.num_classes, block_out_channels=(8, 16)),
             DenoisingLoss(build_scheduler(), null_label=dataset.num_classes),
             dataset,
@@ -128,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     plot(audit).savefig(args.output_dir / "audit.png", dpi=120)
     if args.actual_noise != 1:
-        print(f"Broken on purpose: {args.actual_noise:g} of the noise that the ledger was told of.")
+        print(f"Broken on purpose: {args.actual_noise:g} of the noise that the ledger records.")
     print(audit)
     print(f"Details are in {args.output_dir / 'audit.json'}, the picture in {args.output_dir / 'audit.png'}.")
     return 1 if audit.refuted else 0

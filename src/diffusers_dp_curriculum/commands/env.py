@@ -2,8 +2,8 @@
 
     dp-curriculum env
 
-The output names versions, numbers of processors and accelerators, and a few of Accelerate's settings. It holds no
-paths, no names of users or machines, no tokens and nothing of any data, so that it can be posted in public.
+The output has versions, numbers of processors and accelerators, and a few of Accelerate's settings. It contains no
+paths, names of users or machines, tokens, or anything about data, so it can be posted in public.
 """
 
 import argparse
@@ -36,13 +36,13 @@ ACCELERATE_SETTINGS = ["distributed_type", "num_machines", "num_processes", "mix
 
 
 def installed_version(package: str) -> str:
-    """The version of an installed package, or "not installed".
+    """Look up the version of a package.
 
     Args:
         package (`str`): The name of its distribution.
 
     Returns:
-        `str`: The version.
+        `str`: The version, or "not installed".
     """
     try:
         return version(package)
@@ -51,26 +51,26 @@ def installed_version(package: str) -> str:
 
 
 def accelerators() -> str:
-    """How many accelerators of which model PyTorch sees.
+    """Count the accelerators that PyTorch sees, by model.
 
     Returns:
-        `str`: Such as "4 x NVIDIA H100", or "none".
+        `str`: The counts, such as "4 x NVIDIA H100", or "none".
     """
     import torch
 
     if not torch.accelerator.is_available():
         return "none"
     kind = torch.accelerator.current_accelerator().type
-    name_of = getattr(torch.get_device_module(kind), "get_device_name", lambda index: kind)  # Apple's have no name
-    models = Counter(name_of(index) for index in range(torch.accelerator.device_count()))
+    get_name = getattr(torch.get_device_module(kind), "get_device_name", lambda index: kind)  # Apple's have no name
+    models = Counter(get_name(index) for index in range(torch.accelerator.device_count()))
     return ", ".join(f"{count} x {model}" for model, count in models.items())
 
 
 def accelerate_settings() -> str:
-    """The settings that `accelerate config` has saved, as far as they can be posted in public.
+    """List the settings saved by `accelerate config` that can be posted in public.
 
     Returns:
-        `str`: Such as "num_processes=4, mixed_precision=bf16", or "none saved".
+        `str`: The settings, such as "num_processes=4, mixed_precision=bf16", or "none saved".
     """
     from accelerate.commands.config.config_args import default_config_file
 
@@ -82,7 +82,7 @@ def accelerate_settings() -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags, of which there are none."""
+    """Make the parser of the flags; there are none."""
     return argparse.ArgumentParser(
         prog="dp-curriculum env", description="Describe this machine for a bug report, without names or paths."
     )
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the description, as a list in Markdown.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): The flags; those of this process by default.
+        arguments (`Sequence[str]`, *optional*): The flags; `sys.argv[1:]` by default.
 
     Returns:
         `int`: The exit status.
@@ -100,16 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make_parser().parse_args(arguments)
     import torch
 
-    facts = {package: installed_version(package) for package in PACKAGES}
-    facts["Python"] = platform.python_version()
-    facts["platform"] = f"{platform.system()} {platform.release()} {platform.machine()}"
-    facts["CPUs"] = str(os.cpu_count())
-    facts["memory"] = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    facts["accelerators"] = accelerators()
-    facts["CUDA that torch was built for"] = torch.version.cuda or "none"
-    facts["accelerate config"] = accelerate_settings()
-    for name, fact in facts.items():
-        print(f"- {name}: {fact}")
+    lines = {package: installed_version(package) for package in PACKAGES}
+    lines["Python"] = platform.python_version()
+    lines["platform"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    lines["CPUs"] = str(os.cpu_count())
+    lines["memory"] = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    lines["accelerators"] = accelerators()
+    lines["CUDA that torch was built for"] = torch.version.cuda or "none"
+    lines["accelerate config"] = accelerate_settings()
+    for name, text in lines.items():
+        print(f"- {name}: {text}")
     return 0
 
 

@@ -3,9 +3,9 @@
     dp-curriculum epsilon my-model/privacy.json
     dp-curriculum epsilon my-model my-second-model USER/NAME --output all-runs.json
 
-A privacy.json is all that is needed: no model, no data, no journal. In the directory of a run its journal decides, so
-that a run that was interrupted counts, too. Several runs are added up into one epsilon, each run once. Ends with status
-1 if a file states less than what its run has released, or says itself that the run is not private.
+A privacy.json is enough: no model, data or journal is needed. In the directory of a run its journal is read instead, so
+that an interrupted run counts too. Several runs are added up to one epsilon, each run once. The exit status is 1 if a
+file states less than its run has released, or says that the run is not private.
 """
 
 import argparse
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Make the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="dp-curriculum epsilon", description="Recompute epsilon from a privacy.json, or add up several runs."
     )
@@ -35,18 +35,22 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         help="a privacy.json, the directory of a run or of a synthetic data set, or the Hub id of a model or data set",
     )
-    parser.add_argument("--delta", type=float, help="of all runs together; by default the smallest of their deltas")
+    parser.add_argument(
+        "--delta", type=float, help="delta of all runs together; by default the smallest of their deltas"
+    )
     parser.add_argument(
         "--accountant",
         choices=ACCOUNTANT.values,
-        help="for all runs together; by default the one that all have, or prv",
+        help="accountant for all runs together; by default that of the runs if it is the same for all, else prv",
     )
-    parser.add_argument("--output", type=Path, help="new file for what all runs amount to, in the form of privacy.json")
+    parser.add_argument(
+        "--output", type=Path, help="new file for the statement about all runs together, in the format of privacy.json"
+    )
     return parser
 
 
 def print_mechanisms(mechanisms: "list[Mechanism]") -> None:
-    """Print a line for each mechanism."""
+    """Print one line per mechanism."""
     for mechanism in mechanisms:
         print(
             f"  {mechanism.name:20} noise multiplier {mechanism.noise_multiplier:.6g}, sample rate "
@@ -88,17 +92,19 @@ def judge(found: "FoundStatement") -> int:
 
 
 def add_up(statements: "list[FoundStatement]", delta: float | None, accountant: str | None, output: Path | None) -> int:
-    """Print each run that is counted, and what all of them amount to; return the exit status."""
+    """Print each counted run and the epsilon of all of them together; return the exit status."""
     from ..privacy.accounting import LooseEpsilonWarning, compute_epsilon
     from ..privacy.composition import compose
 
     if output is not None and (output.exists() or not output.parent.is_dir()):
-        raise InputError(f"{output} is there already, or its directory is not: choose another file.")
+        raise InputError(f"{output} exists already, or its directory does not exist: choose another file.")
     composition = compose(statements, delta, accountant)
     together = composition.statement
     for name, run in composition.counted:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LooseEpsilonWarning)  # of all together, the remarks say so
+            warnings.simplefilter(
+                "ignore", LooseEpsilonWarning
+            )  # the remarks below have this warning for all runs together
             alone = compute_epsilon(run.mechanisms, together.delta, together.accountant)
         print(f"{name}: epsilon {alone:.4f} alone")
         print_mechanisms(run.mechanisms)
@@ -110,12 +116,12 @@ def add_up(statements: "list[FoundStatement]", delta: float | None, accountant: 
     )
     if output is not None:
         output.write_text(together.to_json(), encoding="utf-8")
-        print(f"The statement about all of them is {output}.")
+        print(f"The statement about all runs together is in {output}.")
     return int(any(found.outdated is not None for found in statements))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge one statement, or add up several; returns the exit status."""
+    """Check one statement, or add up several, and return the exit status."""
     args = make_parser().parse_args(arguments)
 
     from ..privacy.composition import find_statements

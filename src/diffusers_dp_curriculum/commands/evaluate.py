@@ -3,9 +3,10 @@
     dp-curriculum evaluate my-dp-model --reference path/to/images --output_dir my-evaluation
     dp-curriculum evaluate my-synthetic-data --reference USER/NAME --features facebook/dinov2-base
 
-The reference needs two splits: the images that the model was trained on, and others that it was not. Writes report.html
-and report.json to --output_dir and a table to the terminal. All of it is computed from real images outside of any
-mechanism, so it is not private: keep it where the images are kept, and choose no model by it that is to be published.
+The reference needs two splits: the images that the model was trained on, and images that it was not trained on. Writes
+report.html and report.json to --output_dir and a table to the terminal. All of it is computed from real images outside
+of any mechanism, so it is not private: keep it where the images are kept, and do not use it to choose a model that will
+be published.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import CLASSIFIER
 from ..errors import DPCurriculumError, HubError, InputError
-from .flags import known_as
+from .flags import rename_arguments
 
 
 if TYPE_CHECKING:
@@ -25,73 +26,77 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Make the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="dp-curriculum evaluate", description="Evaluate a pipeline or a synthetic data set against real images."
     )
-    parser.add_argument("samples", metavar="PIPELINE_OR_DATASET", help="a directory, or a name on the Hub")
+    parser.add_argument("samples", metavar="PIPELINE_OR_DATASET", help="a directory, or a Hub id")
     parser.add_argument("--reference", required=True, help="the real images: a directory, or a data set on the Hub")
     parser.add_argument("--train_split", default="train", help="the real images that the model was trained on")
     parser.add_argument("--test_split", default="test", help="real images that it was not trained on")
-    parser.add_argument("--image_column", help="of the reference, if it has several columns of images")
-    parser.add_argument("--label_column", help="of the reference, if it does not declare one")
+    parser.add_argument("--image_column", help="column of images in the reference, if there are several")
+    parser.add_argument("--label_column", help="column of labels in the reference, if it does not declare one")
     parser.add_argument("--class_names", nargs="+", help="the classes of the reference, if it does not declare them")
     parser.add_argument(
-        "--reference_is_public", action="store_true", help="the real images are public, so the report may be, too"
+        "--reference_is_public", action="store_true", help="the real images are public, so the report may be public too"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("dp-evaluation"), help="new or empty")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("dp-evaluation"), help="directory for the report, new or empty"
+    )
     parser.add_argument(
         "--features",
         nargs="+",
         default=["pixels"],
-        help="what fidelity is measured in: pixels, inception (FID), or a vision model on the Hub or in a directory; "
-        "the nearest training images are looked for in the first",
+        help="features for fidelity: pixels, inception (FID), or a vision model on the Hub or in a directory; the "
+        "nearest training images are searched in the first ones",
     )
-    parser.add_argument("--inception_weights", help="file of the weights of FID's Inception; fetched by default")
+    parser.add_argument("--inception_weights", help="file of the weights of FID's Inception; downloaded by default")
     parser.add_argument(
         "--classifiers",
         nargs="*",
         choices=CLASSIFIER.values,
         default=list(CLASSIFIER.values),
-        help="what is trained on the samples and tested on real images; all by default",
+        help="classifiers that are trained on the samples and tested on real images; all by default",
     )
-    parser.add_argument("--epochs", type=int, default=20, help="of the training of each classifier")
-    parser.add_argument("--images_per_class", type=int, default=1000, help="drawn from a pipeline")
+    parser.add_argument("--epochs", type=int, default=20, help="training epochs of each classifier")
+    parser.add_argument(
+        "--images_per_class", type=int, default=1000, help="images of each class that a pipeline generates"
+    )
     parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps of a pipeline")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance of a pipeline")
     parser.add_argument("--scheduler", help="sample a pipeline with another diffusers scheduler")
-    parser.add_argument("--seed", type=int, default=0, help="chooses samples, subsets and initial weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of samples, subsets and initial weights")
     return parser
 
 
 def is_pipeline(name: str) -> bool:
-    """Whether a name stands for a pipeline; if not, it stands for a data set."""
+    """Whether `name` is a pipeline; otherwise it is a data set."""
     from huggingface_hub import HfApi
 
     if Path(name).is_dir():
         return Path(name, "model_index.json").is_file()
     try:
         return HfApi().file_exists(name, "model_index.json")
-    except Exception as error:  # the Hub's client and its HTTP library each raise their own
+    except Exception as error:  # of many types: from the Hub's client and its HTTP library
         raise HubError(
-            f"{name} is no directory, and cannot be looked up on the Hub ({type(error).__name__}): check it."
+            f"{name} is no directory, and cannot be looked up on the Hub ({type(error).__name__}): check the name."
         ) from error
 
 
 def load_samples(args: argparse.Namespace) -> "Dataset":
-    """The images of a synthetic data set."""
+    """Load the images of a synthetic data set."""
     from ..data.image_dataset import load_image_dataset
 
-    with known_as(train_data_dir="samples", dataset_name="samples"):
+    with rename_arguments(train_data_dir="samples", dataset_name="samples"):
         # The classes of the samples have been published with them.
         return load_image_dataset(**{source_of(args.samples): args.samples}, accept_found_classes=True)
 
 
 def load_reference(args: argparse.Namespace, split: str, resolution: int, with_labels: bool) -> "Dataset":
-    """One split of the real images, in the size of the samples."""
+    """Load one split of the real images, at the size of the samples."""
     from ..data.image_dataset import load_image_dataset
 
-    with known_as(train_data_dir="reference", dataset_name="reference"):
+    with rename_arguments(train_data_dir="reference", dataset_name="reference"):
         return load_image_dataset(
             **{source_of(args.reference): args.reference},
             split=split,
@@ -105,14 +110,14 @@ def load_reference(args: argparse.Namespace, split: str, resolution: int, with_l
 
 
 def source_of(name: str) -> str:
-    """The argument of `load_image_dataset` that takes a directory or a name on the Hub."""
+    """The argument of `load_image_dataset` for `name`, which is a directory or a Hub id."""
     return "train_data_dir" if Path(name).is_dir() else "dataset_name"
 
 
 def describe(
     args: argparse.Namespace, resolution: int, pipeline: "diffusers.DiffusionPipeline | None"
 ) -> dict[str, str]:
-    """What is compared with what, and how, in words."""
+    """Describe in words what is compared, and with which settings."""
     from ..privacy.publishability import check_statement
     from ..sampling.saved_pipelines import find_privacy_json
     from ..sharing.cards import budget
@@ -127,7 +132,7 @@ def describe(
     }
     if pipeline is not None:
         about["sampling"] = (
-            f"{args.images_per_class} images a class, {args.num_inference_steps} steps, guidance scale "
+            f"{args.images_per_class} images per class, {args.num_inference_steps} steps, guidance scale "
             f"{args.guidance_scale}, {type(pipeline.scheduler).__name__}"
         )
     privacy_json = find_privacy_json(args.samples, "dataset" if pipeline is None else "model")
@@ -143,7 +148,7 @@ def describe(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load everything, and refuse what will not do; then sample, measure and report; returns the exit status."""
+    """Load and check everything; then sample, measure and report; return the exit status."""
     args = make_parser().parse_args(arguments)
 
     import torch
@@ -158,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     check_new_or_empty(args.output_dir)
     if args.train_split == args.test_split:
-        raise InputError("The test images must be others than the training images: give another `test_split`.")
+        raise InputError("`train_split` and `test_split` are the same: give another `test_split`.")
     extractors = {name: load_feature_extractor(name, args.inception_weights) for name in args.features}
     if is_pipeline(args.samples):
         pipeline = load_pipeline(args.samples)

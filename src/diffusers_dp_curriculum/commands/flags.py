@@ -1,4 +1,4 @@
-"""Flags made of declared options, and messages of the library in terms of flags."""
+"""Makes flags from declared options, and rewrites messages of the library to name flags."""
 
 import argparse
 import re
@@ -14,11 +14,11 @@ METAVARS = {int: "INT", float: "NUMBER", str: "TEXT"}
 
 
 def add_options(parser: argparse.ArgumentParser, *declarations: Any) -> None:
-    """Add the options of dataclasses to a parser, by groups.
+    """Add a flag for each option of dataclasses to a parser, in groups.
 
     Args:
-        parser (`argparse.ArgumentParser`): It gets a flag for each option.
-        *declarations (`type`): Dataclasses whose fields are made by `options.option`.
+        parser (`argparse.ArgumentParser`): The parser, which is changed in place.
+        *declarations (`type`): Dataclasses whose fields are declared by `options.option`.
     """
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in [option for declaration in declarations for option in declared_options(declaration)]:
@@ -31,7 +31,13 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     help = option.description.replace("%", "%%")
     if option.item_type is bool:
         group.add_argument(
-            f"--{option.name}", type=_truth, nargs="?", const=True, default=option.default, metavar="BOOL", help=help
+            f"--{option.name}",
+            type=_parse_bool,
+            nargs="?",
+            const=True,
+            default=option.default,
+            metavar="BOOL",
+            help=help,
         )
         if option.default:
             group.add_argument(f"--no_{option.name}", action="store_false", dest=option.name, help="the opposite")
@@ -46,8 +52,8 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     )
 
 
-def _truth(text: str) -> bool:
-    """What a word on the command line says."""
+def _parse_bool(text: str) -> bool:
+    """Parse a boolean on the command line."""
     if text.lower() in ("yes", "true", "t", "y", "1"):
         return True
     if text.lower() in ("no", "false", "f", "n", "0"):
@@ -56,30 +62,33 @@ def _truth(text: str) -> bool:
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--hub_token` for `--hub-token`: either spelling of a flag is accepted."""
+    """Replace hyphens in flags by underscores, so that `--hub-token` is accepted for `--hub_token`."""
     return [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in arguments]
 
 
 @contextmanager
-def known_as(**names: str) -> Iterator[None]:
-    """Within it, messages of errors call arguments of the library by the names that a command has for them.
+def rename_arguments(**names: str) -> Iterator[None]:
+    """A context in which error messages name arguments of the library as a command does.
 
     Args:
-        **names (`str`): For each argument of the library the name of the command's flag or positional argument.
+        **names (`str`): For each argument of the library, the name of the command's flag or positional argument.
     """
     try:
         yield
     except DPCurriculumError as error:
-        named = re.sub(r"`(\w+)`", lambda match: f"`{names.get(match[1], match[1])}`", str(error))
-        raise type(error)(named) from error
+        renamed = re.sub(r"`(\w+)`", lambda match: f"`{names.get(match[1], match[1])}`", str(error))
+        raise type(error)(renamed) from error
 
 
 def in_flags(message: str, parser: argparse.ArgumentParser) -> str:
-    """A message in which the arguments that a command has are written as on its command line.
+    """Rewrite a message so that it names the arguments of a command as on the command line.
 
     Args:
         message (`str`): A message that names arguments in backticks.
-        parser (`argparse.ArgumentParser`): The parser of the command; what it does not know stays as it is.
+        parser (`argparse.ArgumentParser`): The parser of the command. Other arguments are not changed.
+
+    Returns:
+        `str`: The message with flags, such as `--train_data_dir`.
     """
     spelled = {action.dest: _spelling(action) for action in reversed(parser._actions)}
     return re.sub(r"`(\w+)`", lambda match: spelled.get(match[1], match[0]), message)

@@ -2,10 +2,10 @@
 
     dp-curriculum generate my-dp-model --images_per_class 1000 --output_dir my-synthetic-data
 
-The result loads by `datasets.load_dataset("my-synthetic-data")`, and carries the `privacy.json` of the pipeline. It is
-post-processing of what the pipeline released, so it costs no privacy, however many images are drawn. An interrupted run
-is resumed when it is started again. With --push_to_hub the data set goes to the Hub as well, and a push
-that did not succeed is repeated by the same command.
+The result can be loaded by `datasets.load_dataset("my-synthetic-data")`, and has the `privacy.json` of the pipeline.
+Sampling is post-processing of the weights, so it costs no privacy, however many images are drawn. The same command
+resumes an interrupted run. With --push_to_hub the data set is pushed to the Hub as well, and the same command repeats a
+push that has failed.
 """
 
 import argparse
@@ -17,26 +17,28 @@ from ..errors import InputError
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Make the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="dp-curriculum generate", description="Generate an image data set from a trained pipeline."
     )
-    parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
+    parser.add_argument("pipeline", help="directory of a saved pipeline, or its Hub id")
     parser.add_argument(
         "--images_per_class",
         type=int,
         nargs="+",
         required=True,
-        help="one number for all classes or one for each; images in all, if there are no classes",
+        help="one number for all classes, or one number per class; without classes, the number of all images",
     )
     parser.add_argument(
         "--class_balance",
         choices=["uniform", "dp_counts"],
         default="uniform",
-        help="dp_counts: as many images in all, shared out by the noisy counts that the run's central mean images "
-        "released; needs the run's own directory",
+        help="dp_counts: the same number of images in all, in proportion to the noisy class counts that the run's "
+        "central mean images released; needs the directory of the run",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="new, empty, or an interrupted run's")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="a new or empty directory, or that of an interrupted run"
+    )
     parser.add_argument("--file_format", choices=["parquet", "imagefolder"], default="parquet")
     parser.add_argument("--batch_size", type=int, default=250, help="images sampled at once and written as one shard")
     parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps")
@@ -44,24 +46,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--s_churn", type=float, default=0.0, help="fresh noise of EDM's stochastic sampler")
     parser.add_argument("--s_tmin", type=float, default=0.05, help="lowest noise level at which s_churn adds noise")
     parser.add_argument("--s_tmax", type=float, default=50.0, help="highest noise level at which s_churn adds noise")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the sample; no privacy depends on it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling; privacy does not depend on it")
     parser.add_argument("--scheduler", help="sample with another diffusers scheduler, such as DDIMScheduler")
     parser.add_argument("--push_to_hub", action="store_true", help="push the data set when it is complete")
     parser.add_argument("--hub_dataset_id", help="repository, USER/NAME or NAME; the name of --output_dir by default")
     parser.add_argument(
         "--hub_private_repo", action="store_true", help="make the repository private, if it does not exist yet"
     )
-    parser.add_argument("--hub_token", help="token of the Hub; that of `hf auth login` or HF_TOKEN is better")
+    parser.add_argument("--hub_token", help="token of the Hub; `hf auth login` or HF_TOKEN is better")
     return parser
 
 
 def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -> int | list[int]:
-    """How many images there are to be of each class."""
+    """Compute the number of images of each class."""
     if class_balance == "uniform":
         return numbers[0] if len(numbers) == 1 else numbers
     if len(numbers) > 1:
         raise InputError(
-            "`class_balance` dp_counts shares the images out itself: give one number as `images_per_class`."
+            "`class_balance` dp_counts computes the number of each class itself: give one number as `images_per_class`."
         )
 
     from ..mechanisms.central_images import CentralImageDataset
@@ -70,28 +72,28 @@ def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -
     path = Path(pipeline_directory, "private", "central_images")
     class_counts = CentralImageDataset.load_from_disk(path).class_counts
     if class_counts is None:
-        raise InputError(f"{path} holds mode images, whose queries count nothing: leave out `class_balance`.")
+        raise InputError(f"{path} holds mode images, which have no class counts: leave out `class_balance`.")
     return apportion(numbers[0] * len(class_counts), class_counts)
 
 
 def prepare_push(
     pipeline: str, privacy_json: Path | None, repo_id: str, private: bool | None, token: str | None
 ) -> None:
-    """Refuse what could not be pushed before anything is sampled, and before there is a repository for it."""
+    """Check before sampling that the data set can be pushed, and create its repository if needed."""
     from ..privacy.publishability import check_statement
     from ..sharing.hub import prepare_repo
 
     if privacy_json is None:
         raise InputError(
-            f"{pipeline} has no privacy.json, and images may not be published without: leave out `push_to_hub`, or put "
-            "the file back."
+            f"{pipeline} has no privacy.json, and images may not be published without it: leave out `push_to_hub`, or "
+            "put the file back."
         )
     check_statement(privacy_json)
     prepare_repo(repo_id, "dataset", private, token)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load, generate, report, push; returns the exit status."""
+    """Load the pipeline, generate the images, and push them if asked to; return the exit status."""
     args = make_parser().parse_args(arguments)
 
     import torch
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if privacy_json is None:
         print("The pipeline has no privacy.json: nothing is known about the privacy of these images.")
     else:
-        print(f"What is guaranteed about them is in {args.output_dir / 'privacy.json'}.")
+        print(f"Their privacy guarantee is in {args.output_dir / 'privacy.json'}.")
     if args.push_to_hub:
         dataset.push_to_hub(repo_id, private=private, token=args.hub_token)
     return 0

@@ -2,9 +2,9 @@
 
     dp-curriculum push OUTPUT_DIR USER/NAME
 
-Pushes the files that may be published and no others, in one commit: the pipeline, privacy.json, the model card and the
-pictures. Refuses a run that is not finished or not private. May be repeated at will, after a push that did not succeed
-as well as after README.md was edited. The token is that of `hf auth login`, or HF_TOKEN.
+Pushes only the files that may be published, in one commit: the pipeline, privacy.json, the model card and the pictures.
+Refuses a run that is not finished or not private. The command can be repeated, after a failed push or after README.md
+was edited. The token is that of `hf auth login`, or HF_TOKEN.
 """
 
 import argparse
@@ -14,18 +14,18 @@ from pathlib import Path
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Make the parser of the flags."""
     parser = argparse.ArgumentParser(prog="dp-curriculum push", description="Push a finished run to the Hub.")
     parser.add_argument("output_dir", type=Path, help="the directory that the run wrote")
     parser.add_argument("repo_id", help="repository, USER/NAME or NAME")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it does not exist yet")
-    parser.add_argument("--commit_message", help="the privacy budget, if none is given")
+    parser.add_argument("--commit_message", help="commit message; the privacy budget by default")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Push, and say where to; returns the exit status."""
+    """Push, and print the address of the commit; return the exit status."""
     args = make_parser().parse_args(arguments)
 
     from ..sharing.hub import push_model

@@ -3,7 +3,7 @@
     dp-curriculum train                                     # handwritten digits, minutes
     dp-curriculum train --train_data_dir DIR --resolution 28 --target_epsilon 10
 
-Without flags that name images, the preset "digits" is used. `accelerate launch` starts several processes:
+Without flags that name a data set, the preset "digits" is used. `accelerate launch` starts several processes:
 `accelerate launch --multi_gpu -m diffusers_dp_curriculum.cli train`, or `... examples/train_dp_curriculum.py`.
 """
 
@@ -42,26 +42,24 @@ _scheduler = options_of_group("Noise scheduler")
 
 @dataclass(frozen=True)
 class ScriptArguments:
-    """Where the images come from, and what the network looks like."""
+    """The options of the command besides those of the config: preset, data set, network and noise scheduler."""
 
-    preset: str | None = _run(
-        None, f"Named recipe ({', '.join(preset_names())}); every flag that is given besides overrides it."
-    )
-    plan: bool = _run(False, "Print noise, epsilon, time and memory, and end: spends and writes nothing.")
+    preset: str | None = _run(None, f"Named recipe ({', '.join(preset_names())}); other flags override its values.")
+    plan: bool = _run(False, "Print noise, epsilon, time and memory, and exit; spends no privacy and writes nothing.")
 
     dataset_name: str | None = _data(None, 'Hub id of the data set, or "digits".')
     train_data_dir: str | None = _data(
         None, "Image folder, directory saved by `datasets`, parquet files, or MNIST-like IDX files."
     )
     resolution: int | None = _data(
-        None, "Resize and crop to this size; the images' own by default.", limits=at_least(1)
+        None, "Resize and crop images to this size; by default their own size.", limits=at_least(1)
     )
     image_column: str | None = _data(None, "Column with the images, if there are several.")
     label_column: str | None = _data(None, "Column with the labels, if there are several.")
     class_names: list[str] | None = _data(
-        None, "The classes, in order, whichever records there are; they are published."
+        None, "The list of classes, in order, independent of the records; it is published."
     )
-    unconditional: bool = _data(False, "Ignore labels, and directories of classes.")
+    unconditional: bool = _data(False, "Ignore labels and class directories.")
     accept_found_classes: bool = _data(
         False,
         "Publish the list of classes that was found, although one record may have added its own to it; --class_names "
@@ -69,14 +67,14 @@ class ScriptArguments:
     )
 
     model_config_name_or_path: str | None = _network(
-        None, "Config of the UNet2DModel, instead of the other flags of the network."
+        None, "Config of the UNet2DModel, used instead of the other flags of the network."
     )
     block_out_channels: list[int] = _network([32, 64], "Channels of each level, finest first; multiples of 8.")
     layers_per_block: int = _network(1, "Residual blocks per level.", limits=LAYERS_PER_BLOCK)
-    attention_levels: int = _network(1, "The coarsest levels that have attention.", limits=ATTENTION_LEVELS)
+    attention_levels: int = _network(1, "Number of coarsest levels that have attention.", limits=ATTENTION_LEVELS)
 
     noise_scheduler: str = _scheduler(
-        "ddpm", "Noise levels and loss; edm is of Karras et al. 2022.", limits=NOISE_SCHEDULER
+        "ddpm", "Noise levels and loss; edm is that of Karras et al. 2022.", limits=NOISE_SCHEDULER
     )
     prediction_type: str = _scheduler(
         "v_prediction", "What the network predicts: epsilon, v_prediction or, with ddpm, sample."
@@ -84,7 +82,7 @@ class ScriptArguments:
     edm_sigma_data: float = _scheduler(
         0.5,
         "Constant of EDM's loss: the standard deviation that pixels in [-1, 1] are assumed to have (paper: 0.57735). "
-        "It is published and must not be measured on the records; keep the default or take that of public images.",
+        "It is published and must not be measured on the records; keep the default or measure it on public images.",
         limits=EDM_SIGMA_DATA,
     )
     edm_sigma_max: float = _scheduler(80.0, "Noise level from which EDM samples.", limits=EDM_SIGMA_MAX)
@@ -96,7 +94,7 @@ class ScriptArguments:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags, in groups."""
+    """Make the parser of the flags, in groups."""
     parser = argparse.ArgumentParser(
         prog="dp-curriculum train",
         usage="%(prog)s [flags]",
@@ -113,13 +111,16 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[ScriptArguments, DPCurric
     Args:
         arguments (`Sequence[str]`): The flags.
 
+    Returns:
+        `tuple[ScriptArguments, DPCurriculumConfig]`: The options of the command, and the config of the trainer.
+
     Raises:
         InputError: If a flag or a preset does not exist, or a value is out of range.
     """
     parser, arguments = make_parser(), with_underscores(arguments)
     chosen, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise InputError(f"There is no flag {unknown[0]}: see --help for those that there are.")
+        raise InputError(f"There is no flag {unknown[0]}: see --help for the list of flags.")
     own_images = chosen.dataset_name is not None or chosen.train_data_dir is not None
     if chosen.preset is not None or not own_images:
         recipe = load_preset(chosen.preset or "digits")
@@ -132,7 +133,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[ScriptArguments, DPCurric
 
 
 def hide_token() -> None:
-    """Take a token out of `sys.argv`, which trackers record, and say where else it can be seen."""
+    """Remove a token from `sys.argv`, which trackers record, and warn that it can be seen elsewhere."""
     for number, argument in enumerate(sys.argv):
         flag, equals, _ = argument.partition("=")
         if with_underscores([flag]) != ["--hub_token"]:
@@ -143,19 +144,19 @@ def hide_token() -> None:
             sys.argv[number + 1] = HIDDEN
         if is_main_process():
             print(
-                "warning: A token on the command line is seen by everybody on this machine and kept by the shell: use "
-                "`hf auth login` or HF_TOKEN.",
+                "warning: A token on the command line is visible to everybody on this machine and kept by the shell: "
+                "use `hf auth login` or HF_TOKEN.",
                 file=sys.stderr,
             )
 
 
 def is_main_process() -> bool:
-    """Whether this is the first process, which alone writes and prints; known before the processes are connected."""
+    """Whether this is the main process, which alone writes and prints; works before the processes are connected."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load, plan, train, save, and say where everything is; returns the exit status."""
+    """Load the data set, plan, train, save and print a summary; return the exit status."""
     script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     hide_token()
 
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..training.networks import build_scheduler, build_unet
     from ..training.run_directory import check_output_dir
 
-    if is_main_process():  # here already, as loading may take long
+    if is_main_process():  # checked before loading, which may take long
         check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
     noise_scheduler = build_scheduler(
         script.noise_scheduler,
@@ -201,18 +202,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=noise_scheduler, args=config, train_dataset=dataset)
     if script.plan:
-        plan = trainer.describe_plan()  # by every process, as it rehearses steps
+        plan = trainer.describe_plan()  # called by every process, because it tries steps of training
         if trainer.accelerator.is_main_process:
             print(in_flags(plan, make_parser()))
         return 0
-    if config.push_to_hub:  # before training: a repository that cannot be had is better known at once
+    if config.push_to_hub:  # before training, so that a repository that cannot be used is reported at once
         repo_id = config.hub_model_id or Path(config.output_dir).absolute().name
         run_on_main_process(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config.token))
     status = trainer.train()
     if status is RunStatus.INTERRUPTED:
         raise KeyboardInterrupt
     if status is RunStatus.TERMINATED:
-        return 0  # as the cluster has asked
+        return 0  # the cluster asked the run to stop
     trainer.save_pipeline()
     if trainer.accelerator.is_main_process:
         print(trainer.summary())

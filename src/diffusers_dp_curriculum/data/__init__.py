@@ -1,1 +1,1 @@
-"""The sensitive images and labels: found, decoded, checked, and kept as tensors."""
+"""Finds, decodes and checks the sensitive images and labels, and holds them as tensors."""

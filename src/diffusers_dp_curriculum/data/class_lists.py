@@ -1,7 +1,6 @@
-"""Where a list of classes comes from.
+"""Finds the list of classes, and checks that it does not depend on single records.
 
-The list is published, so it must not follow from which records there are: with a list read from the records, one
-record could add the name of its class to it.
+The list is published. If it were read from the records, one record could add the name of its class to it.
 """
 
 import shlex
@@ -17,38 +16,41 @@ from .columns import image_paths
 
 @dataclass
 class Source:
-    """The records of one split as a loader hands them on, and what it knows of them besides.
+    """The records of one split, with what the loader knows about their columns and classes.
 
     Args:
         dataset (`datasets.Dataset`): The records.
-        declared (`datasets.Features`, *optional*): The columns as somebody has declared them, whatever the records are.
-        declared_by (`str`): Where they are declared, in words that follow the list of classes.
-        provenance (`dict[str, str]`): What the plan says of the source, by the title of the line.
-        told_apart (`bool`): Whether the files lie in several directories, which may be classes.
+        declared (`datasets.Features`, *optional*): The columns as declared independently of the records.
+        declared_by (`str`): Where they are declared; printed in the plan after the list of classes.
+        provenance (`dict[str, str]`): Lines about the source for the plan, by their titles.
+        several_directories (`bool`): Whether the files lie in several directories, which may be classes.
     """
 
     dataset: datasets.Dataset
     declared: datasets.Features | None = None
     declared_by: str = ""
     provenance: dict[str, str] = field(default_factory=dict)
-    told_apart: bool = False
+    several_directories: bool = False
 
 
 def find_classes(source: Source, label_column: str, accept_found_classes: bool) -> tuple[list[str] | None, str]:
-    """The classes of a column, and who declares them; None if nobody does.
+    """Find the declared classes of a column.
 
     Args:
         source ([`Source`]): The records.
         label_column (`str`): The column of labels.
-        accept_found_classes (`bool`): Whether to take a list that may follow from which records there are.
+        accept_found_classes (`bool`): Whether to accept a list that may depend on which records there are.
+
+    Returns:
+        `tuple[list[str] or None, str]`: The classes, None if none are declared, and where they are declared, in words.
 
     Raises:
-        InputError: If there is such a list and it is not accepted.
+        InputError: If the list may depend on the records and is not accepted.
     """
     if names := _declared_names(source.declared, label_column):
         return names, source.declared_by
     names = _declared_names(source.dataset.features, label_column)
-    doubt = None if names is None else _doubt(source.dataset, names)
+    doubt = None if names is None else _doubt_about_classes(source.dataset, names)
     if names is None or doubt is None:
         return names, f"as the column {label_column!r} declares them"
     if accept_found_classes:
@@ -62,11 +64,17 @@ def find_classes(source: Source, label_column: str, accept_found_classes: bool) 
 def check_no_classes_are_lost(source: Source) -> None:
     """Refuse records without labels whose files lie in directories that may be classes.
 
-    `datasets` drops the directories without a word where one image lies deeper than the others, or where any directory
-    has metadata.
+    `datasets` silently ignores the directories if one image lies deeper than the others, or if any directory has
+    metadata.
+
+    Args:
+        source ([`Source`]): The records.
+
+    Raises:
+        InputError: If the files lie in several directories.
     """
-    of_folder = _is_of_folder(source.dataset)
-    if source.told_apart or (of_folder and in_several_directories(map(Path, image_paths(source.dataset)))):
+    from_folder = _is_from_folder(source.dataset)
+    if source.several_directories or (from_folder and in_several_directories(map(Path, image_paths(source.dataset)))):
         raise InputError(
             "The images lie in several directories, which may be classes, but no column is declared to hold labels: "
             f"pass `label_column` with one of {', '.join(source.dataset.features)}, or `unconditional` to ignore the "
@@ -75,26 +83,26 @@ def check_no_classes_are_lost(source: Source) -> None:
 
 
 def in_several_directories(files: Iterable[Path]) -> bool:
-    """Whether files are told apart by the directories that they lie in."""
+    """Whether files lie in more than one directory."""
     return len({path.parent for path in files}) > 1
 
 
 def describe_classes(class_names: list[str], origin: str) -> str:
-    """What the plan says of the classes: their indices, and where the list comes from."""
+    """Describe the classes for the plan: their indices, and where the list comes from."""
     names = ", ".join(f"{index} = {name}" for index, name in enumerate(class_names))
     return f"{names}: {origin}; published with the model"
 
 
-def _doubt(dataset: datasets.Dataset, class_names: list[str]) -> str | None:
-    """Why a list of classes in the features of a data set may follow from its records; None if it does not.
+def _doubt_about_classes(dataset: datasets.Dataset, class_names: list[str]) -> str | None:
+    """Explain why a list of classes in the features of a data set may depend on its records; None if it does not.
 
-    A list that `datasets` has made of directories is known by the builder that has read the data set or any of its
-    files, whatever was done with it since. A list that is not in the schema with which these files were stored was
-    made later, for instance by `class_encode_column`. Of a data set that no builder has read nothing can be told: the
-    code that made it declares its features.
+    If `datasets` made the list from directories, the builder that read the data set, or any of its files, shows it,
+    even after later changes. If the list is not in the schema with which the files were stored, it was made later, for
+    instance by `class_encode_column`. A data set that no builder has read was made by code that declares its features,
+    so its list is accepted.
     """
     stored = _stored_infos(dataset)
-    if _is_of_folder(dataset):
+    if _is_from_folder(dataset):
         return "may be those directories alone that hold an image"
     lists = [_declared_names(info.features, column) for info in stored for column in info.features or {}]
     if (stored or dataset.info.builder_name) and class_names not in lists:
@@ -102,8 +110,8 @@ def _doubt(dataset: datasets.Dataset, class_names: list[str]) -> str | None:
     return None
 
 
-def _is_of_folder(dataset: datasets.Dataset) -> bool:
-    """Whether `datasets` has found any of the records in a directory of files, as its builder "imagefolder" does."""
+def _is_from_folder(dataset: datasets.Dataset) -> bool:
+    """Whether `datasets` read any of the records from a directory of files, as its builder "imagefolder" does."""
     return any((info.builder_name or "").endswith("folder") for info in [dataset.info, *_stored_infos(dataset)])
 
 
@@ -113,7 +121,7 @@ def _declared_names(features: datasets.Features | None, column: str) -> list[str
 
 
 def _stored_infos(dataset: datasets.Dataset) -> list[datasets.DatasetInfo]:
-    """What `datasets` has noted beside the files that the data set is read from."""
+    """The descriptions that `datasets` has stored next to the files of the data set."""
     directories = {Path(file["filename"]).parent for file in dataset.cache_files}
     return [
         datasets.DatasetInfo.from_directory(str(directory))

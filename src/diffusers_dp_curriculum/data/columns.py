@@ -1,6 +1,6 @@
-"""Which columns of a data set hold its images and its labels, and what the labels say.
+"""Finds the image and label columns of a data set, and reads the labels.
 
-The list of classes is declared, never read from the records.
+The list of classes must be declared; it is never read from the records.
 """
 
 from collections.abc import Hashable
@@ -16,7 +16,7 @@ LABEL_LIKE = {"label", "labels", "class", "classes", "target"}
 
 
 def find_image_column(features: datasets.Features, image_column: str | None) -> str:
-    """The column that is asked for, or the only one of images."""
+    """Find the image column: the one that is asked for, or else the only one."""
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if image_column is not None:
         _check_column_exists(features, image_column, "image_column")
@@ -41,7 +41,7 @@ def find_image_column(features: datasets.Features, image_column: str | None) -> 
 def find_label_column(
     features: datasets.Features, label_column: str | None, class_names: list[str] | None
 ) -> str | None:
-    """The column that is asked for, or the only one that declares classes; `None` if there are no labels."""
+    """Find the label column: the one asked for, or else the only one that declares classes; None without labels."""
     if label_column is not None:
         _check_column_exists(features, label_column, "label_column")
         return label_column
@@ -70,7 +70,7 @@ def _check_column_exists(features: datasets.Features, column: str, option: str) 
 
 
 def image_paths(dataset: datasets.Dataset) -> set[str]:
-    """The files that the images of a data set are read from, of those that have not been copied into it."""
+    """The paths of the image files that a data set refers to; images stored in the data set itself have none."""
     paths = set()
     for column, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
@@ -82,7 +82,7 @@ def image_paths(dataset: datasets.Dataset) -> set[str]:
 def read_labels(
     dataset: datasets.Dataset, label_column: str, class_names: list[str] | None
 ) -> tuple[torch.Tensor, list[str]]:
-    """The labels of all records, `int64` of shape `(N,)`, and the names of the classes."""
+    """Read the labels of all records: `int64` indices of shape `(N,)`, and the names of the classes."""
     feature = dataset.features[label_column]
     classes: dict[Hashable, int]
     if isinstance(feature, datasets.ClassLabel):
@@ -107,7 +107,7 @@ def read_labels(
 
 
 def _is_index(feature: datasets.Value) -> bool:
-    return pa.types.is_integer(feature.pa_type) or pa.types.is_boolean(feature.pa_type)  # of false and true, 0 and 1
+    return pa.types.is_integer(feature.pa_type) or pa.types.is_boolean(feature.pa_type)  # booleans count as 0 and 1
 
 
 def _is_string(feature: datasets.Value) -> bool:
@@ -115,7 +115,7 @@ def _is_string(feature: datasets.Value) -> bool:
 
 
 def encode_labels(labels: list[Hashable], classes: dict[Hashable, int]) -> torch.Tensor:
-    """The index of each label; one that is no class is refused."""
+    """Convert labels to class indices, `int64` of shape `(N,)`; a label that is not a class is refused."""
     indices = [classes.get(label, -1) for label in labels]
     if -1 in indices:
         raise InputError(

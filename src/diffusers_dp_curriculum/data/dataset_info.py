@@ -1,13 +1,13 @@
-"""What is public of a data set of sensitive images."""
+"""The public description of a data set of sensitive images."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The description of a data set that plans, checks, previews and cards work with; it holds no record.
+    """The public description of a data set, used by plans, checks, previews and cards; it holds no record.
 
-    Everything in it is assumed to be public: the privacy statement names it among its assumptions.
+    All of it is assumed to be public, and the privacy statement lists it among its assumptions.
 
     Args:
         num_records (`int`): N, the number of records.
@@ -34,7 +34,7 @@ class DatasetInfo:
 
     @property
     def num_labels(self) -> int:
-        """`int`: How many values a label can have: the number of classes, or 1 without classes."""
+        """`int`: The number of values that a label can have: the number of classes, or 1 without classes."""
         return self.num_classes or 1
 
     @property

@@ -1,6 +1,6 @@
-"""How many files of a data set are used, and how many are left out and why.
+"""Counts the files of a data set that are used, and those that are left out, with the reasons.
 
-It shows counts alone. The names of files are as sensitive as what is in them ("patient-4711.png").
+Only counts are shown, because names of files are as sensitive as their contents ("patient-4711.png").
 """
 
 import os
@@ -12,15 +12,16 @@ from pathlib import Path
 from ..errors import InputError
 
 
-# What follows a dot in a name is shown if it looks like a suffix; in names such as 1.2.840.4711 it says who it is.
+# Only what looks like a suffix is shown: in names such as 1.2.840.4711, the part after the dot identifies a person.
 SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 
 
 class FileInventory:
-    """The files of a data set: each is used unless there is a reason why it is left out.
+    """The files of a data set, each of which is used unless there is a reason to leave it out.
 
     Args:
-        reasons (`dict[Path, str | None]`): Why each file is left out, such as "hidden"; None if it is used.
+        reasons (`dict[Path, str | None]`):
+            For each file the reason to leave it out, such as "hidden"; None if it is used.
     """
 
     def __init__(self, reasons: dict[Path, str | None]):
@@ -28,10 +29,13 @@ class FileInventory:
 
     @classmethod
     def of_directory(cls, root: Path) -> "FileInventory":
-        """All files below a directory, also through links. A hidden directory counts as one file.
+        """List all files below a directory, following links. A hidden directory counts as one file.
+
+        Args:
+            root (`Path`): The directory.
 
         Raises:
-            InputError: If a directory cannot be read, whose files would be left out without a word.
+            InputError: If a directory cannot be read, because its files would be left out silently.
         """
         try:
             return cls(dict(_walk(root)))
@@ -42,7 +46,7 @@ class FileInventory:
 
     @classmethod
     def of_names(cls, names: Iterable[str]) -> "FileInventory":
-        """Files by their paths within a repository."""
+        """List files by their paths in a repository."""
         return cls({Path(name): "hidden" if _is_hidden(*Path(name).parts) else None for name in names})
 
     @property
@@ -51,13 +55,13 @@ class FileInventory:
         return [path for path, reason in self.reasons.items() if reason is None]
 
     def leave_out(self, reason: str, condition: Callable[[Path], bool]) -> None:
-        """Leave out those of the used files that satisfy a condition."""
+        """Leave out the used files that satisfy a condition, for the given reason."""
         for path in self.used:
             if condition(path):
                 self.reasons[path] = reason
 
     def left_out_of(self, directory: Path) -> list[Path]:
-        """What is left out of a directory, but for hidden files without suffix, such as `.gitkeep`."""
+        """The files in a directory that are left out, except hidden files without suffix, such as `.gitkeep`."""
         return [
             path
             for path, reason in self.reasons.items()
@@ -65,7 +69,7 @@ class FileInventory:
         ]
 
     def count(self, paths: Iterable[Path]) -> str:
-        """How many files have each suffix, and why they are left out, as in "2 .heic, 1 without suffix (hidden)"."""
+        """Count files by suffix and by the reason to leave them out, as in "2 .heic, 1 without suffix (hidden)"."""
         by_reason: dict[str | None, Counter[str]] = {}
         for path in paths:
             by_reason.setdefault(self.reasons[path], Counter())[_suffix(path)] += 1
@@ -76,7 +80,7 @@ class FileInventory:
         )
 
     def provenance(self) -> dict[str, str]:
-        """What the plan says of the files, by the title of the line."""
+        """Lines about the files for the plan, by their titles."""
         used = self.used
         left_out = [path for path, reason in self.reasons.items() if reason is not None]
         files = f"{len(self.reasons):,} found, {len(used):,} used, {len(left_out):,} left out"
@@ -103,7 +107,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
     for directory, subdirectories, names in os.walk(root, followlinks=True, onerror=refuse):
         where = Path(directory)
         real = where.resolve()
-        if real in visited:  # a link to where it lies would never end, and one image must not be two records
+        if real in visited:  # a link to a parent would never end, and one image must not become two records
             yield where, "linked to a directory that is read already"
             subdirectories.clear()
             continue

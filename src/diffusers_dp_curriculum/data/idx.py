@@ -1,7 +1,7 @@
-"""The IDX format, in which MNIST and Fashion-MNIST are distributed.
+"""Reads the IDX format, in which MNIST and Fashion-MNIST are distributed.
 
-A file is a magic number (two zero bytes, a type code, the number of dimensions), each dimension as a big-endian
-32-bit integer, then the values in row-major order.
+A file consists of a magic number (two zero bytes, a type code, the number of dimensions), each dimension as a
+big-endian 32-bit integer, and the values in row-major order.
 """
 
 import gzip
@@ -18,7 +18,7 @@ SPLIT_PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
-    """Reads one IDX file of unsigned bytes.
+    """Read one IDX file of unsigned bytes.
 
     Args:
         path (`Path`): The file, compressed with gzip if its name ends in `.gz`.
@@ -28,8 +28,7 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
         `np.ndarray`: The `uint8` values in the shape that the file declares.
 
     Raises:
-        InputError: If the file is not IDX, holds another type or number of dimensions, or has another length than it
-            declares.
+        InputError: If the file is not IDX, has another type or number of dimensions, or is not as long as it declares.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -41,7 +40,7 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
             f"{path} does not start as an IDX file of unsigned bytes with {num_dimensions} dimension(s) does: check "
             "that it is the file its name says."
         )
-    # Dimensions as Python integers, whose product cannot overflow whatever a wrong file declares.
+    # Python integers, whose product cannot overflow even if a damaged file declares huge dimensions.
     shape = np.frombuffer(content, dtype=">u4", count=num_dimensions, offset=4).tolist()
     values = np.frombuffer(content, dtype=np.uint8, offset=header_length)
     expected = int(np.prod(shape, dtype=object))
@@ -49,7 +48,7 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
         raise InputError(
             f"{path} declares {expected} values but holds {values.size}, as a damaged file does: download it again."
         )
-    return values.reshape(shape).copy()  # a copy, since what `frombuffer` returns cannot be written to
+    return values.reshape(shape).copy()  # a copy, because the result of `frombuffer` is read-only
 
 
 def has_idx_files(directory: Path) -> bool:
@@ -58,10 +57,10 @@ def has_idx_files(directory: Path) -> bool:
 
 
 def read_idx_dataset(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the images and the labels of one split, named as MNIST names them.
+    """Read the images and the labels of one split from files that are named as those of MNIST.
 
-    The names are `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, with `t10k` in place of `train` for the
-    split `"test"`; also with a dot before `idx`, and with `.gz` at the end.
+    The names are `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, with `t10k` instead of `train` for the
+    split `"test"`. There may be a dot before `idx`, and `.gz` at the end.
 
     Args:
         directory (`Path`): The directory that holds the files.
@@ -94,7 +93,7 @@ def read_idx_dataset(directory: Path, split: str) -> tuple[np.ndarray, np.ndarra
 
 
 def find_idx_files(directory: Path, split: str) -> list[Path]:
-    """The files that [`read_idx_dataset`] reads."""
+    """The existing files that [`read_idx_dataset`] reads for a split."""
     prefix = SPLIT_PREFIXES[split]
     found = [_find(directory, prefix, "images", 3), _find(directory, prefix, "labels", 1)]
     return [path for path in found if path is not None]

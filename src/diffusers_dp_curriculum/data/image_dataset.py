@@ -1,8 +1,8 @@
-"""Loading and checking image data sets.
+"""Loads and checks image data sets.
 
-Every source ends as an [`ImageDataset`]: the records decoded once, checked, and held as bytes. Nothing here is a
-mechanism: what is loaded is as sensitive as its source. The messages of errors name a record by its index, never by
-its file or its content.
+Every source becomes an [`ImageDataset`]: the records are decoded once, checked, and held as bytes. This module is not a
+mechanism: what it loads is as sensitive as the source. Error messages name a record by its index, never by its file or
+its content.
 """
 
 import hashlib
@@ -27,23 +27,23 @@ from .silence import no_messages
 from .sources import load_from_directory, load_from_hub, read_digits
 
 
-@dataclass(eq=False, repr=False)  # a printed data set must not print its records
+@dataclass(eq=False, repr=False)  # without `repr`, so that printing a data set does not print records
 class ImageDataset(torch.utils.data.Dataset):
-    """Labelled images decoded once into `uint8` memory.
+    """Labelled images, decoded once and held as `uint8`.
 
     An item is an image, `float32` in [0, 1] of shape `(C, H, W)`, and its label, an `int`.
 
     Args:
         images (`torch.Tensor`):
             `uint8` of shape `(N, C, H, W)` with `C` 1 (grey) or 3 (RGB) and `H == W`. It may be backed by a
-            memory-mapped temporary file, which is gone when the tensor is.
+            memory-mapped temporary file, which is deleted together with the tensor.
         labels (`torch.Tensor`):
             `int64` of shape `(N,)`; all zero for an unconditional data set.
         class_names (`list[str]`, *optional*):
             The name of each class. `None` for an unconditional data set.
         provenance (`dict[str, str]`):
-            What the plan says of where the records and their classes come from, by the title of the line. It is for
-            the owner of the data and never published.
+            Lines for the plan about where the records and their classes come from, by their titles. They are for the
+            owner of the data and never published.
 
     Examples:
         >>> import torch
@@ -91,11 +91,11 @@ class ImageDataset(torch.utils.data.Dataset):
     def batch(
         self, indices: torch.Tensor | slice, device: torch.device | str = "cpu"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some of the records as a diffusion model takes them.
+        """Return some of the records in the form that a diffusion model takes.
 
         Args:
-            indices (`torch.Tensor` or `slice`): Which records.
-            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the tensors are wanted.
+            indices (`torch.Tensor` or `slice`): The indices of the records.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): The device of the returned tensors.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: Images, `float32` in [-1, 1] of shape `(n, C, H, W)`, and labels,
@@ -116,10 +116,13 @@ class ImageDataset(torch.utils.data.Dataset):
         return images.float() / 127.5 - 1
 
     def checksum(self, key: bytes) -> str:
-        """A keyed checksum of all records: without the key nobody can tell whether records that they have are these.
+        """Compute a keyed checksum of all records; without the key it cannot be used to test a guess at the records.
 
         Args:
-            key (`bytes`): At most 64 bytes.
+            key (`bytes`): The key, at most 64 bytes.
+
+        Returns:
+            `str`: 32 hexadecimal digits.
         """
         checksum = hashlib.blake2b(self.images.contiguous().numpy(), key=key, digest_size=16)
         checksum.update(self.labels.contiguous().numpy())
@@ -138,7 +141,7 @@ def load_image_dataset(
     unconditional: bool = False,
     accept_found_classes: bool = False,
 ) -> ImageDataset:
-    """Loads one split of an image data set from the Hub, from a directory, or from scikit-learn.
+    """Load one split of an image data set from the Hub, from a directory, or from scikit-learn.
 
     Args:
         dataset_name (`str`, *optional*):
@@ -146,36 +149,38 @@ def load_image_dataset(
             fixed permutation puts 1,500 into the split `"train"` and 297 into `"test"`.
         train_data_dir (`str`, *optional*):
             A directory of images. In order of precedence: IDX files named as those of MNIST; a data set written by
-            `save_to_disk` of the `datasets` library; parquet files; image files. The directories of image files, two
-            or more, are the classes, also where one is empty; with a `metadata.csv`, `metadata.jsonl` or
-            `metadata.parquet` the records and their labels are those that it names. Splits are told apart by the names
-            that these formats give them; what has no named splits is the split `"train"`.
+            `save_to_disk` of the `datasets` library; parquet files; image files. If image files lie in
+            two or more directories, these are the classes, including empty ones; with a `metadata.csv`,
+            `metadata.jsonl` or `metadata.parquet`, the records and their labels are the ones that it lists. Splits are
+            recognized by the names that these formats give them; data without named splits is the split `"train"`.
         resolution (`int`, *optional*):
-            Height and width in pixels. Other images are resized to fit on their shorter side and cropped at the
-            centre. By default the images must be squares of one size, which is kept.
+            Height and width in pixels. Images of another size are resized so that their shorter side fits, and cropped
+            at the centre. By default all images must be squares of one size, which is kept.
         split (`str`, defaults to `"train"`):
             The split to load.
         image_column (`str`, *optional*):
-            The column of images; needed when there are several. IDX files and the digits have no columns.
+            The column of images; needed if there are several. IDX files and the digits have no columns.
         label_column (`str`, *optional*):
             The column of labels: a `ClassLabel` feature, or integers, booleans or strings with `class_names`. By
-            default the only `ClassLabel` feature; without any, the data set is unconditional.
+            default the only `ClassLabel` feature; if there is none, the data set is unconditional.
         class_names (`list[str]`, *optional*):
-            The classes, in order. Named labels (`ClassLabel` and strings) are looked up in it, integers and booleans
-            (false, true) index it.
-            By default the classes that the `ClassLabel` feature declares, the directories of image files, or the ten
-            digits for IDX files. The list of classes is never read from the records, since it is published.
+            The classes, in order. Named labels (`ClassLabel` and strings) are looked up in the list; integers and
+            booleans are indices into it. By default the classes that the `ClassLabel` feature declares, the directories
+            of image files, or the ten digits for IDX files. The list is never read from the records, because it is
+            published.
         unconditional (`bool`, defaults to `False`):
             Whether to ignore the labels, and the directories of image files.
         accept_found_classes (`bool`, defaults to `False`):
-            Whether to take a list of classes that may follow from which records there are, as that of
-            `datasets.load_dataset("imagefolder", ...)` does, without `class_names`. It will be published.
+            Whether to accept, without `class_names`, a list of classes that may depend on which records there are, such
+            as the list of `datasets.load_dataset("imagefolder", ...)`. The list will be published.
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
 
     Raises:
-        InputError: If the source does not exist or cannot be read, or if its records do not satisfy the above.
+        InputError: If the source does not exist or cannot be read, or if its records or classes do not fit the
+            arguments.
+        HubError: If the data set cannot be loaded from the Hub.
 
     Examples:
         >>> from diffusers_dp_curriculum import load_image_dataset
@@ -217,7 +222,7 @@ def load_image_dataset(
         used = find_idx_files(directory, split)
         files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
         return _from_arrays(images, labels, provenance=files.provenance(), **array_options)
-    # `datasets` works on a copy of the records, which must not stay behind in the user's cache.
+    # `datasets` makes a copy of the records, which must not remain in the user's cache.
     with tempfile.TemporaryDirectory() as cache_dir:
         with no_messages():
             source = load_from_directory(
@@ -241,12 +246,12 @@ def to_image_dataset(
     unconditional: bool = False,
     accept_found_classes: bool = False,
 ) -> ImageDataset:
-    """Decodes and checks a `datasets.Dataset`; an [`ImageDataset`] is returned as it is.
+    """Decode and check a `datasets.Dataset`; an [`ImageDataset`] is returned as it is.
 
     Args:
         dataset (`datasets.Dataset` or `ImageDataset`):
-            One split. Of an `ImageDataset` only the resolution is checked and, with `unconditional`, the labels are
-            dropped; its columns and classes are settled.
+            One split. For an `ImageDataset` only `resolution` and `unconditional` have an effect: the resolution is
+            checked, and with `unconditional` the labels are dropped.
         resolution (`int`, *optional*):
             As in [`load_image_dataset`].
         image_column (`str`, *optional*):
@@ -264,7 +269,7 @@ def to_image_dataset(
         `ImageDataset`: The decoded images with their labels.
 
     Raises:
-        InputError: If `dataset` is not one split, or if its records do not satisfy what [`load_image_dataset`] asks.
+        InputError: If `dataset` is not one split, or if its records or classes do not fit the arguments.
 
     Examples:
         >>> import datasets
@@ -280,7 +285,7 @@ def to_image_dataset(
     if isinstance(dataset, ImageDataset):
         if resolution not in (None, dataset.resolution):
             raise InputError(
-                f"The images were loaded with {dataset.resolution} pixels a side: load them with `resolution` "
+                f"The images were loaded with {dataset.resolution} pixels per side: load them with `resolution` "
                 f"{resolution}, or ask for {dataset.resolution}."
             )
         dataset = _without_labels(dataset.images, dataset.provenance) if unconditional else dataset
@@ -326,7 +331,7 @@ def _from_source(
     origin = "as given"
     if class_names is None:
         class_names, origin = find_classes(source, label_column, accept_found_classes)
-    # Labels before images: they are refused within seconds, images may take an hour.
+    # Labels first: they are checked within seconds, while decoding images may take an hour.
     labels, class_names = read_labels(dataset, label_column, class_names)
     provenance = {**source.provenance, "classes": describe_classes(class_names, origin)}
     pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
@@ -334,7 +339,7 @@ def _from_source(
 
 
 def _check_image_dataset(dataset: ImageDataset) -> None:
-    """What the mechanisms' sensitivity rests on, of an `ImageDataset` that anyone may have made."""
+    """Check what the sensitivity of the mechanisms relies on, because any code may have made the `ImageDataset`."""
     images, labels = dataset.images, dataset.labels
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise InputError(
@@ -365,8 +370,8 @@ def _refuse_columns(source: str, image_column: str | None, label_column: str | N
 
 
 def _without_labels(images: torch.Tensor, provenance: dict[str, str]) -> ImageDataset:
-    of_files = {title: text for title, text in provenance.items() if title != "classes"}
-    return ImageDataset(images, torch.zeros(len(images), dtype=torch.int64), None, of_files)
+    provenance = {title: text for title, text in provenance.items() if title != "classes"}
+    return ImageDataset(images, torch.zeros(len(images), dtype=torch.int64), None, provenance)
 
 
 def _from_arrays(
@@ -378,7 +383,7 @@ def _from_arrays(
     unconditional: bool,
     provenance: dict[str, str],
 ) -> ImageDataset:
-    """Grey images of shape `(N, H, W)` with the integers that label them, ten digits unless names are given."""
+    """Make a data set of grey images `(N, H, W)` and integer labels; the classes are the ten digits by default."""
     if len(images) == 0:
         raise InputError("The data set is empty: pass one that has records.")
     if not unconditional:

@@ -1,4 +1,4 @@
-"""From encoded images to one tensor of bytes."""
+"""Decodes images into one tensor of bytes."""
 
 import itertools
 import math
@@ -19,21 +19,22 @@ from .silence import silence
 # Larger data sets are decoded into a memory-mapped temporary file.
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 
-# What a mode is converted to; 16-bit and floating-point modes have no range that is known to be public.
+# Modes that are converted to grey and to RGB. The range of 16-bit and floating-point modes would have to be read from
+# the records.
 GREY_MODES = {"1", "L", "LA"}
 COLOUR_MODES = {"RGB", "P", "RGBA", "CMYK"}
 KINDS = {"L": "grey", "RGB": "in colour"}
 
 
 def read_images(dataset: datasets.Dataset, image_column: str) -> Iterator[PIL.Image.Image]:
-    """Decodes the images one by one, turned upright where their EXIF data says how they were held."""
+    """Decode the images one by one, and rotate them upright according to their EXIF data."""
     feature = datasets.Image(mode=dataset.features[image_column].mode)
     encoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     for index, record in enumerate(encoded):
         try:
             image = feature.decode_example(record[image_column])
-            image.load()  # nothing more to do for an image, but a missing one decodes to `None`
-        except Exception:  # a damaged file makes a decoder raise anything, and the original would show the file's name
+            image.load()  # an `AttributeError` for a missing image, which decodes to `None`
+        except Exception:  # of any type for a damaged file; the original would show the file's name
             raise InputError(
                 f"The image of record {index} is empty or cannot be decoded: repair or remove that record."
             ) from None
@@ -41,7 +42,7 @@ def read_images(dataset: datasets.Dataset, image_column: str) -> Iterator[PIL.Im
 
 
 def to_tensor(images: Iterable[PIL.Image.Image], num_images: int, resolution: int | None) -> torch.Tensor:
-    """Images of one kind as `uint8` of shape `(N, C, resolution, resolution)`."""
+    """Convert images, either all grey or all RGB, to `uint8` of shape `(N, C, resolution, resolution)`."""
     converted = _silently(_to_grey_or_rgb(image, index) for index, image in enumerate(images))
     progress = iter(tqdm(converted, total=num_images, desc="Decoding images", leave=False))
     first = next(progress)
@@ -65,7 +66,7 @@ def to_tensor(images: Iterable[PIL.Image.Image], num_images: int, resolution: in
 
 
 def _silently(images: Iterator[PIL.Image.Image]) -> Iterator[PIL.Image.Image]:
-    """The same images, with nothing said while each of them is made."""
+    """Yield the same images, and suppress all output while each image is decoded."""
     while True:
         with silence():
             image = next(images, None)
@@ -88,6 +89,6 @@ def _to_grey_or_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:
     if math.prod(shape) <= MAX_BYTES_IN_MEMORY:
         return np.empty(shape, dtype=np.uint8)
-    # The file has no name: the system frees it with the last reference to the memory map.
+    # The file has no name, so the system deletes it when the last reference to the memory map is gone.
     with tempfile.TemporaryFile() as file:
         return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)

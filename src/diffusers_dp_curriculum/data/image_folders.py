@@ -1,4 +1,4 @@
-"""Directories of image files: which files are records, and which directories are classes."""
+"""Loads directories of image files: decides which files are records and which directories are classes."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ from .file_inventory import FileInventory
 
 SPLIT_DIRECTORIES = {"train", "test", "validation", "valid", "val"}
 
-# The only files that `datasets` takes for metadata; "metadata.png" is an image.
+# The only names that `datasets` treats as metadata; "metadata.png" is an image.
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 
 FROM_DIRECTORIES = "taken from the directories found, also empty ones (`class_names` fixes the list)"
@@ -31,13 +31,25 @@ def load_image_folder(
     unconditional: bool,
     cache_dir: str,
 ) -> Source:
-    """One split of the image files in a directory.
+    """Load one split of the image files in a directory.
 
-    With metadata as `datasets` reads them, the metadata say which images are records and what their labels are.
-    Otherwise all images are records, and two directories or more are classes, or one if `class_names` are given.
+    If there are metadata files of `datasets`, they say which images are records and what their labels are. Otherwise
+    all images are records, and the directories are the classes if there are at least two, or one if `class_names` is
+    given.
+
+    Args:
+        directory (`Path`): The directory.
+        files (`FileInventory`): All files of the directory; those that are not used are marked in it.
+        split (`str`): The name of the split.
+        class_names (`list[str]`, *optional*): The classes, in order; the directories by default.
+        unconditional (`bool`): Whether to ignore the directories.
+        cache_dir (`str`): The directory for the cache of `datasets`.
+
+    Raises:
+        InputError: If the split does not exist, holds no images, or its directories do not fit the classes.
     """
-    # Left to itself, `datasets` takes any name with "train" or "test" in it for a split, a class or a file as much as a
-    # directory, drops what it does not know without a word, and takes classes from the records. So all is found here.
+    # `datasets` itself would treat any name of a class, file or directory that contains "train" or "test" as a split,
+    # silently drop unknown files, and read the classes from the records. So files and classes are found here.
     root = find_split(directory, split)
     files.leave_out(f"not in the split {split!r}", lambda path: not path.is_relative_to(root))
     suffixes = _readable_suffixes()
@@ -49,16 +61,18 @@ def load_image_folder(
         others = files.left_out_of(root)
         found = f", only {files.count(others)}" if others else ""
         raise InputError(f"{root} holds no images{found}: pass the directory that does as `train_data_dir`.")
-    told_apart = in_several_directories(images)
+    several_directories = in_several_directories(images)
 
     has_metadata = len(images) < len(files.used)
     if has_metadata:
         dataset = _load_metadata(root, files, split, cache_dir)
-        return Source(dataset, dataset.features, "as the metadata declare them", files.provenance(), told_apart)
+        return Source(
+            dataset, dataset.features, "as the metadata declare them", files.provenance(), several_directories
+        )
 
     directories = _directories(root)
     if unconditional or (len(directories) < 2 and (class_names is None or not directories)):
-        if told_apart and not unconditional:
+        if several_directories and not unconditional:
             raise _not_all_in_classes(root)
         if class_names is not None and not unconditional:
             raise InputError(
@@ -87,7 +101,7 @@ def load_image_folder(
 
 
 def find_split(directory: Path, split: str) -> Path:
-    """The directory that holds a split: one of its name if all directories are named as splits, or the whole."""
+    """Find the directory of a split: the one of that name if all directories have names of splits, else `directory`."""
     directories = set(_directories(directory))
     has_splits = bool(directories) and directories <= SPLIT_DIRECTORIES
     if split in directories and not has_splits:
@@ -101,18 +115,18 @@ def find_split(directory: Path, split: str) -> Path:
 
 
 def no_such_split(directory: Path, split: str) -> InputError:
-    """The refusal of a split that is not there."""
+    """Make the error for a split that does not exist."""
     return InputError(f"{directory} has no split {split!r}: pass one that it has, or another `train_data_dir`.")
 
 
 def _load_metadata(root: Path, files: FileInventory, split: str, cache_dir: str) -> datasets.Dataset:
-    """The records that the metadata name, and nothing of the directories' names."""
+    """Load the records that the metadata lists, without using the names of directories."""
     pattern = {split: f"{glob.escape(str(root.resolve()))}/**"}
     try:
         dataset = datasets.load_dataset(
             "imagefolder", data_files=pattern, split=split, cache_dir=cache_dir, drop_labels=True
         )
-    except Exception as error:  # a table of another form makes its reader raise anything, and tell of what is in it
+    except Exception as error:  # of any type for a malformed table; its message may quote the content
         raise InputError(
             f"The metadata in {root} cannot be read ({type(error).__name__}): give them all one format and a column "
             "file_name, or another name if they are something else."
@@ -133,7 +147,7 @@ def _records(images: list[Path], labels: list[str] | None, class_names: list[str
 
 
 def _readable_suffixes() -> set[str]:
-    """The suffixes of the formats that Pillow decodes, but for those that it only recognises, such as HDF5."""
+    """The suffixes of the formats that Pillow decodes, without those that it only recognizes, such as HDF5."""
     suffixes = PIL.Image.registered_extensions()
     decoders = {name: opener for name, (opener, _) in PIL.Image.OPEN.items()}
     return {
@@ -151,5 +165,5 @@ def _directories(root: Path) -> list[str]:
 def _not_all_in_classes(root: Path) -> InputError:
     return InputError(
         f"Not all images in {root} lie directly in the directory of a class: pass the directory that holds one "
-        "directory a class, move the images that lie elsewhere, or pass `unconditional` to ignore the directories."
+        "directory per class, move the images that lie elsewhere, or pass `unconditional` to ignore the directories."
     )

@@ -1,7 +1,7 @@
-"""Keeping what libraries say of single records out of the log and the terminal.
+"""Keeps messages of libraries about single records out of the log and the terminal.
 
-Pillow warns of a damaged or very large image, logs the metadata that it reads, and the C libraries below it write to
-the terminal without asking Python; `datasets` logs the names of files. Each of that tells of one record.
+Pillow warns about damaged and very large images and logs the metadata that it reads; the C libraries under it write
+directly to the terminal; `datasets` logs names of files. Each of these messages reveals something about one record.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def no_messages() -> Iterator[None]:
-    """Drop all warnings and log messages; progress bars and errors stay."""
+    """Suppress all warnings and log messages; progress bars and errors are still shown."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(sys.maxsize)  # of whatever level they are
+        logging.disable(sys.maxsize)  # messages of every level
         try:
             yield
         finally:
@@ -27,11 +27,11 @@ def no_messages() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Drop everything but errors, and what libraries in C write to the terminal as well."""
+    """Suppress everything except errors, including what C libraries write to the terminal."""
     with no_messages(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
             terminal = os.dup(2)
-        except OSError:  # there is none, as in a service
+        except OSError:  # without a terminal, for instance in a service
             yield
             return
         os.dup2(nowhere.fileno(), 2)

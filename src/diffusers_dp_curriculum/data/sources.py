@@ -1,6 +1,6 @@
-"""Where data sets come from: the Hub, a directory in one of several formats, scikit-learn.
+"""Reads data sets from the Hub, from directories in several formats, and from scikit-learn.
 
-What is read here is as sensitive as its source; it goes on as records of `datasets`, or as arrays.
+What is read is as sensitive as its source. It is returned as records of `datasets`, or as arrays.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from .image_folders import METADATA, SPLIT_DIRECTORIES, load_image_folder, no_su
 
 HUB_TIMEOUT_SECONDS = 10
 
-# What `save_to_disk` writes besides the records.
+# Files that `save_to_disk` writes in addition to the records.
 FILES_ABOUT_SAVED = {"dataset_dict.json", "dataset_info.json", "state.json"}
 
 NUM_DIGITS_TRAIN = 1500
 
 
 def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits: `uint8` images of shape `(N, 8, 8)` and their labels."""
+    """Read a split of scikit-learn's digits: `uint8` images of shape `(N, 8, 8)` and their labels."""
     order = np.random.RandomState(0).permutation(1797)
     records = {"train": order[:NUM_DIGITS_TRAIN], "test": order[NUM_DIGITS_TRAIN:]}
     if split not in records:
@@ -41,11 +41,19 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_from_hub(name: str, split: str) -> Source:
-    """One split of a data set on the Hub."""
+    """Load one split of a data set from the Hub.
+
+    Args:
+        name (`str`): The id of the data set.
+        split (`str`): The name of the split.
+
+    Raises:
+        HubError: If the split cannot be loaded.
+    """
     info = None
     try:
-        # One request first, because `load_dataset` retries for long before it says that the Hub is out of reach. Who
-        # has chosen to be offline is served from the cache.
+        # One request first, because `load_dataset` retries for a long time before it reports that the Hub is out of
+        # reach. In offline mode the cache is used.
         with contextlib.suppress(OfflineModeIsEnabled):
             info = HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
         dataset = datasets.load_dataset(name, split=split)
@@ -56,7 +64,7 @@ def load_from_hub(name: str, split: str) -> Source:
         ) from error
     if info is None or dataset.info.builder_name != "imagefolder":
         return Source(dataset)
-    # The card may declare the classes, which `datasets` replaces by the directories that hold an image.
+    # The card may declare the classes; `datasets` replaces them by the directories that hold an image.
     card = datasets.info.DatasetInfosDict.from_dataset_card_data(info.card_data or DatasetCardData())
     declared = card.get(dataset.info.config_name)
     return Source(
@@ -68,10 +76,10 @@ def load_from_hub(name: str, split: str) -> Source:
 
 
 def _files_on_hub(names: list[str], split: str, images: set[str]) -> dict[str, str]:
-    """What the plan says of the files of an image folder on the Hub, of which `images` are the local copies."""
+    """Lines for the plan about the files of an image folder on the Hub; `images` are the local copies."""
     in_repository = [re.search(r"/snapshots/[^/]+/(.+)", image) for image in images]
     used = {Path(found[1]) for found in in_repository if found}
-    if len(used) < len(images):  # they are in archives, of whose files nothing is known
+    if len(used) < len(images):  # the images are in archives, whose files are not listed
         return {}
     files = FileInventory.of_names(names)
     files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
@@ -87,7 +95,7 @@ def load_from_directory(
     unconditional: bool,
     cache_dir: str,
 ) -> Source:
-    """One split of what `datasets` saved, of parquet files or of image files."""
+    """Load one split of a data set that `datasets` saved, of parquet files, or of image files."""
     try:
         if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
             return _load_saved(directory, files, split)
@@ -105,7 +113,7 @@ def load_from_directory(
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise InputError(
-            # The error's own words may have the names of files, which are as sensitive as the images.
+            # The original message may name files, which is as sensitive as the images.
             f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}): "
             "check what `train_data_dir` holds."
         ) from None
@@ -132,7 +140,7 @@ def _load_parquet(directory: Path, files: FileInventory, split: str, cache_dir: 
     def splits_in_name(path: Path) -> set[str]:
         return SPLIT_DIRECTORIES & {path.parent.name, *re.split(r"[-_.]", path.name)}
 
-    files.leave_out("no parquet file, beside those that are", lambda path: not _is_parquet(path))
+    files.leave_out("not parquet, in a directory of parquet files", lambda path: not _is_parquet(path))
     chosen = [path for path in files.used if split in splits_in_name(path)]
     if not chosen and split == "train":
         chosen = [path for path in files.used if not splits_in_name(path)]
@@ -145,6 +153,6 @@ def _load_parquet(directory: Path, files: FileInventory, split: str, cache_dir: 
 
 
 def _reason(error: Exception) -> str:
-    """An error of a library in the first sentence of its own words."""
+    """The type of a library's error, and the first sentence of its message."""
     first_line = f"{error}\n".splitlines()[0]
     return f"{type(error).__name__}: {first_line.split('. ')[0].rstrip('.:')}"

@@ -1,5 +1,6 @@
-"""Is it any good? Fidelity, utility, and a look for copies; every figure here reads real records, and is not private.
+"""Evaluates synthetic images: fidelity, utility and copies. All figures are computed from real records: not private.
 
-`fidelity` compares features of synthetic and real images, `utility` classifiers trained on the one and tested on the
-other, `nearest` asks how close samples come to training images, and `report` does it all and writes it down.
+`fidelity` compares features of synthetic and real images; `utility` trains classifiers on synthetic images and tests
+them on real ones; `nearest` measures how close samples come to training images; `metrics` computes all of these, and
+`report` writes them down.
 """

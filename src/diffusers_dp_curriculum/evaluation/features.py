@@ -1,4 +1,4 @@
-"""What images are compared by: their pixels, the standard Inception network, or any vision model of transformers.
+"""Feature extractors for comparing images: pixels, FID's Inception network, or any vision model of transformers.
 
 A feature extractor is a module that maps `uint8` images of shape `(N, C, H, W)` to features of shape `(N, D)`.
 """
@@ -24,24 +24,28 @@ from ..errors import HubError, InputError
 
 
 BATCH_SIZE = 64
-MAX_PIXELS = 32  # a side; the covariance of more would not fit into memory
+MAX_PIXELS = 32  # per side; with more, the covariance would not fit into memory
 INCEPTION_WEIGHTS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 
 
 def load_feature_extractor(name: str, inception_weights: str | Path | None = None) -> nn.Module:
-    """The feature extractor of a name.
+    """Load a feature extractor by its name.
 
     Args:
         name (`str`):
             `"pixels"`, `"inception"` (the network of FID, by torchmetrics and torch-fidelity), or a vision model of
-            transformers: its id on the Hub or the directory it was saved in, `facebook/dinov2-large` for instance.
+            transformers: its id on the Hub, such as `facebook/dinov2-large`, or its directory.
         inception_weights (`str` or `Path`, *optional*):
-            The file of Inception's weights; fetched by default, and kept in PyTorch's cache.
+            The file of Inception's weights; by default they are downloaded and kept in PyTorch's cache.
+
+    Returns:
+        `nn.Module`: Maps `uint8` images of shape `(N, C, H, W)` to features of shape `(N, D)`.
 
     Raises:
-        InputError: If there is no such model, or it cannot be loaded whole.
+        InputError: If a package or file is missing, or the weights are incomplete.
+        HubError: If the model or the weights cannot be downloaded.
     """
     if name == "pixels":
         return Pixels()
@@ -52,12 +56,12 @@ def load_feature_extractor(name: str, inception_weights: str | Path | None = Non
 
 @torch.no_grad()
 def extract_features(extractor: nn.Module, images: torch.Tensor, description: str | None = None) -> torch.Tensor:
-    """The features of images, on a GPU if there is one.
+    """Extract the features of images, on a GPU if there is one.
 
     Args:
-        extractor (`nn.Module`): As [`load_feature_extractor`] makes them, or one of your own.
+        extractor (`nn.Module`): From [`load_feature_extractor`], or a module of your own.
         images (`torch.Tensor`): `uint8` of shape `(N, C, H, W)`, with 1 or 3 channels.
-        description (`str`, *optional*): Of the progress bar; by default there is none.
+        description (`str`, *optional*): Title of the progress bar; without it there is none.
 
     Returns:
         `torch.Tensor`: `float32` of shape `(N, D)`, on the CPU.
@@ -69,10 +73,10 @@ def extract_features(extractor: nn.Module, images: torch.Tensor, description: st
 
 
 class Pixels(nn.Module):
-    """The pixels in [0, 1], averaged over squares until there are at most 32 a side."""
+    """Pixels in [0, 1] as features; images of more than 32 pixels per side are averaged down to 32."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`(N, channels * side * side)`."""
+        """Return features of shape `(N, channels * side * side)`."""
         images = images.float() / 255
         if images.shape[-1] > MAX_PIXELS:
             images = F.adaptive_avg_pool2d(images, MAX_PIXELS)
@@ -80,12 +84,12 @@ class Pixels(nn.Module):
 
 
 def has_torch_fidelity() -> bool:
-    """Whether there is a torch-fidelity to take the Inception network from."""
+    """Whether torch-fidelity is installed, which has the Inception network of FID."""
     return importlib.util.find_spec("torch_fidelity") is not None
 
 
 class Inception(nn.Module):
-    """The 2,048 features of FID: torch-fidelity's network, with the resizing of the original."""
+    """The 2,048 features of FID: torch-fidelity's network, with the resizing of the original implementation."""
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
@@ -109,41 +113,39 @@ class Inception(nn.Module):
             ) from error
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`(N, 2048)`."""
+        """Return features of shape `(N, 2048)`."""
         return self.network(_to_rgb(images))
 
 
 def _check_weights(path: Path) -> None:
-    """torch-fidelity would unpickle anything; a file of weights has tensors alone."""
+    """Refuse a file that holds anything but tensors, because torch-fidelity would unpickle it."""
     if not path.is_file():
-        raise InputError(f"{path} is not a file: pass that of Inception's weights, from {INCEPTION_WEIGHTS}.")
+        raise InputError(f"{path} is not a file: pass the file of Inception's weights, from {INCEPTION_WEIGHTS}.")
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(
-            f"{path} is not a file of PyTorch weights and nothing else: fetch {INCEPTION_WEIGHTS}."
-        ) from error
+        raise InputError(f"{path} does not hold PyTorch weights alone: fetch {INCEPTION_WEIGHTS}.") from error
 
 
 class VisionModel(nn.Module):
-    """The pooled output of a vision model of transformers; the image half of a model of images and text.
+    """The pooled output of a vision model of transformers; of a model of images and text, only the image part is used.
 
     Args:
-        name (`str`): Its id on the Hub, or its directory; with preprocessor_config.json. Code of its own is not run.
+        name (`str`): Hub id or directory of a model with a preprocessor_config.json. Code in it is never run.
     """
 
     def __init__(self, name: str):
         super().__init__()
         try:
             if not Path(name).is_dir():
-                # One request first, because transformers retries for minutes before it says that the Hub is out of
-                # reach. Who has chosen to be offline is served from the cache.
+                # One request first, because transformers retries for minutes before it reports that the Hub is out of
+                # reach. In offline mode the cache is used.
                 with contextlib.suppress(OfflineModeIsEnabled):
                     HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-            # Resizing as the model had it in training, by Pillow: the same numbers with and without torchvision.
+            # The resizing of the model's training, by Pillow: the same numbers with and without torchvision.
             self.processor = AutoImageProcessor.from_pretrained(name, backend="pil")
             model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-        except Exception as error:  # the Hub's client, its HTTP library and transformers each raise their own
+        except Exception as error:  # of many types: from the Hub's client, its HTTP library and transformers
             reason = f"{error}\n".splitlines()[0]
             raise (InputError if Path(name).is_dir() else HubError)(
                 f"{name!r} cannot be loaded as a vision model of transformers ({reason}): pass pixels, inception, or "
@@ -159,7 +161,7 @@ class VisionModel(nn.Module):
             raise InputError(f"{name!r} takes {self.model.main_input_name} and no images: pass a vision model.")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`(N, hidden size)`."""
+        """Return features of shape `(N, hidden size)`."""
         pictures = _to_rgb(images).permute(0, 2, 3, 1).cpu().numpy()
         inputs = self.processor(list(map(Image.fromarray, pictures)), return_tensors="pt").to(images.device)
         outputs = self.model(**inputs)

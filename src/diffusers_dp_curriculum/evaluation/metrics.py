@@ -1,7 +1,7 @@
-"""All measures of a synthetic data set against a real one.
+"""Computes all measures of a synthetic data set against a real one.
 
-Every measure is taken twice: of the samples, and of real images in their place, which says how good the samples could
-be. Real training images are what samples may have learned from; the real test images are nobody's training images.
+Every measure is computed twice: for the samples, and for real images in their place, which shows how good samples could
+be. The real training images are those that the model was trained on; the real test images are held out.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from .nearest import distances_to_nearest
 from .utility import check_architecture, confusion_matrix, train_classifier
 
 
-CLOSE = 0.01  # the share of held-out images that count as close to a training image
+CLOSE = 0.01  # a distance to a training image is close if at most this share of held-out images is closer
 MIN_IMAGES = 20
 
 
 @dataclass
 class Measure:
-    """One figure, and what it was computed from.
+    """One measure, for the samples and for real images.
 
     Args:
-        name (`str`): What is measured, and with what.
-        samples (`float`): The figure of the synthetic images.
-        real (`float`): The same of real images in their place.
-        aim (`str`): `"low"`, `"high"`, or `"equal"` if `samples` had better be like `real`.
-        samples_data (`str`): Which images `samples` was computed from.
-        real_data (`str`): Which images `real` was computed from.
+        name (`str`): The name of the measure, with the features or the classifier in brackets.
+        samples (`float`): The value for the synthetic images.
+        real (`float`): The value for real images in their place.
+        aim (`str`): `"low"` or `"high"` for what is better, or `"equal"` if `samples` should be like `real`.
+        samples_data (`str`): The images from which `samples` was computed.
+        real_data (`str`): The images from which `real` was computed.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Measure:
 
 @dataclass
 class Evaluation:
-    """What was measured.
+    """The results of [`evaluate`].
 
     Args:
-        measures (`list[Measure]`): The figures.
+        measures (`list[Measure]`): The measures.
         confusion (`dict[str, dict[str, torch.Tensor]]`):
-            By classifier and by what it was trained on (`"samples"` or `"real"`), how many real test images of each
-            class (row) it took for each (column). Empty if there are no classes.
-        neighbors (`torch.Tensor`): The index of the nearest training image of every sample, `(N,)`.
+            By classifier and by its training images (`"samples"` or `"real"`): how many real test images of each class
+            (row) were predicted as each class (column). Empty if there are no classes.
+        neighbors (`torch.Tensor`): The index of the training image that is nearest to each sample, `(N,)`.
         distances (`dict[str, torch.Tensor]`):
-            The distance to the nearest training image of each of the `"samples"` and of the `"held_out"` images.
+            The distances of the `"samples"` and of the `"held_out"` images to their nearest training images.
     """
 
     measures: list[Measure]
@@ -77,22 +77,25 @@ def evaluate(
 ) -> Evaluation:
     """Measure samples against real images.
 
-    The result is as sensitive as the real images are: none of it is differentially private.
+    The result is not differentially private, and as sensitive as the real images.
 
     Args:
         samples (`ImageDataset`): The synthetic images.
-        train (`ImageDataset`): The real images that the samples were learned from.
-        test (`ImageDataset`): Real images that nothing was learned from.
+        train (`ImageDataset`): The real images that the model was trained on.
+        test (`ImageDataset`): Real images that the model was not trained on.
         extractors (`Mapping[str, nn.Module]`):
-            What fidelity is measured in, by name; see [`features.load_feature_extractor`]. The nearest training images
-            are looked for in the features of the first.
-        classifiers (`Sequence[str]`, *optional*, defaults to both): Of `"cnn"` and `"resnet"`, what utility is measured
-            with. Without classes none is trained.
-        epochs (`int`, *optional*, defaults to 20): Of the training of each classifier.
-        seed (`int`, *optional*, defaults to 0): Chooses the subsets and the classifiers' initial weights.
+            Feature extractors for fidelity, by name; see [`features.load_feature_extractor`]. The nearest training
+            images are searched in the features of the first extractor.
+        classifiers (`Sequence[str]`, *optional*, defaults to both):
+            The classifiers for utility: `"cnn"`, `"resnet"` or both. Without classes no classifier is trained.
+        epochs (`int`, *optional*, defaults to 20): Training epochs of each classifier.
+        seed (`int`, *optional*, defaults to 0): Seed of the subsets and of the classifiers' initial weights.
+
+    Returns:
+        `Evaluation`: All measures.
 
     Raises:
-        InputError: If there is no such classifier, or the images do not fit together.
+        InputError: If a classifier is unknown, or the images differ in size, channels or classes, or are too few.
     """
     for architecture in classifiers:
         check_architecture(architecture)
@@ -102,23 +105,24 @@ def evaluate(
     if len(samples) < MIN_IMAGES:
         raise InputError(f"There are only {len(samples)} samples, which say nothing: pass {MIN_IMAGES} or more.")
 
-    # As many training images as samples, or all, for fidelity; nearest images are looked for among all of them.
+    # Fidelity uses as many training images as there are samples, if there are enough; the search for nearest images
+    # uses all of them.
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: len(samples)]
     measures, confusion, nearness = [], {}, None
     for name, extractor in extractors.items():
-        of_samples = extract_features(extractor, samples.images, f"Features of samples ({name})")
-        of_test = extract_features(extractor, test.images, f"Features of test images ({name})")
+        sample_features = extract_features(extractor, samples.images, f"Features of samples ({name})")
+        test_features = extract_features(extractor, test.images, f"Features of test images ({name})")
         train_images = train.images if nearness is None else train.images[chosen]
-        of_train = extract_features(extractor, train_images, f"Features of training images ({name})")
+        train_features = extract_features(extractor, train_images, f"Features of training images ({name})")
         if nearness is None:
-            nearness = _nearness(name, of_samples, of_train, of_test)
-            of_train = of_train[chosen]
-        measures += _fidelity(name, of_samples, of_train, of_test, seed)
+            nearness = _nearness(name, sample_features, train_features, test_features)
+            train_features = train_features[chosen]
+        measures += _fidelity(name, sample_features, train_features, test_features, seed)
     if samples.class_names is not None and test.class_names is not None:
         for architecture in classifiers:
             measure, confusion[architecture] = _utility(architecture, samples, train, test, epochs, seed)
             measures.append(measure)
-    assert nearness is not None  # there is a first extractor
+    assert nearness is not None  # there is at least one extractor
     nearness_measures, neighbors, distances = nearness
     measures += [_copies(samples.images, train.images, test.images), *nearness_measures]
     return Evaluation(measures, confusion, neighbors, distances)
@@ -136,7 +140,7 @@ def check_reference(
         test (`ImageDataset`): The real test images.
 
     Raises:
-        InputError: If they differ in size, channels or classes, or are too few.
+        InputError: If the real images differ in size, channels or classes from the samples, or are too few.
     """
     for what, dataset in (("training", train), ("test", test)):
         if tuple(dataset.images.shape[1:]) != tuple(shape):
@@ -154,37 +158,37 @@ def check_reference(
 
 
 def _fidelity(space: str, samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor, seed: int) -> list[Measure]:
-    """Samples against test images and, beside it, training images against test images."""
+    """Compare samples with test images, and training images with test images."""
     with tqdm(total=6, desc=f"Comparing features ({space})", leave=False) as progress:
 
         def compare(features: torch.Tensor) -> dict[str, float]:
-            figures = {"Frechet distance": frechet_distance(test, features)}
+            values = {"Frechet distance": frechet_distance(test, features)}
             progress.update()
-            figures["kernel distance"] = kernel_distance(test, features, seed)
+            values["kernel distance"] = kernel_distance(test, features, seed)
             progress.update()
-            figures |= precision_recall_density_coverage(test, features)
+            values |= precision_recall_density_coverage(test, features)
             progress.update()
-            return figures
+            return values
 
-        of_samples, of_real = compare(samples), compare(train)
-    known_as = {"Frechet distance": "FID", "kernel distance": "KID"} if space == "inception" else {}
+        sample_values, real_values = compare(samples), compare(train)
+    short_names = {"Frechet distance": "FID", "kernel distance": "KID"} if space == "inception" else {}
     return [
         Measure(
-            name=known_as.get(name, f"{name} ({space})"),
-            samples=of_samples[name],
-            real=of_real[name],
+            name=short_names.get(name, f"{name} ({space})"),
+            samples=sample_values[name],
+            real=real_values[name],
             aim="low" if "distance" in name else "high",
             samples_data=f"{len(samples)} samples, {len(test)} real test images",
             real_data=f"{len(train)} real training images, {len(test)} real test images",
         )
-        for name in of_samples
+        for name in sample_values
     ]
 
 
 def _utility(
     architecture: str, samples: ImageDataset, train: ImageDataset, test: ImageDataset, epochs: int, seed: int
 ) -> tuple[Measure, dict[str, torch.Tensor]]:
-    """A classifier trained on samples and one trained on real images, both tested on the real test images."""
+    """Train a classifier on samples and another on real images, and test both on the real test images."""
     confusion = {}
     num_classes = test.info.num_labels
     for kind, what, images in (("samples", "samples", samples), ("real", "real images", train)):
@@ -210,15 +214,15 @@ def _utility(
 
 
 def _copies(samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor) -> Measure:
-    """Which images are training images, byte by byte: features may differ where images do not, and the reverse."""
+    """The share of images that equal a training image in every byte, independently of the features."""
 
     def digests(images: torch.Tensor) -> list[bytes]:
         return [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
 
-    known = set(digests(train))
+    train_digests = set(digests(train))
 
     def share(images: torch.Tensor) -> float:
-        return sum(digest in known for digest in digests(images)) / len(images)
+        return sum(digest in train_digests for digest in digests(images)) / len(images)
 
     return Measure(
         name="share of exact copies of a training image",
@@ -233,7 +237,7 @@ def _copies(samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor) -> M
 def _nearness(
     space: str, samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor
 ) -> tuple[list[Measure], torch.Tensor, dict[str, torch.Tensor]]:
-    """How near samples come to training images, beside held-out images, which are near by chance alone."""
+    """Measure how near samples come to training images; held-out images, near only by chance, are the reference."""
 
     def nearest(of: torch.Tensor, among: torch.Tensor, description: str) -> tuple[torch.Tensor, torch.Tensor]:
         distances, indices = distances_to_nearest(of, among, description=description)
@@ -246,17 +250,17 @@ def _nearness(
     held_out, _ = nearest(test, train, "Training images nearest to test images")
     to_test, _ = nearest(samples, test, "Test images nearest to samples")
     close = held_out.quantile(CLOSE)
-    figures = {
+    values = {
         "median distance to the nearest training image": (float(distances.median()), float(held_out.median())),
         f"share nearer to a training image than {1 - CLOSE:.0%} of held-out images": (
             share(distances < close),
             share(held_out < close),
         ),
     }
-    of_samples = f"{len(samples)} samples, {len(train)} real training images"
-    of_held_out = f"{len(test)} real test images (held out), {len(train)} real training images"
+    sample_data = f"{len(samples)} samples, {len(train)} real training images"
+    held_out_data = f"{len(test)} real test images (held out), {len(train)} real training images"
     measures = [
-        Measure(f"{name} ({space})", *values, "equal", of_samples, of_held_out) for name, values in figures.items()
+        Measure(f"{name} ({space})", *pair, "equal", sample_data, held_out_data) for name, pair in values.items()
     ]
     measures.append(
         Measure(
@@ -264,8 +268,8 @@ def _nearness(
             share(distances < to_test),
             len(train) / (len(train) + len(test)),
             "equal",
-            f"{of_samples}, {len(test)} real test images (held out)",
-            "expected of images that have nothing to do with either, from the numbers of images",
+            f"{sample_data}, {len(test)} real test images (held out)",
+            "expected for images that are independent of both, from the numbers of images",
         )
     )
     return measures, neighbors, {"samples": distances, "held_out": held_out}

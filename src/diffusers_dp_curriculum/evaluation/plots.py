@@ -1,4 +1,4 @@
-"""The pictures of the report, as data URIs that need no file beside the page."""
+"""Draws the pictures of the report as data URIs, so that the page is a single file."""
 
 import base64
 import io
@@ -11,17 +11,17 @@ from ..pictures import image_grid
 
 
 def strip(images: torch.Tensor) -> str:
-    """A row of images, `uint8` of shape `(N, C, H, W)`."""
+    """Draw `uint8` images of shape `(N, C, H, W)` in a row."""
     buffer = io.BytesIO()
     image_grid(images.float() / 255, columns=len(images)).save(buffer, "PNG")
     return _data_uri(buffer)
 
 
 def confusion_figure(confusion: dict[str, torch.Tensor], class_names: list[str]) -> str:
-    """What a classifier takes the real test images for: trained on samples at the left, on real images at the right.
+    """Draw two confusion matrices on the real test images: trained on samples (left) and on real images (right).
 
     Args:
-        confusion (`dict[str, torch.Tensor]`): As in [`measures.Evaluation`], for one classifier.
+        confusion (`dict[str, torch.Tensor]`): As in [`metrics.Evaluation`], for one classifier.
         class_names (`list[str]`): The classes.
     """
     size = 1.5 + 0.32 * len(class_names)
@@ -37,16 +37,16 @@ def confusion_figure(confusion: dict[str, torch.Tensor], class_names: list[str])
         ticks = range(len(class_names))
         axes.set_xticks(ticks, class_names, rotation=45, ha="right", fontsize=8)
         axes.set_yticks(ticks, class_names, fontsize=8)
-        axes.set(title=titles[kind], xlabel="taken for", ylabel="true class" if kind == "samples" else None)
+        axes.set(title=titles[kind], xlabel="predicted class", ylabel="true class" if kind == "samples" else None)
     return _chart(figure)
 
 
 def distance_figure(distances: dict[str, torch.Tensor], space: str) -> str:
-    """How near samples, and how near held-out images, come to training images.
+    """Draw histograms of the distances of samples and of held-out images to their nearest training images.
 
     Args:
-        distances (`dict[str, torch.Tensor]`): As in [`measures.Evaluation`].
-        space (`str`): The name of the features that the distances are in.
+        distances (`dict[str, torch.Tensor]`): As in [`metrics.Evaluation`].
+        space (`str`): The name of the features in which the distances were measured.
     """
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""The report of an evaluation: report.json for programs, report.html for people, and a table for the terminal."""
+"""Writes the report of an evaluation: report.json for programs, report.html for people, and a table as text."""
 
 import json
 from dataclasses import asdict
@@ -17,10 +17,10 @@ from .plots import confusion_figure, distance_figure, strip
 TEMPLATE = Path(__file__).with_name("report_template.html")
 NOT_PRIVATE = (
     "NOT PRIVATE. This report was computed from real images, and shows some, outside of any differentially private "
-    "mechanism. It is for whoever may see the real images, and must not be published."
+    "mechanism. Only people who may see the real images may see it, and it must not be published."
 )
-PUBLIC = "The real images of this report are public, as whoever made it has declared."
-COLUMNS = 10  # images a row
+PUBLIC = "The real images of this report were declared to be public."
+COLUMNS = 10  # images per row
 MAX_CLASSES = 20  # rows of images
 VERSIONS = ("diffusers-dp-curriculum", "torch", "torchmetrics", "transformers", "scikit-learn")
 
@@ -36,16 +36,16 @@ def write_report(
     space: str,
     reference_is_public: bool = False,
 ) -> None:
-    """Write report.json and report.html, which needs no other file, into a directory of their own.
+    """Write report.json and report.html, which is self-contained.
 
     Args:
-        output_dir (`Path`): Made if it does not exist; nothing in it is ever published.
-        evaluation (`Evaluation`): What was measured.
+        output_dir (`Path`): The directory, which is created if it does not exist. None of it is ever published.
+        evaluation (`Evaluation`): The results.
         samples (`ImageDataset`): The synthetic images.
         train (`ImageDataset`): The real training images.
         test (`ImageDataset`): The real test images.
-        about (`dict[str, Any]`): Where all these come from and with which settings, for the reader.
-        space (`str`): The features that nearest images were looked for in.
+        about (`dict[str, Any]`): Origin of the images and settings, shown at the top of the report.
+        space (`str`): The name of the features in which the nearest images were searched.
         reference_is_public (`bool`, *optional*, defaults to False): Whether the real images are public.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def write_report(
 
 
 def table(measures: list[Measure]) -> str:
-    """The measures as a table for the terminal; its notes say which images each was computed from."""
+    """Format the measures as a table for the terminal, with notes on the images from which they were computed."""
     notes = list(dict.fromkeys((measure.samples_data, measure.real_data) for measure in measures))
     rows = [("measure", "samples", "real images", "aim", "data")]
     for measure in measures:
@@ -103,20 +103,20 @@ def table(measures: list[Measure]) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     lines += [
-        f"[{number}] samples: {of_samples}\n    real images: {of_real}"
-        for number, (of_samples, of_real) in enumerate(notes, start=1)
+        f"[{number}] samples: {samples_data}\n    real images: {real_data}"
+        for number, (samples_data, real_data) in enumerate(notes, start=1)
     ]
     return "\n".join(lines)
 
 
 def _cells(measure: Measure) -> tuple[str, str, str, str]:
-    """Name, both figures and the aim as a person reads them."""
+    """The cells of a measure in a table: name, both values and the aim."""
     form = ".1%" if measure.name.startswith(("accuracy", "share", "precision", "recall", "coverage")) else ".4g"
     return measure.name, f"{measure.samples:{form}}", f"{measure.real:{form}}", measure.aim
 
 
 def _class_rows(samples: ImageDataset, train: ImageDataset) -> list[dict[str, str | None]]:
-    """The first images of every class: synthetic and real ones; of all images together if there are no classes."""
+    """Draw the first synthetic and real images of every class, or of the whole data sets without classes."""
     if samples.class_names is None or train.class_names is None:
         return [{"samples": strip(samples.images[:COLUMNS]), "real": strip(train.images[:COLUMNS])}]
     return [
@@ -131,7 +131,7 @@ def _first(dataset: ImageDataset, label: int) -> str | None:
 
 
 def _neighbor_rows(evaluation: Evaluation, samples: ImageDataset, train: ImageDataset) -> list[dict[str, str]]:
-    """Samples above their nearest training images."""
+    """Draw samples, each above its nearest training image."""
     choices = {
         "The samples that come nearest to a training image": evaluation.distances["samples"].argsort(),
         "Samples chosen at random": torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)),

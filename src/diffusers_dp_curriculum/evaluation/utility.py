@@ -1,7 +1,8 @@
-"""What synthetic images are worth to somebody who trains on them and applies the result to real ones.
+"""Measures the utility of synthetic images: the accuracy on real images of classifiers that are trained on them.
 
-Train on synthetic images only, select on a split of them, test on real ones. To select on the real test set, as is
-common, would make the choice depend on records that no ledger knows of, and the accuracy a promise that nobody keeps.
+Classifiers are trained on synthetic images only, selected on a held-out part of these, and tested on real images.
+Selecting on the real test set, as is common, would make the choice depend on records that no ledger counts, and would
+overstate the accuracy for someone who has only the synthetic images.
 """
 
 import copy
@@ -25,7 +26,7 @@ class Classifier(nn.Module):
     """A network that maps `uint8` images of shape `(N, C, H, W)` to logits of shape `(N, num_classes)`.
 
     Attributes:
-        selection_accuracy (`float`): On the images that were held out of its training images.
+        selection_accuracy (`float`): Accuracy on the part of the training images that was held out for selection.
     """
 
     def __init__(self, network: nn.Module):
@@ -34,20 +35,20 @@ class Classifier(nn.Module):
         self.selection_accuracy = 0.0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """The logits."""
+        """Return the logits."""
         outputs = self.network(ImageDataset.to_model_range(images))
         return outputs if torch.is_tensor(outputs) else outputs.logits
 
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """The most likely class of each image: `int64` of shape `(N,)`, on the CPU."""
+        """Return the most likely class of each image: `int64` of shape `(N,)`, on the CPU."""
         device = next(self.parameters()).device
         batches = images.split(EVALUATION_BATCH_SIZE)
         return torch.cat([self(batch.to(device)).argmax(dim=1).cpu() for batch in batches])
 
 
 def make_cnn(channels: int, num_classes: int) -> nn.Module:
-    """Three convolutions, each with batch normalisation and pooling."""
+    """Build a CNN of three convolutions, each with batch normalization and pooling."""
     layers: list[nn.Module] = []
     for width in (32, 64, 128):
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
@@ -59,7 +60,7 @@ def make_cnn(channels: int, num_classes: int) -> nn.Module:
 
 
 def make_resnet(channels: int, num_classes: int) -> nn.Module:
-    """A ResNet of 14 layers ([He et al. 2016](https://arxiv.org/abs/1512.03385)) for small images."""
+    """Build a ResNet of 14 layers ([He et al. 2016](https://arxiv.org/abs/1512.03385)) for small images."""
     config = ResNetConfig(
         num_channels=channels,
         embedding_size=32,
@@ -69,7 +70,7 @@ def make_resnet(channels: int, num_classes: int) -> nn.Module:
         num_labels=num_classes,
     )
     model = ResNetForImageClassification(config)
-    # Its first layer is made for 224 pixels: 7 wide, and halves the size, as the pooling after it does again.
+    # The default first layer is made for 224 pixels: it is 7 wide and halves the size, as does the pooling after it.
     model.resnet.embedder.embedder = ResNetConvLayer(channels, config.embedding_size, kernel_size=3, stride=1)
     return model
 
@@ -78,9 +79,13 @@ ARCHITECTURES = {"cnn": make_cnn, "resnet": make_resnet}
 
 
 def check_architecture(architecture: str) -> None:
-    """Raise an [`InputError`] if there is no such classifier."""
+    """Refuse the name of a classifier that does not exist.
+
+    Raises:
+        InputError: If there is no classifier of that name.
+    """
     if architecture not in ARCHITECTURES:
-        raise InputError(f"There is no classifier {architecture!r}: take one of {', '.join(ARCHITECTURES)}.")
+        raise InputError(f"There is no classifier {architecture!r}: choose one of {', '.join(ARCHITECTURES)}.")
 
 
 def train_classifier(
@@ -97,28 +102,28 @@ def train_classifier(
     device: str | torch.device | None = None,
     description: str | None = None,
 ) -> Classifier:
-    """Train a classifier on the given images and nothing else.
+    """Train a classifier on the given images only.
 
-    A random share of them is held out; of all epochs the one counts whose classifier does best on these.
+    A random share of the images is held out, and the weights of the epoch with the best accuracy on them are returned.
 
     Args:
         images (`torch.Tensor`): `uint8` of shape `(N, C, H, W)`.
         labels (`torch.Tensor`): `int64` of shape `(N,)`, from 0 to `num_classes - 1`.
-        num_classes (`int`): The number of classes, some of which may have no image.
+        num_classes (`int`): The number of classes; some of them may have no images.
         architecture (`str`, *optional*, defaults to `"cnn"`): `"cnn"` or `"resnet"`.
         epochs (`int`, *optional*, defaults to 20): Passes over the images that are not held out.
-        batch_size (`int`, *optional*, defaults to 128): Images a step.
-        learning_rate (`float`, *optional*, defaults to 2e-3): Its maximum, in one cycle of AdamW.
+        batch_size (`int`, *optional*, defaults to 128): Images per step.
+        learning_rate (`float`, *optional*, defaults to 2e-3): Maximum of AdamW's one-cycle learning rate.
         selection_share (`float`, *optional*, defaults to 0.1): The share of the images that is held out.
-        seed (`int`, *optional*, defaults to 0): Decides the split, the initial weights and the order.
-        device (`str` or `torch.device`, *optional*): A GPU by default, if there is one.
-        description (`str`, *optional*): Of the progress bar; by default there is none.
+        seed (`int`, *optional*, defaults to 0): Seed of the split, the initial weights and the order.
+        device (`str` or `torch.device`, *optional*): By default a GPU if there is one, else the CPU.
+        description (`str`, *optional*): Title of the progress bar; without it there is none.
 
     Returns:
-        [`Classifier`]: In eval mode.
+        [`Classifier`]: The trained classifier in evaluation mode.
 
     Raises:
-        InputError: If the architecture is none of these, or the images and labels do not fit together.
+        InputError: If the architecture is unknown, images and labels do not fit together, or there are too few images.
     """
     check_architecture(architecture)
     if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -134,14 +139,14 @@ def train_classifier(
             f"Of {len(images)} images {held_out} would be held out for selection: pass more images, or another "
             "`selection_share`."
         )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = torch.Generator().manual_seed(seed)
     selection, training = torch.randperm(len(images), generator=generator).tensor_split([held_out])
-    images, labels = images.to(place), labels.to(place)
+    images, labels = images.to(chosen_device), labels.to(chosen_device)
 
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[chosen_device] if chosen_device.type == "cuda" else []):
         torch.manual_seed(seed)
-        classifier = Classifier(ARCHITECTURES[architecture](images.shape[1], num_classes)).to(place)
+        classifier = Classifier(ARCHITECTURES[architecture](images.shape[1], num_classes)).to(chosen_device)
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.05)
         steps = epochs * -(-len(training) // batch_size)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
@@ -150,7 +155,7 @@ def train_classifier(
             for _ in range(epochs):
                 classifier.train()
                 for batch in training[torch.randperm(len(training), generator=generator)].split(batch_size):
-                    if len(batch) == 1:  # batch normalisation needs company
+                    if len(batch) == 1:  # batch normalization needs at least two images
                         continue
                     loss = F.cross_entropy(classifier(images[batch]), labels[batch])
                     optimizer.zero_grad()
@@ -168,13 +173,13 @@ def train_classifier(
 
 
 def accuracy(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of `uint8` images of shape `(N, C, H, W)` whose label, `int64` of shape `(N,)`, is predicted."""
+    """Compute the share of `uint8` images `(N, C, H, W)` whose label, `int64` `(N,)`, is predicted."""
     return float((classifier.predict(images) == labels.cpu()).double().mean())
 
 
 def confusion_matrix(
     classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, num_classes: int
 ) -> torch.Tensor:
-    """How often each class is taken for each: `int64` of shape `(true class, predicted class)`."""
+    """Count how often each class is predicted as each class: `int64` of shape `(true class, predicted class)`."""
     counts = count_confusions(labels.cpu(), classifier.predict(images), labels=range(num_classes))
     return torch.from_numpy(counts)

@@ -1,4 +1,4 @@
-"""Recipes: files with values for the options of a run, of which the published ones name the source of each value."""
+"""Presets: files with values for the options of a run. Those of published recipes name the source of each value."""
 
 from importlib.resources import files
 from typing import Any
@@ -15,17 +15,17 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The options of a preset, by the names that they have as flags of `dp-curriculum train`.
+    """Load the options of a preset, named as the flags of `dp-curriculum train`.
 
     Args:
-        name (`str`): Name of the preset, such as `"digits"`.
+        name (`str`): The name of the preset, such as `"digits"`.
 
     Returns:
         `dict[str, Any]`: Values for fields of [`DPCurriculumConfig`], and for arguments of [`build_unet`],
         [`build_scheduler`] and [`load_image_dataset`].
 
     Raises:
-        InputError: If there is no such preset; the message has the names of all.
+        InputError: If there is no preset of that name; the message lists all names.
 
     Examples:
         >>> from diffusers_dp_curriculum import load_preset

@@ -1,1 +1,1 @@
-"""From a trained network to images: the pipeline, previews and synthetic data sets. Post-processing."""
+"""Post-processing: sampling images from a trained network. The pipeline, previews and synthetic data sets."""

@@ -1,4 +1,4 @@
-"""A generated data set on disk: its files, written shard by shard, and whether it may be gone on with."""
+"""Writes a generated data set to disk, shard by shard, and checks whether an interrupted one can be continued."""
 
 import io
 import json
@@ -18,7 +18,17 @@ from ..sharing.cards import update as update_card
 
 
 class DatasetDirectory:
-    """A data set on disk, written shard by shard, that can be left and taken up again."""
+    """A data set on disk, written shard by shard, whose generation can be interrupted and continued.
+
+    Args:
+        path (`Path`): The directory, which is created if it does not exist.
+        layout (`ParquetLayout` or `ImageFolderLayout`): Names and contents of the files.
+        settings (`dict`): What the images depend on; they must be the same when generation continues.
+
+    Raises:
+        InputError: If the directory holds other files, or a data set that was generated with other settings.
+        StorageError: If the directory cannot be created.
+    """
 
     def __init__(self, path: Path, layout: "ParquetLayout | ImageFolderLayout", settings: dict[str, Any]):
         self.path = path
@@ -27,9 +37,9 @@ class DatasetDirectory:
 
         settings_file = path / "generation.json"
         if settings_file.is_file():
-            found = json.loads(settings_file.read_text(encoding="utf-8"))
-            # Either may have a setting that the other lacks, as those of churn are left out where there is none.
-            different = [name for name in found | settings if found.get(name) != settings.get(name)]
+            existing = json.loads(settings_file.read_text(encoding="utf-8"))
+            # Each side may have settings that the other lacks: those of churn are left out without churn.
+            different = [name for name in existing | settings if existing.get(name) != settings.get(name)]
             if different:
                 raise InputError(
                     f"{path} holds a data set that was generated with other settings ({', '.join(different)}): choose "
@@ -38,28 +48,37 @@ class DatasetDirectory:
         else:
             check_new_or_empty(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)  # before anything is sampled for it
+            path.mkdir(parents=True, exist_ok=True)  # fail before anything is sampled
         except OSError as error:
-            raise StorageError(f"{path} cannot be created ({error.strerror}): choose another place.") from error
+            raise StorageError(f"{path} cannot be created ({error.strerror}): choose another directory.") from error
 
     def has_shard(self, index: int, rows: range) -> bool:
-        """Whether all files of a shard are there."""
+        """Whether all files of a shard exist."""
         return all((self.path / name).is_file() for name in self.layout.file_names(index, rows))
 
     def write_shard(self, index: int, rows: range, table: pa.Table) -> None:
-        """Write the images of some rows."""
-        # Only images bind the directory to their settings, not a first batch that failed for want of memory.
+        """Write the files of a shard, which holds the images of `rows`."""
+        # The settings are written with the first images: if sampling them runs out of memory, another batch size can
+        # still be chosen for the directory.
         self._write("generation.json", json.dumps(self.settings, indent=2).encode())
         for name, content in zip(self.layout.file_names(index, rows), self.layout.contents(table), strict=True):
             self._write(name, content)
 
     def finish(self) -> None:
-        """Write the files that come after all shards."""
+        """Write the files that follow the last shard."""
         for name, content in self.layout.closing_files().items():
             self._write(name, content)
 
     def describe(self, privacy_json: str | os.PathLike[str], card: str) -> str:
-        """Put the budget beside the images; text that people wrote into the card stays."""
+        """Write privacy.json and the data set card; text that people added to an existing card is kept.
+
+        Args:
+            privacy_json (`str` or `os.PathLike`): The privacy.json of the model.
+            card (`str`): The newly rendered card.
+
+        Returns:
+            `str`: The card as written.
+        """
         readme = self.path / "README.md"
         if readme.is_file():
             card = update_card(readme.read_text(encoding="utf-8"), card)
@@ -68,7 +87,7 @@ class DatasetDirectory:
         return card
 
     def _write(self, name: str, content: bytes) -> None:
-        """Write a file that is there whole or not at all."""
+        """Write a file so that after a crash it is either complete or absent."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
@@ -77,34 +96,35 @@ class DatasetDirectory:
 
 
 class ParquetLayout:
-    """`data/train-00000-of-0000N.parquet`, each file with its features in the schema."""
+    """The layout `data/train-00000-of-0000N.parquet`, where each file has the features in its schema."""
 
     def __init__(self, num_shards: int):
         self.num_shards = num_shards
 
     def file_names(self, index: int, rows: range) -> list[str]:
-        """The files of a shard."""
+        """The names of a shard's files."""
         return [f"data/train-{index:05d}-of-{self.num_shards:05d}.parquet"]
 
     def contents(self, table: pa.Table) -> list[bytes]:
-        """What is in each of them."""
+        """The contents of a shard's files, in the order of `file_names`."""
         return [parquet_bytes(table)]
 
     def closing_files(self) -> dict[str, bytes]:
-        """Further files, by name, that come after all shards."""
+        """The files that follow the last shard: their contents by name."""
         return {}
 
 
 class ImageFolderLayout:
-    """`train/<class name>/<row>.png`, with file names and labels in `train/metadata.parquet`.
+    """The layout `train/<class name>/<row>.png`, with file names and labels in `train/metadata.parquet`.
 
-    Labels taken from folder names would be numbered in alphabetical order, lose characters that cannot be in a file
-    name, and vanish where there is only one class; the metadata keep them, and the order of the rows.
+    Labels inferred from folder names would be numbered in alphabetical order, lose characters that file names cannot
+    hold, and be missing if there is only one class. The metadata keeps the labels, and the order of the rows.
     """
 
-    # Read by `load_dataset`, which would otherwise take the folder of a class named "test" for a split. Given this file
-    # it takes two directories of one name for the same data set, and an old one from its cache for the new, unless
-    # something in here differs (`datasets.load.LocalDatasetModuleFactory` hashes the patterns, not the files).
+    # `load_dataset` reads this file; without it, the folder of a class named "test" would be loaded as a split. The
+    # random description keeps `datasets` from returning another data set from its cache: for a directory with such a
+    # file, `datasets.load.LocalDatasetModuleFactory` hashes the patterns and not the files, so two directories of the
+    # same name would otherwise count as the same data set.
     LOADING = """\
 configs:
 - config_name: default
@@ -124,22 +144,22 @@ configs:
             self.columns["file_name"] = [f"{folders[label]}/{row:05d}.png" for row, label in enumerate(labels)]
 
     def file_names(self, index: int, rows: range) -> list[str]:
-        """The files of a shard."""
+        """The names of a shard's files."""
         return [f"train/{name}" for name in self.columns["file_name"][rows.start : rows.stop]]
 
     def contents(self, table: pa.Table) -> list[bytes]:
-        """What is in each of them."""
+        """The contents of a shard's files, in the order of `file_names`."""
         return [image["bytes"] for image in table["image"].to_pylist()]
 
     def closing_files(self) -> dict[str, bytes]:
-        """Further files, by name, that come after all shards."""
+        """The files that follow the last shard: their contents by name."""
         metadata = pa.table(self.columns, schema=self.features.arrow_schema)
         loading = self.LOADING.format(unique=uuid.uuid4())
         return {"train/metadata.parquet": parquet_bytes(metadata), ".huggingface.yaml": loading.encode()}
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the content of a parquet file."""
+    """Serialize a table as a parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""The pipeline that samples class-conditional images, and that travels with the weights.
+"""The pipeline that samples class-conditional images; its code is published with the weights.
 
-A copy of this file lies beside `model_index.json` in every directory that `save_pretrained` writes, so that a stranger
-samples with diffusers alone. Therefore it imports nothing but diffusers and torch.
+`save_pretrained` copies this file next to `model_index.json`, so that anyone can sample the model with diffusers alone.
+For that reason it imports only diffusers and torch.
 """
 
 import inspect
@@ -24,8 +24,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     Parameters:
         unet ([`UNet2DModel`]):
-            The denoiser, with `num_classes + 1` class embeddings: one for each class and, last, the null class, which
-            stands for "no label" and makes the unconditional half of guidance.
+            The denoiser, with `num_classes + 1` class embeddings: one for each class and a last one for the null class,
+            which means "no label" and gives the unconditional prediction of guidance.
         scheduler ([`SchedulerMixin`]):
             Any diffusers scheduler that fits how `unet` was trained.
         id2label (`dict[int, str]`, *optional*):
@@ -56,12 +56,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    # Kept from the moment of import: diffusers runs remote code from one cached copy, which the next directory that
-    # is loaded overwrites.
+    # Read at import, because diffusers runs remote code from a single cached copy, which is overwritten when the next
+    # directory is loaded.
     _source = Path(__file__).read_text(encoding="utf-8")
 
-    # `id2label` is annotated as a plain `dict` because JSON turns its keys into strings, and diffusers warns of a key
-    # whose type is not the annotated one.
+    # `id2label` is annotated as a plain `dict` because JSON turns its keys into strings, and diffusers warns about keys
+    # that do not have the annotated type.
     def __init__(
         self,
         unet: UNet2DModel,
@@ -88,14 +88,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.class_names = [id2label[class_id] if id2label else str(class_id) for class_id in class_ids]
 
     def get_label_ids(self, class_labels: list[int | str]) -> list[int]:
-        r"""The class ids of labels given as ids or as names.
+        r"""Convert labels, given as ids or names, to class ids.
 
         Args:
             class_labels (`list[int | str]`):
                 Class ids from 0 to `num_classes - 1`, or names from `class_names`.
 
         Returns:
-            `list[int]`: One id a label.
+            `list[int]`: One id per label.
 
         Raises:
             `ValueError`: If the list is empty or has a label that is not one of the classes.
@@ -135,14 +135,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 The number of denoising steps.
             s_churn (`float`, *optional*, defaults to 0.0):
                 Above 0, fresh noise is added before each step and taken away by it, which corrects what earlier steps
-                got wrong: the stochastic sampler of EDM ([Karras et al. 2022](https://huggingface.co/papers/2206.00364),
-                algorithm 2, without the second-order correction). Needs an [`EDMEulerScheduler`].
+                got wrong: the stochastic sampler of EDM ([Karras et al.
+                2022](https://huggingface.co/papers/2206.00364), algorithm 2, without the second-order correction).
+                Needs an [`EDMEulerScheduler`].
             s_tmin (`float`, *optional*, defaults to 0.05):
                 The lowest noise level at which noise is added.
             s_tmax (`float`, *optional*, defaults to 50.0):
                 The highest noise level at which noise is added.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                Makes generation deterministic; a list has one generator an image.
+                Makes generation deterministic; a list has one generator per image.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"` for a list of `PIL.Image` (mode `L` for one channel), `"np"` for a `numpy` array of shape
                 `(batch, height, width, channels)` or `"pt"` for a tensor of shape `(batch, channels, height, width)`,
@@ -154,7 +155,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             [`~pipelines.ImagePipelineOutput`] or `tuple`: The images, alone or as the first element of a tuple.
 
         Raises:
-            `ValueError`: If a label is not one of the classes or another argument is out of its range.
+            `ValueError`: If a label is not one of the classes, or another argument is out of range.
         """
         label_ids = self.get_label_ids(class_labels)
         if not guidance_scale >= 0:
@@ -166,7 +167,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f'`output_type` is {output_type!r}: give "pil", "np" or "pt".')
 
-        device = self._execution_device  # also with model offloading; every pipeline of diffusers asks it
+        device = self._execution_device  # correct also with model offloading; all pipelines of diffusers use it
         guided = guidance_scale != 1
         labels = torch.tensor(label_ids, device=device)
         if guided:
@@ -187,8 +188,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         for index, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             noise_label = t
             if s_churn > 0 and s_tmin <= self.scheduler.sigmas[index] <= s_tmax:
-                # The level is raised in the schedule itself, where the network and the step both start from. The
-                # scheduler's own `s_churn` would pair the raised image with the network's answer to the old one.
+                # The noise level is raised in the schedule itself, from which both the network and the step take it.
+                # The scheduler's own `s_churn` would combine the noisier image with the network's output for the
+                # image before the noise was added.
                 sigma = self.scheduler.sigmas[index].clone()
                 sigma_hat = sigma * (1 + min(s_churn / num_inference_steps, 2**0.5 - 1))
                 self.scheduler.sigmas[index] = sigma_hat
@@ -217,11 +219,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=image)
 
     def save_config(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        r"""Write `model_index.json`, and beside it this file; called by `save_pretrained`.
+        r"""Write `model_index.json` and a copy of this file; called by `save_pretrained`.
 
         Args:
             save_directory (`str` or `os.PathLike`):
-                Created if it does not exist.
+                The directory, which is created if it does not exist.
             kwargs (`dict[str, Any]`, *optional*):
                 Passed on to [`~ConfigMixin.save_config`].
         """
@@ -232,13 +234,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def to_json_string(self) -> str:
         r"""The text of `model_index.json`, which names the file that holds the class: `["pipeline", class name]`."""
         config = json.loads(super().to_json_string())
-        config.pop("_name_or_path", None)  # where this pipeline was loaded from is nobody else's business
+        config.pop("_name_or_path", None)  # do not publish where this pipeline was loaded from
         config["_class_name"] = ["pipeline", type(self).__name__]
         return json.dumps(config, indent=2) + "\n"
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        # A class name without a file makes diffusers load into the class that was asked for, so that
-        # `ClassConditionalPipeline.from_pretrained` neither runs the code it finds nor asks to be trusted with it.
-        # diffusers reads the file by this method of `ConfigMixin`, and has no public one in between.
+        # With a class name that names no file, diffusers loads into the class on which `from_pretrained` was called:
+        # `ClassConditionalPipeline.from_pretrained` neither runs the published code nor needs `trust_remote_code`.
+        # diffusers reads the file by this private method of `ConfigMixin` and has no public method for it.
         return {**super()._dict_from_json_file(json_file), "_class_name": cls.__name__}

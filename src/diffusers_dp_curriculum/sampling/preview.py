@@ -1,4 +1,4 @@
-"""Samples of a network: the pipeline it is published in, and a grid of what it makes."""
+"""Previews of a network in training: the pipeline that it will be published in, and a grid of its samples."""
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, EDMEulerScheduler, SchedulerMixin, UNet2DModel
@@ -24,14 +24,14 @@ def check_sampling(
     """Refuse settings that no pipeline with this scheduler can be sampled with.
 
     Args:
-        scheduler (`SchedulerMixin`): That of the pipeline.
+        scheduler (`SchedulerMixin`): The scheduler of the pipeline.
         conditional (`bool`): Whether the pipeline has classes.
-        num_inference_steps (`int`): As [`ClassConditionalPipeline`] has it, like those that follow.
-        guidance_scale (`float`): Of classifier-free guidance.
-        s_churn (`float`): Of EDM's stochastic sampling.
+        num_inference_steps (`int`): The number of denoising steps.
+        guidance_scale (`float`): The weight of classifier-free guidance; 1 is no guidance.
+        s_churn (`float`): The amount of fresh noise in EDM's stochastic sampling; 0 is none.
 
     Raises:
-        InputError: If so.
+        InputError: If a value is out of range, or the pipeline does not support guidance or stochastic sampling.
     """
     most = scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= most:
@@ -45,16 +45,16 @@ def check_sampling(
     if not conditional and s_churn > 0:
         raise InputError("An unconditional pipeline has no stochastic sampler: leave `s_churn` at 0.")
     if s_churn > 0 and not isinstance(scheduler, EDMEulerScheduler):
-        raise InputError("`s_churn` is of EDM's sampler: leave it at 0, or use an EDMEulerScheduler.")
+        raise InputError("`s_churn` belongs to EDM's sampler: leave it at 0, or use an EDMEulerScheduler.")
 
 
 class Preview:
-    """Pipelines of a network in training, and grids of what it samples.
+    """Makes pipelines of a network in training, and grids of its samples.
 
     Args:
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`): The scheduler of the pipeline.
         info (`DatasetInfo`): The public description of the data set.
-        config (`DPCurriculumConfig`): The fields on samples and `seed` are used.
+        config (`DPCurriculumConfig`): The fields of sampling and `seed` are used.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Preview:
         self.config = config
 
     def pipeline(self, unet: UNet2DModel) -> DDPMPipeline | ClassConditionalPipeline:
-        """The pipeline of `unet`, which it leaves in eval mode."""
+        """Make the pipeline of `unet`; this puts the network into evaluation mode."""
         unet.eval()
         if self.class_names is None:
             return DDPMPipeline(unet=unet, scheduler=self.noise_scheduler)
@@ -73,10 +73,10 @@ class Preview:
         return ClassConditionalPipeline(unet=unet, scheduler=self.noise_scheduler, id2label=id2label)
 
     def check(self, unet: UNet2DModel) -> None:
-        """Draw one image in three steps: what cannot be sampled must not be trained.
+        """Sample one image in three steps, so that no budget is spent on a network that cannot be sampled.
 
         Raises:
-            InputError: If it cannot be.
+            InputError: If the settings are out of range, or sampling fails.
         """
         config, scheduler, conditional = self.config, self.noise_scheduler, self.class_names is not None
         steps, most = config.num_inference_steps, scheduler.config.num_train_timesteps
@@ -86,7 +86,7 @@ class Preview:
         if scheduler.config.get("variance_type") in ("learned", "learned_range"):
             raise InputError('The UNet predicts no variance: use a noise scheduler with variance_type="fixed_small".')
         try:
-            # The last step adds no noise, and EDM's first none either: the one between does what all others do.
+            # Three steps: DDPM's last step adds no noise and neither does EDM's first, so one is typical of all others.
             image = self._sample(self.pipeline(unet), 0, 1, min(3, most), None)
             if not image.isfinite().all():
                 raise ArithmeticError("its images are not finite")
@@ -102,7 +102,7 @@ class Preview:
             )
 
     def grid(self, unet: UNet2DModel) -> Image.Image:
-        """Samples of every class, a row each; always from the same noise, so that two grids can be compared."""
+        """Sample a grid with one row per class; the noise is always the same, so that grids can be compared."""
         generator = torch.Generator(unet.device).manual_seed(self.config.seed)
         rows = min(GRID_COLUMNS if self.class_names is None else len(self.class_names), MAX_GRID_ROWS)
         pipeline = self.pipeline(unet)
@@ -120,7 +120,7 @@ class Preview:
         num_inference_steps: int,
         generator: torch.Generator | None,
     ) -> torch.Tensor:
-        """`count` images of a class, or of an unconditional model: `(count, channels, height, width)` in [0, 1]."""
+        """Sample `(count, channels, height, width)` images in [0, 1], of class `label` if there are classes."""
         pipeline.set_progress_bar_config(disable=True)
         options = {"num_inference_steps": num_inference_steps, "generator": generator}
         if self.class_names is None:

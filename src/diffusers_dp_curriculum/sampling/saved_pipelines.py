@@ -1,4 +1,4 @@
-"""Trained pipelines by their directory or their name on the Hub."""
+"""Loads trained pipelines, and finds their privacy.json, in a directory or on the Hub."""
 
 from pathlib import Path
 
@@ -12,12 +12,19 @@ from .pipeline import ClassConditionalPipeline
 
 
 def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
-    """Load a class-conditional or a stock pipeline, without ever running code from where it is stored."""
+    """Load a class-conditional pipeline or one of diffusers; code in the directory or repository is never run.
+
+    Args:
+        name (`str`): Directory or Hub id of a saved pipeline.
+
+    Raises:
+        InputError: If there is no pipeline of that name, or it needs code of its own.
+    """
     try:
         class_name = diffusers.DiffusionPipeline.load_config(name)["_class_name"]
     except OSError as error:
         raise InputError(
-            f"{name} is neither the directory of a saved pipeline nor one on the Hub: check it."
+            f"{name} is neither the directory of a saved pipeline nor one on the Hub: check the name."
         ) from error
     if class_name == ["pipeline", "ClassConditionalPipeline"]:
         return ClassConditionalPipeline.from_pretrained(name)
@@ -27,22 +34,44 @@ def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
 
 
 def use_scheduler(pipeline: diffusers.DiffusionPipeline, name: str) -> None:
-    """Swap in a scheduler that the model can be sampled with."""
-    known = EDM_SCHEDULERS if isinstance(pipeline.scheduler, EDM_SCHEDULERS) else pipeline.scheduler.compatibles
-    compatible = {scheduler.__name__: scheduler for scheduler in known}
+    """Replace the scheduler of a pipeline by another one that fits how the model was trained.
+
+    Args:
+        pipeline (`DiffusionPipeline`): The pipeline, which is changed in place.
+        name (`str`): The class name of the new scheduler.
+
+    Raises:
+        InputError: If the model cannot be sampled with that scheduler.
+    """
+    candidates = EDM_SCHEDULERS if isinstance(pipeline.scheduler, EDM_SCHEDULERS) else pipeline.scheduler.compatibles
+    compatible = {scheduler.__name__: scheduler for scheduler in candidates}
     if name not in compatible:
         raise InputError(f"`scheduler` is {name}: choose one of {', '.join(sorted(compatible))} here.")
     pipeline.scheduler = compatible[name].from_config(pipeline.scheduler.config)
 
 
 def find_privacy_json(name: str, repo_type: str = "model") -> Path | None:
-    """The privacy.json of a pipeline or, with the type "dataset", of a data set; None if it has none."""
+    """Find the privacy.json of a pipeline or of a data set, and download it if it is on the Hub.
+
+    Args:
+        name (`str`): Directory or Hub id.
+        repo_type (`str`, *optional*, defaults to `"model"`): `"model"` for a pipeline, `"dataset"` for a data set.
+
+    Returns:
+        `Path`, *optional*: The file; None if there is none.
+
+    Raises:
+        HubError: If the Hub cannot be reached and the file is not in the local cache.
+    """
     if Path(name).is_dir():
         path = Path(name, "privacy.json")
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(name, "privacy.json", repo_type=repo_type))
     except LocalEntryNotFoundError as error:
-        raise HubError(f"The Hub is out of reach, and the privacy.json of {name} is there alone: try again.") from error
-    except (EntryNotFoundError, RepositoryNotFoundError):  # the digits, for instance, are in no repository
+        raise HubError(f"The Hub is out of reach, and the privacy.json of {name} is only there: try again.") from error
+    except (
+        EntryNotFoundError,
+        RepositoryNotFoundError,
+    ):  # also if `name` is no repository, such as the digits of scikit-learn
         return None

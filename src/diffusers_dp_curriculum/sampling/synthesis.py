@@ -1,4 +1,4 @@
-"""From a pipeline to a synthetic data set: post-processing of the weights, at no cost in privacy."""
+"""Samples a synthetic data set from a pipeline. This is post-processing of the weights and costs no privacy."""
 
 import hashlib
 import io
@@ -29,23 +29,29 @@ from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayou
 from .preview import check_sampling
 
 
-MAX_SHARD_BYTES = 500_000_000  # of a parquet file on the Hub, as `datasets` has it
+MAX_SHARD_BYTES = 500_000_000  # the size of parquet files on the Hub, the same as in `datasets`
 
 
 class SyntheticDataset(datasets.Dataset):
     """A `datasets.Dataset` of generated images that knows the budget of the model they came from.
 
-    What is made of its rows by `select`, `map` and the like is a plain `datasets.Dataset`.
+    Methods such as `select` and `map` return a plain `datasets.Dataset`, without the budget.
 
     Attributes:
-        privacy (`PrivacyStatement`, *optional*): What the model's privacy.json says; None if it is not known.
+        privacy (`PrivacyStatement`, *optional*): The content of the model's privacy.json; None if it is not known.
         card (`str`, *optional*):
-            The data set card, where `privacy` is known. Its generated sections are written anew when it is pushed.
+            The data set card; None if `privacy` is. Its generated sections are rendered again when the data set is
+            pushed.
     """
 
     @classmethod
     def wrap(cls, dataset: datasets.Dataset, privacy: PrivacyStatement | None) -> "SyntheticDataset":
-        """`dataset` with the budget of its model."""
+        """Attach the budget of the model to `dataset`.
+
+        Args:
+            dataset (`datasets.Dataset`): The generated images.
+            privacy (`PrivacyStatement`, *optional*): The content of the model's privacy.json, if it is known.
+        """
         wrapped = cls(dataset.data, info=dataset.info, split=dataset.split)
         wrapped.privacy = privacy
         wrapped.card = _card(dataset, privacy) if privacy else None
@@ -66,7 +72,7 @@ class SyntheticDataset(datasets.Dataset):
             repo_id (`str`): `"user/name"`, or a name in the namespace of the token's owner.
             commit_message (`str`, *optional*): One line; the privacy budget by default.
             private (`bool`, *optional*): Whether a new repository is private; the namespace's default by default.
-            token (`str`, *optional*): That of `hf auth login` or `HF_TOKEN` by default.
+            token (`str`, *optional*): The token of `hf auth login` or `HF_TOKEN` by default.
             create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
 
         Returns:
@@ -74,15 +80,17 @@ class SyntheticDataset(datasets.Dataset):
 
         Raises:
             [`InputError`]: If the budget is not known.
-            [`HubError`]: If the push does not succeed; nothing is lost then.
+            [`HubError`]: If the push fails; nothing is lost, and the same call tries again.
         """
         if self.privacy is None:
             raise InputError(
-                "The budget of the model is not known, and the images may not be published without: give "
+                "The budget of the model is not known, and the images may not be published without it: give "
                 "`generate_dataset` its `privacy_json`."
             )
         with tempfile.TemporaryDirectory() as directory:
-            card = update_card(self.card, _card(self, self.privacy))  # columns may have gone since it was written
+            card = update_card(
+                self.card, _card(self, self.privacy)
+            )  # columns may have been removed since it was rendered
             Path(directory, "README.md").write_text(card, encoding="utf-8")
             Path(directory, "privacy.json").write_text(self.privacy.to_json(), encoding="utf-8")
             Path(directory, "data").mkdir()
@@ -102,14 +110,17 @@ class SyntheticDataset(datasets.Dataset):
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers that add up to `total`, in proportion to `weights` (by the method of largest remainders).
+    """Split `total` into whole numbers in proportion to `weights`, by the method of largest remainders.
 
     Args:
         total (`int`): The number of images in all.
-        weights (`Sequence[float]`): One a class, such as [`CentralImageDataset.class_counts`].
+        weights (`Sequence[float]`): One weight per class, >= 0, such as [`CentralImageDataset.class_counts`].
+
+    Returns:
+        `list[int]`: One number per class; they add up to `total`.
 
     Raises:
-        [`InputError`]: If no weight is above 0, or one is below.
+        [`InputError`]: If a weight is negative or infinite, or all weights are 0.
     """
     if min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise InputError(f"The classes cannot have the weights {list(weights)}: give them 0 or more, and not all 0.")
@@ -136,51 +147,51 @@ def generate_dataset(
     seed: int = 0,
     privacy_json: str | os.PathLike[str] | None = None,
 ) -> SyntheticDataset:
-    """Sample an image data set with labels, balanced or with given numbers of images.
+    """Sample an image data set with labels, balanced or with given numbers of images per class.
 
-    The classes take turns, row by row, so that every prefix and every shard is as balanced as the whole. With
-    `output_dir`, each batch becomes a shard that depends on nothing but the settings and its index, and whose files
-    appear whole or not at all: the same call after an interruption goes on where the first one stopped, and ends with
-    the same bytes. `datasets.load_dataset(output_dir)` loads what was written.
+    The classes alternate row by row, so that every prefix and every shard is as balanced as the whole. With
+    `output_dir`, each batch becomes a shard that depends only on the settings and its index, and its files are either
+    complete or absent: after an interruption, the same call continues where the first one stopped and produces the
+    same bytes. `datasets.load_dataset(output_dir)` loads the result.
 
     Args:
         pipeline ([`DiffusionPipeline`]):
             A [`ClassConditionalPipeline`], or an unconditional pipeline such as [`DDPMPipeline`], on the device that
-            is to do the work.
+            should do the work.
         images_per_class (`int` or `Sequence[int]`):
-            The number of images of each class, one for all or one for each (see [`apportion`]); for an unconditional
-            pipeline, the number of images.
+            The number of images per class: one number for all classes, or a list with one number per class (see
+            [`apportion`]). For an unconditional pipeline, the number of images.
         output_dir (`str` or `os.PathLike`, *optional*):
-            Where to write the data set: a directory that is new, empty, or holds a part of this very data set. Without
-            it, the data set stays in memory.
+            Where to write the data set: a directory that is new, empty, or holds a part of the same data set. By
+            default the data set stays in memory.
         file_format (`str`, *optional*, defaults to `"parquet"`):
             `"parquet"` for `data/train-00000-of-0000N.parquet`, or `"imagefolder"` for
-            `train/<class name>/<row>.png` with the labels in `train/metadata.parquet`. In folder names, whatever is
-            not a letter, a digit, a space, `-` or `_` becomes `_`.
+            `train/<class name>/<row>.png` with the labels in `train/metadata.parquet`. In folder names, every
+            character other than letters, digits, spaces, `-` and `_` becomes `_`.
         batch_size (`int`, *optional*, defaults to 250):
-            The number of images sampled at once, and in a shard.
+            The number of images that are sampled at once, which is also the number of images per shard.
         num_inference_steps (`int`, *optional*, defaults to 50):
-            The number of denoising steps, at most those that the scheduler was trained with.
+            The number of denoising steps, at most the number of timesteps that the scheduler was trained with.
         guidance_scale (`float`, *optional*, defaults to 1.0):
             Weight `w >= 0` of classifier-free guidance; at 1 the model is sampled as it is.
         s_churn (`float`, *optional*, defaults to 0.0):
-            Fresh noise of EDM's stochastic sampling, as [`ClassConditionalPipeline`] has it; 0 is none.
+            The amount of fresh noise in EDM's stochastic sampling, see [`ClassConditionalPipeline`]; 0 is none.
         s_tmin (`float`, *optional*, defaults to 0.05):
-            The lowest noise level at which it is added.
+            The lowest noise level at which fresh noise is added.
         s_tmax (`float`, *optional*, defaults to 50.0):
-            The highest one.
+            The highest noise level at which fresh noise is added.
         seed (`int`, *optional*, defaults to 0):
-            Chooses the sample. No privacy depends on it.
+            The seed of sampling, >= 0. Privacy does not depend on it.
         privacy_json (`str` or `os.PathLike`, *optional*):
-            The `privacy.json` of the pipeline: copied into `output_dir` when all images are there, with a data set card
-            beside it, and needed by `push_to_hub`.
+            The `privacy.json` of the pipeline. It is copied into `output_dir` after the last image, together with a
+            data set card, and `push_to_hub` needs it.
 
     Returns:
         [`SyntheticDataset`]: A `datasets.Dataset` with the column `image` (`datasets.Image`) and, for a
         class-conditional pipeline, `label` (`datasets.ClassLabel`).
 
     Raises:
-        [`InputError`]: If an argument is out of its range, or `output_dir` holds anything but a part of this data set.
+        [`InputError`]: If an argument is out of range, or `output_dir` holds anything but a part of the same data set.
 
     Examples:
         >>> from diffusers_dp_curriculum import ClassConditionalPipeline, build_scheduler, build_unet, generate_dataset
@@ -193,7 +204,7 @@ def generate_dataset(
         (8, 8)
     """
     class_names = getattr(pipeline, "class_names", None)  # an unconditional pipeline has none
-    counts = _counts_of_classes(images_per_class, class_names)
+    counts = _class_counts(images_per_class, class_names)
     churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
     if min(counts) < 0 or sum(counts) < 1 or batch_size < 1:
         raise InputError(f"`images_per_class` is {images_per_class} and `batch_size` is {batch_size}: give at least 1.")
@@ -206,7 +217,7 @@ def generate_dataset(
         raise InputError(f"`privacy_json` is {privacy_json}, which is not a file: give the path of one.")
     privacy = None if privacy_json is None else check_statement(Path(privacy_json))
 
-    labels = None if class_names is None else _take_turns(counts)
+    labels = None if class_names is None else _interleave(counts)
     num_images = sum(counts)
     shards = [range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size)]
 
@@ -236,8 +247,8 @@ def generate_dataset(
     with tqdm(total=num_images, desc="Generating", unit="image") as progress:
         for index, rows in enumerate(shards):
             if directory is None or not directory.has_shard(index, rows):
-                of_rows = None if labels is None else labels[rows.start : rows.stop]
-                table = _sample_shard(pipeline, len(rows), of_rows, (seed, index), sampling)
+                shard_labels = None if labels is None else labels[rows.start : rows.stop]
+                table = _sample_shard(pipeline, len(rows), shard_labels, (seed, index), sampling)
                 if directory is None:
                     tables.append(table)
                 else:
@@ -247,7 +258,7 @@ def generate_dataset(
     if directory is None:
         return SyntheticDataset.wrap(datasets.Dataset(pa.concat_tables(tables)), privacy)
     directory.finish()
-    # By its absolute path, lest a relative one be the name of a loader, such as "parquet".
+    # An absolute path, because `datasets` may read a relative one, such as "parquet", as the name of a loader.
     dataset = SyntheticDataset.wrap(datasets.load_dataset(str(directory.path), split="train"), privacy)
     if privacy_json is not None:
         dataset.card = directory.describe(privacy_json, dataset.card)
@@ -261,7 +272,7 @@ def _sample_shard(
     seed: tuple[int, int],
     sampling: dict[str, Any],
 ) -> pa.Table:
-    """The rows of a shard, which depend on the settings, the seed and the index of the shard alone."""
+    """Sample the rows of a shard, which depend only on the settings, the seed and the index of the shard."""
     shard_seed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     generator = torch.Generator(pipeline.device).manual_seed(int(shard_seed[0]))
     features = datasets.Features({"image": datasets.Image()})
@@ -276,8 +287,8 @@ def _sample_shard(
     return pa.table(columns, schema=features.arrow_schema)
 
 
-def _counts_of_classes(images_per_class: int | Sequence[int], class_names: list[str] | None) -> list[int]:
-    """How many images each class is to have; one number if there are no classes."""
+def _class_counts(images_per_class: int | Sequence[int], class_names: list[str] | None) -> list[int]:
+    """The number of images of each class, as a list; a single number without classes."""
     if isinstance(images_per_class, int):
         return [images_per_class] * (1 if class_names is None else len(class_names))
     if class_names is None:
@@ -290,8 +301,8 @@ def _counts_of_classes(images_per_class: int | Sequence[int], class_names: list[
     return list(images_per_class)
 
 
-def _take_turns(counts: list[int]) -> list[int]:
-    """Labels in which each class comes as often as `counts` says, spread evenly."""
+def _interleave(counts: list[int]) -> list[int]:
+    """A list of labels with `counts[label]` copies of each label, spread evenly."""
     turns = [((turn + 0.5) / count, label) for label, count in enumerate(counts) for turn in range(count)]
     return [label for _, label in sorted(turns)]
 

@@ -1,1 +1,1 @@
-"""What is published: cards, artifacts and the Hub. Post-processing."""
+"""Publishes the results of a run: cards, files and pushes to the Hub. Post-processing."""

@@ -1,4 +1,4 @@
-"""What a finished run publishes: the pipeline, its statement about privacy, its card and pictures."""
+"""Writes what a finished run publishes: the pipeline, privacy.json, the model card and pictures."""
 
 from collections.abc import Mapping
 
@@ -20,18 +20,18 @@ def write_artifact(
 ) -> None:
     """Write what may be published into the directory of a run.
 
-    The statement about privacy is written last, as the sign that everything else is there. Of an existing card the
-    sections that its owner wrote are kept.
+    privacy.json is written last, as a sign that all other files are complete. Text that people wrote into an existing
+    card is kept.
 
     Args:
-        paths (`RunPaths`): Where the run is.
+        paths (`RunPaths`): The paths of the run.
         pipeline (`DiffusionPipeline`): The trained pipeline.
-        privacy (`PrivacyStatement`): What privacy.json is to say.
+        privacy (`PrivacyStatement`): The content of privacy.json.
         card (`ModelCard`): The model card.
-        pictures (`Mapping[str, Image]`): The published pictures by what they show, such as `"samples"`.
+        pictures (`Mapping[str, Image]`): The published pictures by their names, such as `"samples"`.
     """
     paths.privacy_json.unlink(missing_ok=True)
-    pipeline.unet.register_to_config(_name_or_path="")  # a path on this machine is not published
+    pipeline.unet.register_to_config(_name_or_path="")  # do not publish a path on this machine
     pipeline.save_pretrained(paths.output_dir)
     for name, picture in pictures.items():
         picture.save(paths.picture(name))

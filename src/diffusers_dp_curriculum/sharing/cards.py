@@ -1,8 +1,8 @@
-"""Cards that people may edit: generated sections between comments, and everything else left alone.
+"""Cards that people may edit: only the generated sections are updated, and all other text is kept.
 
-A generated section stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`, which no reader of the rendered
-card sees. What is outside belongs to whoever wrote it, the metadata at the top included. Taking the two comments away
-makes a section one's own; only the privacy statement comes back.
+A generated section stands between the comments `<!-- generated: NAME -->` and `<!-- end: NAME -->`, which are not
+visible in the rendered card. All text outside belongs to its author, including the metadata at the top. To take over a
+generated section, an author removes its two comments; only the privacy statement is then added again.
 """
 
 import html
@@ -20,7 +20,8 @@ from ..privacy.statement import PrivacyStatement, scope_in_words
 STATEMENT = "statement"
 SECTION = re.compile(r"<!-- generated: (?P<name>\w+)\b.*?-->.*?<!-- end: (?P=name) -->", re.DOTALL)
 CLAIM = r"This (?:model|data set) is \([^()]*\)-differentially private"
-# A statement that has lost one of its comments is no section any more: the other goes, and the old sentence behind it.
+# A privacy statement with only one of its two comments is no section any more: the remaining comment and the old
+# sentence after it are removed.
 SECTION_OR_REST = re.compile(
     rf"{SECTION.pattern}|<!-- (?:generated|end): {STATEMENT}\b.*?-->(?:\s*\*\*{CLAIM}[^\n]*)?", re.DOTALL
 )
@@ -29,14 +30,14 @@ SECTION_OR_REST = re.compile(
 def privacy_claim(
     privacy: PrivacyStatement, subject: str, data: str, with_label: bool, mechanisms_in_words: str
 ) -> str:
-    """The budget in a sentence that can be quoted on its own, and what it covers.
+    """State the budget in a sentence that can be quoted on its own, and explain what it covers.
 
     Args:
-        privacy (`PrivacyStatement`): What privacy.json says.
-        subject (`str`): What the sentence is about: "This model".
-        data (`str`): Whose record it is about: "its training data".
+        privacy (`PrivacyStatement`): The content of privacy.json.
+        subject (`str`): The subject of the sentence, such as "This model".
+        data (`str`): The data that is protected, such as "its training data".
         with_label (`bool`): Whether a record is an image with its label.
-        mechanisms_in_words (`str`): What the budget was spent on.
+        mechanisms_in_words (`str`): What the budget was spent on, in words.
     """
     if not privacy.private:
         return "\n\n".join([f"**{subject} is NOT private. Do not share it.**", *privacy.remarks])
@@ -50,10 +51,10 @@ def privacy_claim(
 
 
 def mechanism_table(privacy: PrivacyStatement) -> str:
-    """The mechanisms of a privacy.json as a table in Markdown, with the run of each if there are several.
+    """Render the mechanisms as a Markdown table, with a column for the run if there are several runs.
 
     Args:
-        privacy (`PrivacyStatement`): What privacy.json says.
+        privacy (`PrivacyStatement`): The content of privacy.json.
     """
     several = privacy.num_previous_runs > 0
     rows = [["mechanism", "noise multiplier", "sample rate", "steps", "sensitivity", "run"], ["---"] * 6]
@@ -66,20 +67,20 @@ def mechanism_table(privacy: PrivacyStatement) -> str:
 
 
 def budget(privacy: PrivacyStatement) -> str:
-    """(epsilon, delta) as the cards write it."""
+    """Format (epsilon, delta) for the cards, both rounded up."""
     return f"({round_up(privacy.epsilon)}, {round_up(privacy.delta)})"
 
 
 def check_budget(card: str, privacy: PrivacyStatement, where: str) -> None:
-    """Refuse a card that does not state the budget of its privacy.json, or that claims another one besides.
+    """Refuse a card that does not state the budget of its privacy.json, or that also claims another budget.
 
     Args:
-        card (`str`): The card.
-        privacy (`PrivacyStatement`): What privacy.json says.
-        where (`str`): Which card it is, in words.
+        card (`str`): The content of the card.
+        privacy (`PrivacyStatement`): The content of privacy.json.
+        where (`str`): The name of the card, for the error message.
 
     Raises:
-        InputError: If so.
+        InputError: If the card does not state the budget, or claims another one.
     """
     stated = f"{budget(privacy)}-differentially private"
     if stated not in card:
@@ -94,36 +95,42 @@ def check_budget(card: str, privacy: PrivacyStatement, where: str) -> None:
 
 
 def as_text(name: str) -> str:
-    """A name that is read as it is on a card, whatever signs of Markdown or HTML it holds."""
+    """Escape a name so that a card shows it unchanged, even if it contains Markdown or HTML."""
     return re.sub(r"([\\`*|])", r"\\\1", html.escape(" ".join(name.split()), quote=False))
 
 
 def update(card: str, fresh: str) -> str:
-    """A card that may have been edited, with its generated sections and metadata replaced by those of `fresh`.
+    """Replace the generated sections and metadata of a card, which may have been edited, by those of `fresh`.
 
-    Metadata that `fresh` does not have stay, and so do tags.
+    Tags, and metadata that `fresh` does not have, are kept.
 
     Args:
-        card (`str`): The card as it is.
-        fresh (`str`): The same kind of card, newly rendered.
+        card (`str`): The existing card.
+        fresh (`str`): The newly rendered card.
+
+    Returns:
+        `str`: The updated card.
     """
     sections = {match["name"]: match[0] for match in SECTION.finditer(fresh)}
     text = SECTION_OR_REST.sub(lambda match: sections.get(match["name"], ""), _text(card))
     present = {match["name"] for match in SECTION.finditer(text)}
     if STATEMENT not in present:
-        # A card that is not one of ours yet gets all of it, one whose owner has taken the sentence out gets that back.
+        # A card without generated sections gets all of `fresh`; a card without the privacy statement gets that back.
         missing = sections.get(STATEMENT, "") if present else _text(fresh)
         text = f"{missing.strip()}\n\n{text.strip()}"
     return _compose({**_metadata(card), **_metadata(fresh)}, text, card, fresh)
 
 
 def merge(local: str, hub: str | None, base: str | None) -> str | None:
-    """The card to push: what people wrote, wherever they did; None if they did in both places.
+    """Merge the local card and the card on the Hub, keeping what people wrote in either of them.
 
     Args:
-        local (`str`): The directory's card, whose generated sections are the ones that count.
-        hub (`str`, *optional*): The repository's card.
-        base (`str`, *optional*): The repository's card when it was last seen from here.
+        local (`str`): The local card, whose generated sections are used.
+        hub (`str`, *optional*): The card on the Hub; None if there is none.
+        base (`str`, *optional*): The card on the Hub when it was last pushed or read; None if it never was.
+
+    Returns:
+        `str`, *optional*: The card to push; None if people edited both cards.
     """
     if hub is None or hub == base or _own_text(hub) == _own_text(local):
         return local
@@ -135,7 +142,7 @@ def merge(local: str, hub: str | None, base: str | None) -> str | None:
 
 
 def _own_text(card: str) -> str:
-    """What people wrote: the metadata and the text outside the generated sections."""
+    """The part of a card that people wrote: the metadata and the text outside the generated sections."""
     return SECTION.sub("", card).strip()
 
 
@@ -145,7 +152,7 @@ def _has_own_text(card: str) -> bool:
 
 
 def _adopt_metadata(card: str, other: str) -> str:
-    """`card` with the metadata of `other` besides its own, which win."""
+    """Add the metadata of `other` to `card`, whose own metadata take precedence."""
     return _compose({**_metadata(other), **_metadata(card)}, _text(card), card, other)
 
 

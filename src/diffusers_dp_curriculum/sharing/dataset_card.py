@@ -1,4 +1,4 @@
-"""The data set card: README.md of a synthetic data set, with the budget of the model that it came from."""
+"""Renders the data set card: README.md of a synthetic data set, with the privacy budget of its model."""
 
 from pathlib import Path
 
@@ -18,9 +18,10 @@ def make_dataset_card(privacy: PrivacyStatement, num_images: int, counts: dict[s
     """Render the card of a synthetic data set.
 
     Args:
-        privacy (`PrivacyStatement`): What the model's privacy.json says.
-        num_images (`int`): Images in all.
-        counts (`dict[str, int]`, *optional*): Images of each class, in the order of the labels; None without classes.
+        privacy (`PrivacyStatement`): The content of the model's privacy.json.
+        num_images (`int`): The number of images.
+        counts (`dict[str, int]`, *optional*):
+            The number of images of each class, in the order of the labels; None without classes.
     """
     task = "unconditional-image-generation" if counts is None else "image-classification"
     return DatasetCard.from_template(

@@ -1,6 +1,6 @@
-"""Publishing: which files may leave, and how they get to the Hub, whole and in one commit.
+"""Publishes to the Hub: only files on an allow-list, in one commit.
 
-What is pushed is named here, file by file. Whatever else lies in a directory stays there.
+The allow-lists below name every file that may be pushed. All other files of a directory stay there.
 """
 
 import json
@@ -24,7 +24,8 @@ from .model_card import mechanisms_in_words, with_repo_id
 
 
 logger = logging.getLogger(__name__)
-# The allow-lists: paths as regular expressions, with the name that a file goes by if nothing is pushed without it.
+# The allow-lists: regular expressions of paths. The value is the name in the error message if a required file is
+# missing, and None for an optional file.
 MODEL_FILES = {
     r"README\.md": "README.md",
     r"privacy\.json": "privacy.json",
@@ -42,10 +43,10 @@ DATASET_FILES: dict[str, str | None] = {
     r"privacy\.json": "privacy.json",
     r"data/train-\d{5}-of-\d{5}\.parquet": "data/train-*.parquet",
 }
-# What a repository may hold before the first push: that is how a person or the Hub begins one.
-BEGINNING = re.compile(r"README\.md|\.gitattributes|LICENSE[^/]*")
+# Files that a repository may hold before the first push, because people or the Hub create repositories with them.
+INITIAL_FILES = re.compile(r"README\.md|\.gitattributes|LICENSE[^/]*")
 
-# What to do about an answer of the Hub; None is no answer.
+# What to do about each HTTP status; None means that there was no answer.
 ADVICE = {
     None: "check the connection",
     400: "correct what it says",
@@ -53,7 +54,7 @@ ADVICE = {
     402: "make room in the account, or pay for more",
     403: "use a token that may write there, or make room in the account if that is what it says",
     404: "check the name, and that the token may see it",
-    409: "wait for whoever else changes the repository",
+    409: "wait until the other change to the repository is done",
     412: "look at what somebody else has just changed there",
     413: "make room in the account, or push less",
     429: "wait some minutes, as the Hub asks",
@@ -72,51 +73,51 @@ def push_model(
 ) -> CommitInfo:
     """Push the publishable files of a finished run to a model repository, in one commit.
 
-    Files that an earlier push brought and that are no longer part of the model are deleted in the same commit; files
-    that others put there since stay. Text that people wrote into README.md stays too, here and on the Hub.
+    The same commit deletes files of an earlier push that are no longer part of the model. Files that others added to
+    the repository stay, and so does text that people wrote into README.md, here or on the Hub.
 
     Args:
         output_dir (`str` or `Path`): The directory that `save_pipeline` wrote.
         repo_id (`str`): `"user/name"`, or a name in the namespace of the token's owner.
         commit_message (`str`, *optional*): One line; the privacy budget by default.
         private (`bool`, *optional*):
-            Whether the repository is private if it has to be created, the namespace's default being used by default.
-        token (`str`, *optional*): That of `hf auth login` or `HF_TOKEN` by default.
+            Whether a new repository is private; the namespace's default by default.
+        token (`str`, *optional*): The token of `hf auth login` or `HF_TOKEN` by default.
         create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
-        counted (`Sequence[CountedRun]`, *optional*): What the run counts; read from its journal by default.
+        counted (`Sequence[CountedRun]`, *optional*): The runs that this run counts; read from its journal by default.
 
     Returns:
         `huggingface_hub.CommitInfo`: Address and id of the commit.
 
     Raises:
         InputError:
-            If the run is not finished or not private. A repository that was filled by other means is refused, as its
-            files may have the names of ours, and so is one that has a statement of the same run with releases that are
-            not counted here.
+            If the run is not finished or not private; if the repository holds files but no privacy.json, because then
+            they were not pushed by this library; or if its privacy.json states releases of the same run that are not
+            counted here.
         HubError:
-            If the Hub, or anything else, keeps the push from succeeding. The sentence says what to do; nothing is lost,
-            and the same call pushes again.
+            If the push fails, on the Hub or here. The message says what to do; nothing is lost, and the same call tries
+            again.
     """
     directory = Path(output_dir)
     files = publishable_files(directory, MODEL_FILES)
     privacy = check_statement(directory / "privacy.json")
-    # Read before the journal is: whatever a run that goes on may write meanwhile, these are made of what it counts.
+    # Read the files before the journal: if training continues, the journal can only count more than these files show.
     contents = {name: path.read_bytes() for name, path in files.items()}
     check_journal(directory, privacy, counted)
     local = files["README.md"].read_text(encoding="utf-8")
     check_budget(local, privacy, str(files["README.md"]))
-    seen = RunPaths(directory).card_on_hub
+    last_seen = RunPaths(directory).card_on_hub
 
     def card(hub_card: str | None, repo_id: str) -> str:
-        base = seen.read_text(encoding="utf-8") if seen.is_file() else None
+        base = last_seen.read_text(encoding="utf-8") if last_seen.is_file() else None
         merged = merge(with_repo_id(local, repo_id), hub_card, base)
         if merged is None:
             assert hub_card is not None  # otherwise there is nothing to merge
-            seen.parent.mkdir(mode=0o700, exist_ok=True)
-            seen.write_text(hub_card, encoding="utf-8")
+            last_seen.parent.mkdir(mode=0o700, exist_ok=True)
+            last_seen.write_text(hub_card, encoding="utf-8")
             raise InputError(
                 f"README.md was edited both in {directory} and on the Hub: carry over what you want to keep from the "
-                f"Hub's, which is now {seen}, and push again."
+                f"Hub's, which is now {last_seen}, and push again."
             )
         return merged
 
@@ -135,8 +136,8 @@ def push_model(
         again=f"`dp-curriculum push {directory} {repo_id}`",
     )
     files["README.md"].write_text(pushed, encoding="utf-8")
-    if seen.parent.is_dir() and not create_pr:
-        seen.write_text(pushed, encoding="utf-8")
+    if last_seen.parent.is_dir() and not create_pr:
+        last_seen.write_text(pushed, encoding="utf-8")
     return commit
 
 
@@ -149,12 +150,24 @@ def push_dataset(
     token: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Push a synthetic data set to a data set repository, in one commit; see [`push_model`].
+    """Push a synthetic data set to a data set repository, in one commit.
+
+    Text that people wrote into the card on the Hub stays.
 
     Args:
         directory (`str` or `Path`): Holds `data/train-*.parquet`, README.md and privacy.json.
+        repo_id (`str`): `"user/name"`, or a name in the namespace of the token's owner.
+        commit_message (`str`, *optional*): One line; the privacy budget by default.
+        private (`bool`, *optional*): Whether a new repository is private; the namespace's default by default.
+        token (`str`, *optional*): The token of `hf auth login` or `HF_TOKEN` by default.
+        create_pr (`bool`, *optional*, defaults to False): Open a pull request instead.
 
-    The others are those of [`push_model`], as are the errors. Text on the Hub's card stays.
+    Returns:
+        `huggingface_hub.CommitInfo`: Address and id of the commit.
+
+    Raises:
+        InputError: If the data set or the repository cannot be pushed to, as in [`push_model`].
+        HubError: If the push fails; nothing is lost, and the same call tries again.
     """
     directory = Path(directory)
     files = publishable_files(directory, DATASET_FILES)
@@ -184,24 +197,37 @@ def push_dataset(
 
 
 def prepare_repo(repo_id: str, repo_type: str, private: bool | None, token: str | None) -> str:
-    """Make sure that there is a repository of ours that the token may write to: before training, lest it fail after.
+    """Create the repository if needed, and check that it can be pushed to; called before training or sampling starts.
+
+    Args:
+        repo_id (`str`): `"user/name"`, or a name in the namespace of the token's owner.
+        repo_type (`str`): `"model"` or `"dataset"`.
+        private (`bool`, *optional*): Whether a new repository is private.
+        token (`str`, *optional*): The token of `hf auth login` or `HF_TOKEN` by default.
 
     Returns:
         `str`: The repository's full id.
 
     Raises:
-        InputError: If the repository is not one of this library's.
-        HubError: If the Hub is out of reach or refuses.
+        InputError: If the repository holds files of another origin, or is public although `private` is set.
+        HubError: If the Hub is out of reach, or refuses the request.
     """
-    with _explained(repo_id, token, again="the same command"):
+    with _explain_failure(repo_id, token, again="the same command"):
         return _open_repo(HfApi(token=token), repo_id, repo_type, private).id
 
 
 def publishable_files(directory: Path, allowed: dict[str, str | None]) -> dict[str, Path]:
-    """The files of `directory` that are on an allow-list, by their path in the repository.
+    """Find the files of `directory` that are on an allow-list.
+
+    Args:
+        directory (`Path`): The directory.
+        allowed (`dict[str, str or None]`): An allow-list, such as `MODEL_FILES`.
+
+    Returns:
+        `dict[str, Path]`: The files by their path in the repository.
 
     Raises:
-        InputError: If one that is needed is missing, or one is a link and so might be any file at all.
+        InputError: If a required file is missing, or a file is a link, which might point to any other file.
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory: give that of a finished run.")
@@ -238,15 +264,15 @@ def _push(
     create_pr: bool,
     again: str,
 ) -> tuple[CommitInfo, str]:
-    """Commit `files`, with README.md replaced by what `card` makes of the repository's and its id."""
-    with _explained(repo_id, token, again):
+    """Commit `files`; README.md is the result of `card`, called with the repository's card and id."""
+    with _explain_failure(repo_id, token, again):
         api = HfApi(token=token, library_name="diffusers-dp-curriculum")
         head = _open_repo(api, repo_id, repo_type, private)
         published = _read_file(api, head, repo_type, "privacy.json")
         if published is not None:
             check_replaces(privacy, _as_statement(published, head.id), head.id)
         pushed = card(_read_file(api, head, repo_type, "README.md"), head.id)
-        check_budget(pushed, privacy, f"README.md of {head.id} on the Hub")  # of which `card` keeps what people wrote
+        check_budget(pushed, privacy, f"README.md of {head.id} on the Hub")  # it may contain text that people wrote
         operations = [
             CommitOperationAdd(name, pushed.encode() if name == "README.md" else content)
             for name, content in files.items()
@@ -262,7 +288,7 @@ def _push(
             commit_message=commit_message,
             commit_description=commit_description,
             repo_type=repo_type,
-            parent_commit=head.sha,  # what happens there meanwhile is not overwritten unseen
+            parent_commit=head.sha,  # fail instead of overwriting a concurrent commit
             create_pr=create_pr,
         )
         logger.info("Pushed to %s.", commit.commit_url)
@@ -270,14 +296,15 @@ def _push(
 
 
 def _open_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> ModelInfo | DatasetInfo:
-    """The repository as it is, created if need be, and refused if what is in it is none of ours."""
+    """Read the state of a repository, and create it if needed; refuse one with files of another origin."""
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     head = api.repo_info(repo_id, repo_type=repo_type)
     if private and not head.private:
         raise InputError(f"{repo_id} exists and is public: make it private on the Hub, or choose another name.")
-    # Its files may well have the names of ours: `datasets` writes data/train-00000-of-00001.parquet for real images.
+    # Files of another origin may have the same names: `datasets` also writes real images to
+    # data/train-00000-of-00001.parquet.
     names = [sibling.rfilename for sibling in head.siblings]
-    foreign = [name for name in names if not BEGINNING.fullmatch(name)]
+    foreign = [name for name in names if not INITIAL_FILES.fullmatch(name)]
     if foreign and "privacy.json" not in names:
         raise InputError(
             f"{repo_id} holds {foreign[0]} and no privacy.json, as no repository of this library does: choose another "
@@ -296,7 +323,7 @@ def _read_file(api: HfApi, head: ModelInfo | DatasetInfo, repo_type: str, name: 
 
 
 def _as_statement(text: str, repo_id: str) -> PrivacyStatement:
-    """What a privacy.json on the Hub says."""
+    """Parse a privacy.json from the Hub."""
     try:
         return PrivacyStatement.from_dict(json.loads(text))
     except ValueError as error:
@@ -307,23 +334,23 @@ def _as_statement(text: str, repo_id: str) -> PrivacyStatement:
 
 
 @contextmanager
-def _explained(repo_id: str, token: str | None, again: str) -> Iterator[None]:
-    """Say of whatever goes wrong within what it is, what to do, and that nothing is lost."""
+def _explain_failure(repo_id: str, token: str | None, again: str) -> Iterator[None]:
+    """Turn any failure into one sentence: what failed, what to do, and that nothing is lost."""
     try:
         yield
     except DPCurriculumError:
         raise
-    except Exception as error:  # the Hub's client, its HTTP library and the file system each raise their own
-        problem, advice = _explain(error)
+    except Exception as error:  # of many types: from the Hub's client, its HTTP library and the file system
+        problem, advice = _problem_and_advice(error)
         if token:
             problem = problem.replace(token, "***")
         raise HubError(
             f"The push to {repo_id} did not succeed ({problem}): {advice}; nothing is lost, and {again} pushes again."
-        ) from None  # the original may show headers
+        ) from None  # the original may show HTTP headers
 
 
-def _explain(error: BaseException) -> tuple[str, str]:
-    """What went wrong, in the Hub's words if it said anything, and what to do about it."""
+def _problem_and_advice(error: BaseException) -> tuple[str, str]:
+    """Describe what went wrong, in the Hub's words if there are any, and what to do about it."""
     if isinstance(error, HFValidationError):
         return _one_line(str(error)), "give a repository as USER/NAME"
     if str(error).startswith("Invalid metadata"):

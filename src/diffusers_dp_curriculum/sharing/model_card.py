@@ -1,4 +1,4 @@
-"""The model card: README.md of a published pipeline, with the privacy budget at the top."""
+"""Renders the model card: README.md of a published pipeline, with the privacy budget at the top."""
 
 import re
 from collections.abc import Collection
@@ -22,9 +22,9 @@ IN_WORDS = {
     "dp_sgd": "training by DP-SGD",
 }
 TAGS = ["diffusers", "differential-privacy", "dp-sgd", "opacus", "image-generation"]
-# What the card says of the noise scheduler, for the fields that it has.
+# The fields of a noise scheduler's config that the card lists, if the scheduler has them.
 SCHEDULER_CARD_FIELDS = ("prediction_type", "beta_schedule", "sigma_data", "sigma_min", "sigma_max")
-REPO_ID_TO_COME = "PATH_OR_REPO_ID"  # until the model is pushed
+REPO_ID_TO_COME = "PATH_OR_REPO_ID"  # a placeholder that the push replaces
 LOADED_FROM = re.compile(r'(from_pretrained|load_dataset)\("[^"]*"')
 HUB_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
@@ -37,15 +37,15 @@ def make_model_card(
     mixed_precision: str,
     stages: Collection[str],
 ) -> ModelCard:
-    """Render the card of a finished run; nothing in it was computed on the sensitive records outside the ledger.
+    """Render the card of a finished run; everything in it is public or comes from releases in the ledger.
 
     Args:
-        privacy (`PrivacyStatement`): What privacy.json says.
+        privacy (`PrivacyStatement`): The content of privacy.json.
         config (`DPCurriculumConfig`): The hyper-parameters, all of them public.
-        pipeline (`DiffusionPipeline`): What was trained, with `unet` and `scheduler`.
+        pipeline (`DiffusionPipeline`): The trained pipeline, with `unet` and `scheduler`.
         info (`DatasetInfo`): The public description of the data set.
-        mixed_precision (`str`): Accelerate's name for the types of the passes.
-        stages (`Collection[str]`): The names of the warm-up stages, whose pictures lie beside the card.
+        mixed_precision (`str`): Accelerate's mixed precision of the run: `"no"`, `"bf16"` or `"fp16"`.
+        stages (`Collection[str]`): The names of the warm-up stages, whose pictures are published.
     """
     class_names = None if info.class_names is None else list(info.class_names)
     metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS)
@@ -78,7 +78,7 @@ def make_model_card(
 
 
 def _network(pipeline: DiffusionPipeline, info: DatasetInfo, mixed_precision: str) -> dict[str, Any]:
-    """What was trained: name and value of each of its properties."""
+    """The properties of network and noise scheduler that the card lists, by name."""
     scheduler = pipeline.scheduler
     return {
         "resolution": info.resolution,
@@ -91,7 +91,7 @@ def _network(pipeline: DiffusionPipeline, info: DatasetInfo, mixed_precision: st
 
 
 def mechanisms_in_words(privacy: PrivacyStatement) -> str:
-    """What the budget of a privacy.json was spent on, each kind of mechanism once, and previous runs."""
+    """List in words what the budget was spent on: each kind of mechanism once, and the number of previous runs."""
     names = dict.fromkeys(mechanism.name for mechanism in privacy.runs[0].mechanisms)
     spent_on = [IN_WORDS.get(name, as_text(name)) for name in names]
     if (previous := privacy.num_previous_runs) > 0:
@@ -100,12 +100,12 @@ def mechanisms_in_words(privacy: PrivacyStatement) -> str:
 
 
 def with_repo_id(card: str, repo_id: str) -> str:
-    """The card, of a model or a data set, with the address from which the snippets of its generated sections load."""
+    """Put the id of the repository into the code snippets in the generated sections of a card."""
     return SECTION.sub(lambda section: LOADED_FROM.sub(rf'\1("{repo_id}"', section[0]), card)
 
 
 def _example_labels(class_names: list[str] | None) -> str:
-    """Two classes for the snippet, by name if the names are such as a card can hold."""
+    """Choose two classes for the code snippet, by name if the names need no escaping, else by index."""
     names = class_names[:2] if class_names else []
     if names and names[0] != "0" and all(as_text(name) == name for name in names):
         return repr(names)

@@ -1,1 +1,1 @@
-"""A run from its plan to its last checkpoint, but for the mechanisms themselves."""
+"""Everything about a run except the mechanisms: planning, the warm-up stages, checkpoints, resuming and the summary."""

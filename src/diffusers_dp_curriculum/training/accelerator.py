@@ -1,4 +1,4 @@
-"""The accelerator of a run: devices, processes, precision and trackers, as the launcher and the config ask for."""
+"""Creates the `Accelerator` of a run: devices, processes, precision and trackers."""
 
 import atexit
 from datetime import timedelta
@@ -15,45 +15,50 @@ from ..gradients.precision import LOSS_SCALES
 from ..run_paths import RunPaths
 
 
-# How long the other processes wait for the main one, which alone queries central images and draws samples.
+# The timeout of collective operations. It is long because the other processes wait while the main process alone queries
+# central images and draws samples.
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 
 
 def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
-    """The accelerator of a run, which joins the processes that the launcher has started.
+    """Create the accelerator of a run, which joins the processes that the launcher has started.
+
+    Args:
+        args (`DPCurriculumConfig`): `mixed_precision`, `logger`, `logging_dir` and `output_dir` are used.
 
     Raises:
-        InputError: If this machine cannot do what `args` ask for.
+        InputError: If this machine does not support the precision, the package of the logger is not installed, or
+            training would run on Apple's GPU, which has no float64.
     """
     on_cpu = not torch.accelerator.is_available()
-    # Before the accelerator is made, which keeps its precision for the whole process.
+    # Checked before the accelerator is created, because Accelerate keeps the first precision for the whole process.
     _check_precision(args.mixed_precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no"), on_cpu)
     if args.logger is not None and args.logger not in [str(tracker) for tracker in get_available_trackers()]:
         raise InputError(
             f"The logger {args.logger} is not installed: install it (`pip install {args.logger}`), or choose another "
             "`logger`."
         )
-    patience = InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)
+    long_timeout = InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         cpu=on_cpu,
-        kwargs_handlers=[patience],
+        kwargs_handlers=[long_timeout],
         log_with=args.logger,
         project_dir=RunPaths(Path(args.output_dir)).private / args.logging_dir,
     )
     if accelerator.device.type == "mps":
         raise InputError(
-            "DP noise is in float64, which Apple's GPU has not: set ACCELERATE_USE_CPU=true to train on the CPU."
+            "DP noise needs float64, which Apple's GPU has not: set ACCELERATE_USE_CPU=true to train on the CPU."
         )
-    # Otherwise the process that ends first takes the others' connections along.
+    # Without this, the first process that exits breaks the connections of the others.
     atexit.register(accelerator.state.destroy_process_group)
-    # What holds in the end: that of an accelerator which was there already, and on a CPU if the launcher says so.
+    # Check what Accelerate really chose: an existing AcceleratorState or the launcher may override the config.
     _check_precision(accelerator.mixed_precision, accelerator.device.type == "cpu")
     return accelerator
 
 
 def _check_precision(mixed_precision: str, on_cpu: bool) -> None:
     if mixed_precision not in LOSS_SCALES:
-        raise InputError(f"There are no passes in {mixed_precision}: use `mixed_precision` no, bf16 or fp16.")
-    if mixed_precision == "fp16" and on_cpu:  # Accelerate would compute in float32 and say nothing
-        raise InputError("fp16 is for accelerators: use bf16 or no on a CPU.")
+        raise InputError(f"`mixed_precision` is {mixed_precision}, which is not supported: use no, bf16 or fp16.")
+    if mixed_precision == "fp16" and on_cpu:  # Accelerate would silently compute in float32
+        raise InputError("`mixed_precision` is fp16, which a CPU does not support: use bf16 or no.")

@@ -1,7 +1,7 @@
-"""Checkpoints: what is saved during a run, and what it can be resumed from.
+"""Checkpoints: what is saved during a run, so that the run can be resumed.
 
-A checkpoint holds no state of any random generator: after a resume sampling and noise are seeded afresh, or whoever
-found the file could take the noise away.
+A checkpoint holds no state of a random generator, because anyone who had that state could subtract the noise. After a
+resume, sampling and noise are seeded afresh.
 """
 
 import json
@@ -33,15 +33,16 @@ PARTIAL = ".partial"
 
 @dataclass
 class TrainingState:
-    """What the steps of a stage change.
+    """Everything that a training step changes.
 
     Args:
         stage (`str`): The name of the stage, such as `"central_images"` or `"dp_sgd"`.
         unet (`torch.nn.Module`): The network.
-        optimizer (`torch.optim.Optimizer`): Its optimizer.
-        ema (`EMAModel`): The average of its weights.
-        lr_scheduler (`torch.optim.lr_scheduler.LRScheduler`, *optional*): The schedule, if the stage has one.
-        step (`int`): Steps taken in this stage.
+        optimizer (`torch.optim.Optimizer`): The optimizer of the stage.
+        ema (`EMAModel`): The exponential moving average of the weights.
+        lr_scheduler (`torch.optim.lr_scheduler.LRScheduler`, *optional*):
+            The learning-rate schedule, if the stage has one.
+        step (`int`): The number of steps taken in this stage.
     """
 
     stage: str
@@ -52,14 +53,14 @@ class TrainingState:
     step: int = 0
 
     def advance(self) -> None:
-        """Follow a step of the optimizer."""
+        """Update the learning rate, the average and the step count after a step of the optimizer."""
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.ema.step(self.unet.parameters())
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the names, as tensors and plain values."""
+        """The state as tensors and plain values, without the name of the stage."""
         return {
             "unet": self.unet.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -69,7 +70,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what [`state_dict`] gave, on any device."""
+        """Restore what [`state_dict`] returned, on whatever device the network is now."""
         self.unet.load_state_dict(state["unet"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
@@ -80,7 +81,7 @@ class TrainingState:
 
 
 def make_ema(unet: torch.nn.Module, config: DPCurriculumConfig) -> EMAModel:
-    """The exponential moving average of the weights that each stage keeps."""
+    """Create the exponential moving average of the weights; each stage has its own."""
     return EMAModel(
         unet.parameters(),
         decay=config.ema_max_decay,
@@ -96,13 +97,14 @@ class Checkpoint:
     """What a run can be resumed from.
 
     Args:
-        name (`str`): `"checkpoint-N"`, N being the steps taken in all stages.
-        stage (`str`): The stage of `state`.
-        state (`dict`): Content of a [`TrainingState`].
-        position (`int`): The ledger's position when it was made.
-        check (`int`): The ledger's check when it was made, by which a checkpoint of a copy of the run is known.
-        plan (`Plan`): The run's plan; its noise multiplier was found once and stays.
-        released (`dict[str, ReleasedImages]`): What the warm-up stages have released so far, by the stage's name.
+        name (`str`): `"checkpoint-N"`, where N is the number of steps taken in all stages.
+        stage (`str`): The name of the stage in which the checkpoint was written.
+        state (`dict`): The content of that stage's [`TrainingState`].
+        position (`int`): The ledger's position when the checkpoint was written.
+        check (`int`):
+            The ledger's check when the checkpoint was written, which tells it from a checkpoint of a copy of the run.
+        plan (`Plan`): The run's plan; its noise multiplier was calibrated once and does not change.
+        released (`dict[str, ReleasedImages]`): What each warm-up stage has released so far, by the name of the stage.
     """
 
     name: str
@@ -115,15 +117,16 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run: directories `checkpoint-N`, each complete or not there at all.
+    """The checkpoints of one run: directories `checkpoint-N`, each either complete or absent.
 
     Args:
-        directory (`Path`): Where they are. Beside it lies the run's secret, which keys the checksum of the records.
-        identity (`dict`): What makes two runs the same one, as [`run_identity`] has it.
+        directory (`Path`):
+            The directory of the checkpoints. Beside it lies the run's secret key for the checksum of the records.
+        identity (`dict`): The settings that must not change when the run is resumed, from [`run_identity`].
         stages (`Sequence[WarmUpStage]`): The warm-up stages of the run.
         records_checksum (`Callable[[bytes], str]`):
-            Gives the checksum of the sensitive records for a key; the records must be the same as well.
-        total_limit (`int`, *optional*): How many to keep, the newest ones; all by default.
+            Computes the checksum of the sensitive records for a key; the records must not change either.
+        total_limit (`int`, *optional*): How many checkpoints to keep, the newest ones; all by default.
     """
 
     def __init__(
@@ -149,9 +152,9 @@ class Checkpoints:
         plan: Plan,
         released: Mapping[str, ReleasedImages],
     ) -> Path:
-        """Write `checkpoint-{number}`, replacing one of that name; a crash leaves those that were there usable.
+        """Write `checkpoint-{number}`, replacing any checkpoint of that name; existing checkpoints survive a crash.
 
-        From here on everything in the ledger counts for good, whatever becomes of the files.
+        From this call on, every release in the ledger counts for good, even if the checkpoint is deleted later.
         """
         ledger.mark_visible(f"checkpoint-{number}")
         path = self.directory / f"checkpoint-{number}"
@@ -160,12 +163,12 @@ class Checkpoints:
         torch.save(state.state_dict(), partial / "state.pt")
         for name, images in released.items():
             images.save_to_disk(partial / name)
-        facts = {"stage": state.stage, "position": ledger.position, "check": ledger.check, "plan": asdict(plan)}
-        facts["released"] = list(released)
-        facts["identity"] = self.identity | {"records": self._records_checksum()}
-        (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        metadata = {"stage": state.stage, "position": ledger.position, "check": ledger.check, "plan": asdict(plan)}
+        metadata["released"] = list(released)
+        metadata["identity"] = self.identity | {"records": self._records_checksum()}
+        (partial / "checkpoint.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         _sync(partial)
-        if path.exists():  # the run was resumed from an earlier checkpoint, which is still there
+        if path.exists():  # left from before the run was resumed from an earlier checkpoint
             _remove(path)
         partial.rename(path)
         sync(self.directory)
@@ -179,50 +182,57 @@ class Checkpoints:
         """Read a checkpoint.
 
         Args:
-            which (`str`): `"latest"`, for which there may be none, or the path or name of one of this run.
+            which (`str`): `"latest"`, or the path or name of a checkpoint of this run.
+
+        Returns:
+            `Checkpoint`, *optional*: The checkpoint; None if `which` is `"latest"` and the run has none.
 
         Raises:
-            InputError: If it is missing, or of a run with other settings, network or records.
-            StorageError: If it is damaged.
+            InputError: If the checkpoint is missing, or belongs to a run with other settings, network or records.
+            StorageError: If the checkpoint is damaged.
         """
         if which == "latest":
-            if not (there := self.all()):
+            if not (existing := self.all()):
                 return None
-            path = there[-1]
+            path = existing[-1]
         else:
             path = self.directory / Path(which).name
             if not path.is_dir() or (Path(which).exists() and not path.samefile(which)):
                 raise InputError(
-                    f"{which} is no checkpoint of the run in {self.directory.parents[1]}: give latest, or one of "
-                    f"{', '.join(p.name for p in self.all()) or 'none that there are'}."
+                    f"{which} is no checkpoint of the run in {self.directory.parents[1]}: give one of "
+                    f"{', '.join(['latest', *(p.name for p in self.all())])}."
                 )
-        facts = _facts(path)
-        self._check_same_run(path, facts["identity"])
+        metadata = _read_metadata(path)
+        self._check_same_run(path, metadata["identity"])
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
             released = {
                 stage.name: stage.queries.released.load_from_disk(path / stage.name)
                 for stage in self.stages
-                if stage.name in facts["released"]
+                if stage.name in metadata["released"]
             }
-        except Exception as error:  # the formats have many for a damaged file, and torch's would say how to trust it
+        except (
+            Exception
+        ) as error:  # many types; and torch's message would advise loading the file without safety checks
             raise StorageError(
                 f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint."
             ) from error
-        plan = Plan.from_dict(facts["plan"])
-        return Checkpoint(path.name, facts["stage"], state, facts["position"], facts["check"], plan, released)
+        plan = Plan.from_dict(metadata["plan"])
+        return Checkpoint(path.name, metadata["stage"], state, metadata["position"], metadata["check"], plan, released)
 
     def remove_partial(self) -> None:
-        """Remove what a crash left half written."""
+        """Remove checkpoints that a crash left half written."""
         for partial in self.directory.glob(f"*{PARTIAL}"):
             shutil.rmtree(partial)
 
     def all(self) -> list[Path]:
         """All complete checkpoints, in the order in which they were written."""
-        there = [
+        existing = [
             path for path in self.directory.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()
         ]
-        return sorted(there, key=lambda path: (_facts(path)["position"], int(path.name.removeprefix("checkpoint-"))))
+        return sorted(
+            existing, key=lambda path: (_read_metadata(path)["position"], int(path.name.removeprefix("checkpoint-")))
+        )
 
     def _check_same_run(self, path: Path, identity: dict[str, Any]) -> None:
         for name, value in (self.identity | {"records": self._records_checksum()}).items():
@@ -236,7 +246,7 @@ class Checkpoints:
         path = self.directory.with_name("records.key")
         if not path.exists():
             if self.all():
-                raise StorageError(f"{path} is missing, without which no checkpoint can be checked: restore the file.")
+                raise StorageError(f"{path} is missing, and without it no checkpoint can be checked: restore the file.")
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(32))
             sync(path)
@@ -247,7 +257,7 @@ class Checkpoints:
 
 
 def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin) -> dict[str, Any]:
-    """What must be the same when a run is resumed, besides its records, as values that JSON can hold."""
+    """The settings that must be the same when a run is resumed, as values that JSON can hold."""
     public = {
         **{f"unet {name}": value for name, value in unet.config.items()},
         **{f"scheduler {name}": value for name, value in noise_scheduler.config.items()},
@@ -257,10 +267,10 @@ def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler:
     return json.loads(json.dumps(identity))
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        return {name: facts[name] for name in ("stage", "position", "check", "plan", "released", "identity")}
+        metadata = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        return {name: metadata[name] for name in ("stage", "position", "check", "plan", "released", "identity")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StorageError(
             f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "
@@ -269,14 +279,14 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint so that a crash leaves no half of it under its name."""
+    """Delete a checkpoint; it is renamed first, so that a crash cannot leave half of it under a valid name."""
     superseded = path.with_name(f"{path.name}.superseded{PARTIAL}")
     path.rename(superseded)
     shutil.rmtree(superseded)
 
 
 def _sync(directory: Path) -> None:
-    """Make a directory's files durable, and their names."""
+    """Sync the files of a directory to disk, and the directory itself, which holds their names."""
     for path in directory.rglob("*"):
         sync(path)
     sync(directory)

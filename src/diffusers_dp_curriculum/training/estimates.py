@@ -1,4 +1,4 @@
-"""How long a run will take and how much memory it needs, from a rehearsal of all stages on random numbers."""
+"""Estimates time and memory of a run by trying a few steps of each stage on random images."""
 
 import math
 import time
@@ -24,14 +24,14 @@ from .warm_up import start_warm_up, warm_up
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes on this machine.
+    """Time and memory that a run needs on this machine.
 
     Args:
-        seconds (`float`): Time of both stages.
-        step_bytes (`int`): What a step adds to the memory of a process, of the GPU's if there is one, at its highest.
-        network_bytes (`int`): The network, which is where the steps are.
-        images_bytes (`int`): The records' images, a byte for each value, which are never on a GPU all at once.
-        on_gpu (`bool`): Whether the steps are made on a GPU.
+        seconds (`float`): Time of all stages.
+        step_bytes (`int`): Peak memory that a step adds in one process, on the GPU if there is one.
+        network_bytes (`int`): Memory of the network, on the same device.
+        images_bytes (`int`): Memory of the records' images, one byte per value; they always stay in main memory.
+        on_gpu (`bool`): Whether the steps run on a GPU.
     """
 
     seconds: float
@@ -59,25 +59,30 @@ def estimate(
     config: DPCurriculumConfig,
     precision: Precision = FULL_PRECISION,
 ) -> Estimate:
-    """Rehearse all stages on random images, a few steps of each, and extrapolate.
+    """Run a few steps of each stage on random images, and extrapolate to the whole run.
 
-    The steps are those of the stages themselves, with clipping, noise, optimizer and average, at a learning rate of 0:
-    what fits here fits later, and the network stays as it is. Every process of a run has to take part.
+    The steps do everything that real ones do, including clipping, noise, optimizer and average, so a run whose estimate
+    succeeds has enough memory. The learning rate is 0, so the weights do not change. Every process of a run must call
+    this.
 
     Args:
         unet (`torch.nn.Module`): The network.
-        loss (`DenoisingLoss`): Gives the noise draws.
-        gradients_of (`Callable`): Gives the draws' per-record gradients.
+        loss (`DenoisingLoss`): Makes noise draws from images.
+        gradients_of (`Callable`): Computes the per-record gradients of noise draws.
         info (`DatasetInfo`): The public description of the data set.
         config (`DPCurriculumConfig`): The hyper-parameters.
-        precision (`Precision`, *optional*): What the passes of the warm-ups are made with.
+        precision (`Precision`, *optional*): Autocast type and loss scale of the warm-up stages.
+
+    Returns:
+        `Estimate`: Time and memory of the run.
 
     Raises:
-        InputError: If the memory does not suffice.
+        InputError: If there is not enough memory.
     """
     device = next(unet.parameters()).device
     network = [*unet.parameters(), *unet.buffers()]
-    # Held back: the memory of a process has gaps, never the same ones, and what just fits here has to fit later.
+    # Reserve the memory of one more network: memory fragments differently in each process, so a run that only just fits
+    # here might not fit later.
     with dp_sgd_memory(config):
         reserve = [torch.empty_like(tensor) for tensor in network]
     seconds, step_bytes = 0.0, 0
@@ -106,12 +111,12 @@ def _warm_up_step(
     config: DPCurriculumConfig,
     precision: Precision,
 ) -> float:
-    """Seconds of a step of a warm-up."""
+    """Measure the seconds of one warm-up step."""
     device = next(unet.parameters()).device
     mechanism = stage.queries.mechanism(info)
     images = torch.rand(info.num_labels * mechanism.steps, *info.image_shape)
     released = stage.queries.released(images, torch.arange(len(images)) % info.num_labels, mechanism)
-    state = _standing_still(start_warm_up(unet, stage, config))
+    state = _without_learning(start_warm_up(unet, stage, config))
     durations = []
     for number in (1, 2):  # the first one also pays for allocations
         start = _now(device)
@@ -127,12 +132,12 @@ def _dp_sgd_step(
     info: DatasetInfo,
     config: DPCurriculumConfig,
 ) -> float:
-    """Seconds of a step of DP-SGD, from one of two physical batches, at most."""
+    """Measure the seconds of one DP-SGD step, on at most two physical batches, and scale them to the whole batch."""
     device = next(unet.parameters()).device
     largest = largest_share(config, info.num_records)
     physical = min(config.max_physical_batch_size, largest)
     size = min(2 * physical, largest)
-    state = _standing_still(start_dp_sgd(unet, config))
+    state = _without_learning(start_dp_sgd(unet, config))
     randomness = MechanismRandomness(config.secure_rng)
     optimizer = dp_optimizer_class()(
         state.optimizer,
@@ -157,13 +162,13 @@ def _dp_sgd_step(
             optimizer.zero_grad(set_to_none=True)
         state.advance()
         times.append(_now(device))
-    # Where a second physical batch was needed, the first one has nothing of what is done once a step.
-    of_physical = times[1] - times[0]
-    return times[-1] - times[0] + (config.train_batch_size / num_processes() - size) / physical * of_physical
+    # If there are two physical batches, the time of the first excludes the work that is done once per step.
+    physical_seconds = times[1] - times[0]
+    return times[-1] - times[0] + (config.train_batch_size / num_processes() - size) / physical * physical_seconds
 
 
-def _standing_still(state: TrainingState) -> TrainingState:
-    """At a learning rate of 0, which changes no weight, and nothing that would raise it."""
+def _without_learning(state: TrainingState) -> TrainingState:
+    """The state with a learning rate of 0 and without the schedule that would raise it, so that no weight changes."""
     for group in state.optimizer.param_groups:
         group["lr"] = 0.0
     return replace(state, lr_scheduler=None)

@@ -1,4 +1,4 @@
-"""SIGTERM, by which a cluster says that it is about to take the machine away, and Ctrl-C."""
+"""Handles SIGTERM, which a cluster sends before it takes the machine away, and Ctrl-C."""
 
 import os
 import signal
@@ -24,10 +24,13 @@ class RunStatus(Enum):
 
 
 class TerminationRequest:
-    """Notes SIGTERM and Ctrl-C during the context, instead of ending the process in the middle of a step.
+    """A context that records SIGTERM and Ctrl-C instead of ending the process in the middle of a step.
 
-    Ctrl-C pressed again does not wait any longer: it raises `KeyboardInterrupt` wherever the program is. Python
-    delivers signals to the main thread alone; in another one nothing is noted.
+    A second Ctrl-C raises `KeyboardInterrupt` at once. Python delivers signals only to the main thread; in any other
+    thread this context does nothing.
+
+    Attributes:
+        signal (`int`, *optional*): The number of the last signal; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -47,6 +50,6 @@ class TerminationRequest:
         if number == signal.SIGINT:
             if self.signal == number:
                 raise KeyboardInterrupt
-            # `print` is not made to be called while another one is running, as it may be here.
+            # A signal handler may run in the middle of a `print`, which does not allow a second one to be nested in it.
             os.write(2, b"\nCtrl-C: stopping after this step, with a checkpoint. Press it again to stop at once.\n")
         self.signal = number

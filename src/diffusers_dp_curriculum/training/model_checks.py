@@ -1,4 +1,4 @@
-"""Whether a network fits the data set and the mechanism."""
+"""Checks that a network fits the data set and can be trained under differential privacy."""
 
 import torch
 from diffusers import UNet2DModel
@@ -8,25 +8,25 @@ from ..errors import InputError
 
 
 def check_sample_size(unet: UNet2DModel) -> int:
-    """The side of the network's images in pixels, which has to be known before any image is decoded.
+    """The height and width of the network's images in pixels, which must be known before any image is decoded.
 
     Raises:
-        InputError: If it is not one number.
+        InputError: If `sample_size` is not a single integer.
     """
     if not isinstance(unet.config.sample_size, int):
-        raise InputError(f"The UNet has sample_size={unet.config.sample_size}: make it with that of the images.")
+        raise InputError(f"The UNet has sample_size={unet.config.sample_size}: give the images' height as one number.")
     return unet.config.sample_size
 
 
-# Set on a network that has learned from sensitive records; copies of the network have it, too.
+# An attribute that marks a network that has learned from sensitive records; copies of the network have it too.
 TRAINED = "_has_learned_from_sensitive_records"
 
 
 def check_not_trained(unet: UNet2DModel) -> None:
-    """Refuse a network that has learned from sensitive records in another run, or a copy of one.
+    """Refuse a network that has learned from sensitive records in another run, and any copy of such a network.
 
     Raises:
-        InputError: If the network, or the one it is a copy of, has been trained by DP-SGD or on released images.
+        InputError: If the network, or the network that it was copied from, was trained by DP-SGD or on released images.
     """
     if TRAINED in vars(unet):
         raise InputError(
@@ -36,7 +36,7 @@ def check_not_trained(unet: UNet2DModel) -> None:
 
 
 def mark_as_trained(unet: UNet2DModel) -> None:
-    """Note that a network is about to learn from sensitive records."""
+    """Mark a network that is about to learn from sensitive records."""
     setattr(unet, TRAINED, True)
 
 
@@ -44,7 +44,8 @@ def check_network(unet: UNet2DModel, info: DatasetInfo) -> None:
     """Refuse a network that cannot be trained on a data set.
 
     Raises:
-        InputError: If sizes, channels or classes do not fit, or nothing of it is trainable in float32.
+        InputError: If resolution, channels or classes do not fit the data set, if no parameter is trainable, or if one
+            is not in float32.
     """
     config = unet.config
     halvings = len(config.block_out_channels) - 1

@@ -1,4 +1,4 @@
-"""Networks and noise schedulers that fit a data set, from a handful of plain numbers."""
+"""Builds networks and noise schedulers for a data set from a few plain numbers."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def build_unet(
     attention_levels: int = 1,
     model_config_name_or_path: str | None = None,
 ) -> UNet2DModel:
-    """A `UNet2DModel` with attention at its coarsest levels, and a class embedding for "no class" after the classes.
+    """Build a `UNet2DModel` with attention at its coarsest levels and, after the classes, an embedding for "no class".
 
     Args:
         resolution (`int`): Height and width of the images, in pixels.
@@ -40,13 +40,13 @@ def build_unet(
         layers_per_block (`int`, *optional*, defaults to 1): Residual blocks per level.
         attention_levels (`int`, *optional*, defaults to 1): How many of the coarsest levels have attention.
         model_config_name_or_path (`str`, *optional*):
-            Directory or Hub id of a `UNet2DModel` whose config is taken instead of the three arguments above.
+            Directory or Hub id of a `UNet2DModel` whose config is used instead of the three arguments above.
 
     Returns:
         `UNet2DModel`: A network with random weights.
 
     Raises:
-        InputError: If an argument is out of range, or there is no such config.
+        InputError: If an argument is out of range, or no config is found at `model_config_name_or_path`.
 
     Examples:
         >>> from diffusers_dp_curriculum import build_unet
@@ -96,7 +96,7 @@ def build_scheduler(
     edm_sigma_data: float = 0.5,
     edm_sigma_max: float = 80.0,
 ) -> DDPMScheduler | EDMEulerScheduler:
-    """The noise levels that a network is trained with, and published with.
+    """Build the noise scheduler with which a network is trained and published.
 
     Args:
         noise_scheduler (`str`, *optional*, defaults to `"ddpm"`): `"ddpm"`, or `"edm"` (Karras et al. 2022).

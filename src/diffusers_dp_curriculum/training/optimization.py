@@ -1,4 +1,4 @@
-"""Stage 2 before its first step: Adam, its learning-rate schedule, and the average of the weights."""
+"""Sets up DP-SGD before its first step: optimizer, learning-rate schedule, and the average of the weights."""
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -8,21 +8,22 @@ from .checkpointing import TrainingState, make_ema
 
 
 def start_dp_sgd(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:
-    """DP-SGD before its first step.
+    """Create the training state of DP-SGD before its first step.
 
-    A schedule of diffusers begins at 0, and a private step at a learning rate of 0 spends budget on nothing. So one
-    with a warm-up of w steps begins at its second value and is one step longer: the first step has 1/w of the learning
-    rate, step w all of it, and the last one is as far from the end of the decay as without a warm-up.
+    A schedule of diffusers with a warm-up starts at a learning rate of 0, and a DP-SGD step at a learning rate of 0
+    spends budget on nothing. A schedule with a warm-up of w steps therefore starts at its second value and is one step
+    longer: step 1 has 1/w of the learning rate, step w all of it, and the last step is as far from the end of the decay
+    as without a warm-up.
 
     Args:
-        unet (`torch.nn.Module`): The network; what of it is trainable is trained.
-        config (`DPCurriculumConfig`): The fields on DP-SGD's optimizer and on the average are used.
+        unet (`torch.nn.Module`): The network; its trainable parameters are trained.
+        config (`DPCurriculumConfig`): The fields of DP-SGD's optimizer and of the average are used.
     """
     optimizer = torch.optim.AdamW(
         [
             {
                 "params": [p for p in unet.parameters() if p.requires_grad],
-                "initial_lr": config.learning_rate,  # a schedule that does not begin at its beginning asks for it
+                "initial_lr": config.learning_rate,  # torch needs this for a schedule with `last_epoch` >= 0
             }
         ],
         lr=config.learning_rate,

@@ -1,4 +1,4 @@
-"""What a run will do and cost, worked out from public values before any sensitive record is read."""
+"""Plans what a run will do and cost, from public values, before any sensitive record is read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from .stages import warm_up_stages
 
 @dataclass(frozen=True)
 class Plan:
-    """The mechanisms of a run, with the DP-SGD noise multiplier that makes them meet the target together.
+    """The mechanisms of a run, with a DP-SGD noise multiplier for which all of them together meet the target.
 
     Args:
-        target_epsilon (`float`): The budget of the whole run, and of the previous runs that it counts.
+        target_epsilon (`float`): The budget of the whole run together with the previous runs that it counts.
         delta (`float`): Delta of the whole run.
         accountant (`str`): `"prv"` or `"rdp"`.
         warm_ups (`tuple[Mechanism, ...]`): The queries of the warm-up stages, in order; empty for DP-SGD alone.
         dp_sgd (`Mechanism`): The DP-SGD steps.
         epsilon_after (`dict[int, float]`):
-            Epsilon spent after so many DP-SGD steps, 0 and the last included, with the previous runs.
-        previous (`tuple[Mechanism, ...]`): What the previous runs that this one counts have released.
+            Epsilon spent, previous runs included, after some numbers of DP-SGD steps; the keys include 0 and the last.
+        previous (`tuple[Mechanism, ...]`): The mechanisms that the counted previous runs have executed.
     """
 
     target_epsilon: float
@@ -39,7 +39,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Plan":
-        """The plan that `dataclasses.asdict` made a dictionary of, also after it was written as JSON.
+        """Rebuild a plan from the dictionary that `dataclasses.asdict` made of it, also if it was stored as JSON.
 
         Args:
             content (`dict`): The fields of a plan.
@@ -52,10 +52,11 @@ class Plan:
     def epsilon_spent(self, executed: Sequence[Mechanism]) -> float:
         """An upper bound on epsilon after what this run has executed, previous runs included.
 
-        The accountant takes its time: it is asked for a few numbers of DP-SGD steps only, the next one here.
+        The accountant is slow, so the number of DP-SGD steps is rounded up to the next key of `epsilon_after`: the
+        accountant then sees only a few different numbers.
 
         Args:
-            executed (`Sequence[Mechanism]`): By this run; the previous runs are in the plan.
+            executed (`Sequence[Mechanism]`): What this run has executed; the previous runs are in the plan.
         """
         steps = sum(mechanism.steps for mechanism in executed if mechanism.name == self.dp_sgd.name)
         others = [mechanism for mechanism in executed if mechanism.name != self.dp_sgd.name]
@@ -102,16 +103,20 @@ def make_plan(
     Args:
         config (`DPCurriculumConfig`): The hyper-parameters.
         info (`DatasetInfo`): The public description of the data set.
-        previous (`Sequence[Mechanism]`, *optional*): What previous runs have released, for which the target pays too.
+        previous (`Sequence[Mechanism]`, *optional*):
+            The mechanisms of previous runs, whose cost the target covers too.
+
+    Returns:
+        `Plan`: The mechanisms of the run, with the calibrated noise multiplier.
 
     Raises:
-        InputError: If the budget and the hyper-parameters do not go together.
+        InputError: If delta is too large, a batch is larger than the data set, or the target leaves nothing for DP-SGD.
     """
     dataset_size = info.num_records
     if config.target_delta >= 1 / dataset_size:
         raise InputError(
-            f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, where publishing a "
-            "whole record would count as private: give a smaller one."
+            f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, and from 1/N on "
+            "publishing a whole record would count as private: give a smaller one."
         )
     if config.train_batch_size > dataset_size:
         raise InputError(
@@ -121,8 +126,8 @@ def make_plan(
     warm_ups = tuple(stage.queries.mechanism(info) for stage in warm_up_stages(config))
     before = [*previous, *warm_ups]
     if previous:
-        _check_something_is_left(config, previous, before)
-    # The noise multiplier is what remains to be found; any stands in for it.
+        _check_budget_remains(config, previous, before)
+    # A placeholder noise multiplier, until the calibration below finds the real one.
     dp_sgd = dp_sgd_mechanism(1.0, config.train_batch_size, dataset_size, config.max_train_steps, config.max_grad_norm)
     sigma = calibrate_noise_multiplier(config.target_epsilon, config.target_delta, dp_sgd, before, config.accountant)
     dp_sgd = replace(dp_sgd, noise_multiplier=sigma)
@@ -144,10 +149,10 @@ def make_plan(
     )
 
 
-def _check_something_is_left(
+def _check_budget_remains(
     config: DPCurriculumConfig, previous: Sequence[Mechanism], before: Sequence[Mechanism]
 ) -> None:
-    """Refuse previous runs that leave nothing of the target, by themselves or with the warm-up queries."""
+    """Refuse previous runs that, alone or with the warm-up queries, use up the whole target."""
     for what, mechanisms in (("previous runs", previous), ("previous runs and the warm-up queries", before)):
         epsilon = compute_epsilon(mechanisms, config.target_delta, config.accountant)
         if epsilon >= config.target_epsilon:

@@ -1,4 +1,4 @@
-"""The directory of a run: whether it may be written to, and the journal in it."""
+"""Checks the directory of a run, and creates or opens the journal in it."""
 
 import logging
 import os
@@ -18,10 +18,10 @@ from .checkpointing import Checkpoint, Checkpoints
 
 
 logger = logging.getLogger(__name__)
-SEEN = "seen-by-process-"
+ERROR_NOTE = "seen-by-process-"  # followed by the number of the process
 
-# What may lie in private/ before anything is released.
-MADE_FIRST = {".gitignore", "journal.jsonl", "journal.reserve"}
+# Files in private/ that are created before anything is released.
+FILES_BEFORE_RELEASE = {".gitignore", "journal.jsonl", "journal.reserve"}
 
 
 def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
@@ -29,11 +29,11 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
 
     Args:
         output_dir (`Path`): Where the run is to write.
-        resume_from_checkpoint (`str`, *optional*): Given for a run that may be there already.
+        resume_from_checkpoint (`str`, *optional*): Given if the directory may hold a run to resume.
 
     Raises:
         InputError: If `output_dir` is a file, or holds anything but the run to resume.
-        StorageError: If it cannot be created.
+        StorageError: If `output_dir` cannot be created.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         if resume_from_checkpoint is None:
@@ -51,13 +51,13 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
 
 
 def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
-    """The previous runs that a run counts: those that a new run is given, or those that the run to resume began with.
+    """The previous runs that a run counts: the given ones for a new run, the recorded ones for a run that is resumed.
 
     Args:
         config (`DPCurriculumConfig`): `prior_runs`, `output_dir` and `resume_from_checkpoint` are used.
 
     Raises:
-        InputError: If one of them cannot be counted, or the run to resume was started with others.
+        InputError: If a previous run cannot be counted, or the run to resume was started with other previous runs.
     """
     journal = journal_in(Path(config.output_dir))
     if journal is None or config.resume_from_checkpoint is None:
@@ -78,9 +78,9 @@ def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
 def open_ledger(
     config: DPCurriculumConfig, checkpoints: Checkpoints, prior_runs: Sequence[CountedRun] = ()
 ) -> tuple[PrivacyLedger, Checkpoint | None]:
-    """Make the directories and the journal of a new run, or open those of the run to resume.
+    """Create the directories and the journal of a new run, or open those of the run to resume.
 
-    The checkpoint is chosen when the journal is locked: until then another process may be writing a newer one.
+    The checkpoint is chosen only once the journal is locked: before that, another process may write a newer checkpoint.
 
     Args:
         config (`DPCurriculumConfig`): `output_dir`, `resume_from_checkpoint` and the target are used.
@@ -91,8 +91,8 @@ def open_ledger(
         `tuple[PrivacyLedger, Checkpoint or None]`: The ledger, and the checkpoint from which the run continues.
 
     Raises:
-        InputError: If the directory must not be written to, or its run has another target or other previous runs.
-        StorageError: If it cannot be written to, or what is in it is damaged.
+        InputError: If the directory holds other files, or its run has another target or other previous runs.
+        StorageError: If the directory cannot be written to, or its journal or checkpoint is damaged.
     """
     output_dir = Path(config.output_dir)
     paths = RunPaths(output_dir)
@@ -101,7 +101,7 @@ def open_ledger(
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         private.mkdir(mode=0o700, exist_ok=True)
-        _keep_private_at_home(output_dir)
+        _ignore_private(output_dir)
     except OSError as error:
         raise StorageError(
             f"{output_dir} cannot be created ({error.strerror}): choose another `output_dir`."
@@ -115,7 +115,7 @@ def open_ledger(
         _check_prior_runs(CountedRun.of_header(existing.header), prior_runs, config)
         checkpoints.remove_partial()
         checkpoint = checkpoints.load(config.resume_from_checkpoint or "latest")
-        _count_what_others_saw(existing, private)
+        _count_noted_errors(existing, private)
         if checkpoint is None:
             return PrivacyLedger.resume(existing, 0), None
         logger.info("Resuming the run in %s from %s.", output_dir, checkpoint.name)
@@ -127,34 +127,36 @@ def open_ledger(
 
 @contextmanager
 def note_errors_for_resume(output_dir: Path, process_index: int) -> Iterator[None]:
-    """Leave a note in `private/` if another process than the main one, which writes the journal, ends with an error.
+    """Leave a note in `private/` if a process other than the main one, which writes the journal, ends with an error.
 
-    The main process may be killed without a word then, while the error was there to be read.
+    The main process may then be killed before it records anything, although someone could read the error. Because of
+    the note a resumed run counts the steps up to the error.
 
     Args:
         output_dir (`Path`): The directory of the run.
-        process_index (`int`): The number of this process.
+        process_index (`int`): The index of this process.
     """
     try:
         yield
     except BaseException:
-        note = RunPaths(output_dir).private / f"{SEEN}{process_index}"
-        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a further machine may have none yet
+        note = RunPaths(output_dir).private / f"{ERROR_NOTE}{process_index}"
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # another machine may not have the directory yet
         note.touch()
         raise
 
 
-def _count_what_others_saw(journal: Journal, private: Path) -> None:
-    notes = list(private.glob(f"{SEEN}*"))
+def _count_noted_errors(journal: Journal, private: Path) -> None:
+    """Record in the journal that errors of other processes may have been seen, and remove the notes."""
+    notes = list(private.glob(f"{ERROR_NOTE}*"))
     if notes:
         journal.append("visible", "an error of another process")
     for note in notes:
         note.unlink()
 
 
-def _keep_private_at_home(output_dir: Path) -> None:
-    """Keep `git add` and an upload of the whole directory (`hf upload`) from taking private/ along."""
-    ignored = output_dir / ".gitignore"  # the Hub obeys the one at the top of an upload
+def _ignore_private(output_dir: Path) -> None:
+    """Make `git add` and an upload of the whole directory (`hf upload`) leave out private/."""
+    ignored = output_dir / ".gitignore"  # the Hub applies only the one at the top of an upload
     if not ignored.exists():
         ignored.write_text("private/\n", encoding="utf-8")
     (RunPaths(output_dir).private / ".gitignore").write_text("*\n", encoding="utf-8")
@@ -176,7 +178,7 @@ def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun
 
 
 def _has_run(paths: RunPaths) -> bool:
-    """Whether anything can have been released: a process killed right at its start leaves an empty journal at most."""
-    return any(path.name not in MADE_FIRST for path in paths.private.iterdir()) or (
+    """Whether anything can have been released; a process killed at its start leaves at most an empty journal."""
+    return any(path.name not in FILES_BEFORE_RELEASE for path in paths.private.iterdir()) or (
         paths.journal.exists() and paths.journal.stat().st_size > 0
     )

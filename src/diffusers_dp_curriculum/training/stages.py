@@ -1,8 +1,8 @@
-"""The curriculum: the stages that a run goes through before DP-SGD, in order.
+"""The curriculum: the list of stages that a run goes through before DP-SGD.
 
-A warm-up stage queries labelled images from the records through the ledger, and trains on them in the ordinary way.
-What a plan, a rehearsal, a checkpoint, a progress bar and the published pictures have of a stage follows from the list
-that [`warm_up_stages`] makes; DP-SGD is the last stage of every run.
+A warm-up stage releases labelled images from the records through the ledger, and then trains on them in the ordinary
+way. Plan, time estimate, checkpoints, progress bars and published pictures all follow from the list that
+[`warm_up_stages`] returns. DP-SGD is the last stage of every run.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class WarmUpStage:
     """A stage of ordinary training on images that its queries release.
 
     Args:
-        queries (`ImageQueries`): What is asked of the records.
-        train_steps (`int`): Steps of training; they cost no privacy.
-        batch_size (`int`): Images a step, of all processes together.
+        queries (`ImageQueries`): The queries to the records.
+        train_steps (`int`): Number of training steps, which cost no privacy.
+        batch_size (`int`): Images per step, over all processes.
         learning_rate (`float`): Learning rate of Adam.
-        augmentation (`str`): Variations of the images, as [`make_augmentation`] names them.
+        augmentation (`str`): Name of the random variations of the images, see [`make_augmentation`].
     """
 
     queries: ImageQueries
@@ -35,20 +35,23 @@ class WarmUpStage:
 
     @property
     def name(self) -> str:
-        """`str`: The name in checkpoints and of files, such as `"central_images"`."""
+        """`str`: The name in checkpoints and file names, such as `"central_images"`."""
         return self.queries.released.name
 
     @property
     def title(self) -> str:
-        """`str`: The name for people to read."""
+        """`str`: The name in messages, such as `"central images"`."""
         return self.name.replace("_", " ")
 
 
 def warm_up_stages(config: DPCurriculumConfig) -> list[WarmUpStage]:
-    """The warm-up stages that a config asks for, in order; none for DP-SGD alone.
+    """The warm-up stages that a config asks for, in order.
 
     Args:
         config (`DPCurriculumConfig`): The hyper-parameters.
+
+    Returns:
+        `list[WarmUpStage]`: The stages; empty for DP-SGD alone.
     """
     stages = []
     if config.central_statistic != "none":

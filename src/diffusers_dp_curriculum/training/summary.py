@@ -1,4 +1,4 @@
-"""What a person reads when a run is done: what it made, where everything is, and what it cost."""
+"""The summary that is printed at the end of a run: what it wrote, where, and at what privacy cost."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,20 +9,20 @@ from ..privacy.statement import scope_in_words
 
 
 PUBLISHED = {
-    "samples.png": "samples, a row for each class",
+    "samples.png": "samples, one row per class",
     "README.md": "model card",
-    "privacy.json": "the budget, for anyone to recompute",
+    "privacy.json": "the privacy budget, which anyone can recompute",
     "model_index.json": "the pipeline, with unet/ and scheduler/",
 }
 
 
 def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool, stages: Iterable[str]) -> str:
-    """Two tables: the files that may be published, and the mechanisms that read the records.
+    """Make two tables: the files that may be published, and the mechanisms that read the records.
 
     Args:
         output_dir (`Path`): The directory of the run.
         ledger (`PrivacyLedger`): What was executed.
-        conditional (`bool`): Whether the pipeline has classes, and so code of its own.
+        conditional (`bool`): Whether the pipeline has classes; if so, it needs `trust_remote_code`.
         stages (`Iterable[str]`): The names of the warm-up stages, each of which has a picture.
     """
     published = PUBLISHED | {f"{stage}.png": f"the DP {stage.replace('_', ' ')}" for stage in stages}
@@ -30,7 +30,7 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool, stages
     for number, run in enumerate(ledger.prior_runs, start=1):
         mechanisms += [(f"previous run {number}", "", "", ""), *map(_row, run.mechanisms)]
     trust = ", trust_remote_code=True" if conditional else ""
-    headline = f"Published files are in {output_dir} (share all of it but private/):"
+    headline = f"Published files are in {output_dir} (share all of it except private/):"
     if ledger.not_private:
         headline = f"NOT PRIVATE, share nothing of {output_dir}: {ledger.not_private}."
     return "\n".join(

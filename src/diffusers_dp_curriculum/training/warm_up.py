@@ -1,4 +1,4 @@
-"""A warm-up stage after its queries: ordinary training on what they released. It costs no privacy."""
+"""Ordinary training on the images that the queries of a warm-up stage released. It costs no privacy."""
 
 from collections.abc import Callable
 
@@ -17,20 +17,20 @@ from .stages import WarmUpStage
 
 
 def make_augmentation(name: str, channels: int) -> torch.nn.Module:
-    """Random variations of `(B, channels, height, width)` images in [0, 1].
+    """Create a module that varies `(B, channels, height, width)` images in [0, 1] at random.
 
     Args:
         name (`str`):
-            `"affine"` turns, shifts and scales each image on its own; `"randaugment"` draws two operations a batch,
-            geometric or of brightness, contrast and the like; `"none"` leaves images as they are.
-        channels (`int`): 1 or 3; grey images have no colour to vary.
+            `"affine"` rotates, shifts and scales each image independently; `"randaugment"` draws two operations per
+            batch, geometric ones or changes of brightness, contrast and the like; `"none"` leaves images unchanged.
+        channels (`int`): 1 or 3; the colour of grey images is not varied.
     """
     if name == "affine":
         return K.RandomAffine(degrees=10.0, translate=(0.1, 0.1), scale=(0.9, 1.1), padding_mode="border", p=0.8)
     if name == "none":
         return torch.nn.Identity()
-    # RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as the paper has it: 2 operations of magnitude 3, which is a
-    # tenth of the largest. Its posterisation keeps all bits at that magnitude, and is left out.
+    # RandAugment (Cubuk et al. 2019, arXiv:1909.13719) with the paper's 2 operations of magnitude 3, a tenth
+    # of the largest. Posterisation is left out, as it keeps all bits at that magnitude.
     operations = [
         torch.nn.Identity(),
         K.RandomAffine(degrees=0.0, shear=(-1.7, 1.7, 0.0, 0.0), p=1.0),
@@ -51,12 +51,12 @@ def make_augmentation(name: str, channels: int) -> torch.nn.Module:
 
 
 def start_warm_up(unet: torch.nn.Module, stage: WarmUpStage, config: DPCurriculumConfig) -> TrainingState:
-    """A warm-up before its first step.
+    """Create the training state of a warm-up stage before its first step.
 
     Args:
         unet (`torch.nn.Module`): The network; all of it is trained.
-        stage (`WarmUpStage`): Which warm-up.
-        config (`DPCurriculumConfig`): The fields on the average are used.
+        stage (`WarmUpStage`): The warm-up stage.
+        config (`DPCurriculumConfig`): The fields of the average are used.
     """
     optimizer = torch.optim.Adam(unet.parameters(), lr=stage.learning_rate)
     return TrainingState(stage.name, unet, optimizer, make_ema(unet, config))
@@ -73,21 +73,20 @@ def warm_up(
 ) -> bool:
     """Train on released images and random variations of them.
 
-    Every process draws the whole batch, from a seed of the step, and learns from its share: the weights depend neither
-    on the number of processes nor on whether the run was interrupted.
+    Every process draws the whole batch from a seed that depends on the step, and trains on its share of the batch. The
+    weights therefore depend neither on the number of processes nor on whether the run was interrupted.
 
     Args:
         state (`TrainingState`):
-            From [`start_warm_up`] or a checkpoint; its network is trained in place, and with `config.use_ema` it ends
-            as the average.
-        loss (`DenoisingLoss`): Gives the noise draws.
-        released (`ReleasedImages`): What the stage's queries released.
+            From [`start_warm_up`] or a checkpoint. The network is trained in place; with `config.use_ema` it has the
+            averaged weights at the end.
+        loss (`DenoisingLoss`): Makes noise draws from images.
+        released (`ReleasedImages`): The images that the stage's queries released.
         stage (`WarmUpStage`): Steps, batch size and augmentation.
         config (`DPCurriculumConfig`): `seed` and `use_ema` are used.
-        precision (`Precision`, *optional*): What the passes are made with.
+        precision (`Precision`, *optional*): Autocast type and loss scale.
         after_step (`Callable`, *optional*):
-            Called after each step with the error of this process's share; what it returns is true if training has to
-            stop.
+            Called after each step with the loss on this process's share; training stops if it returns a true value.
 
     Returns:
         `bool`: Whether all steps were taken.
@@ -121,7 +120,7 @@ def warm_up(
 
 
 def _sum_gradients(unet: torch.nn.Module) -> None:
-    """Add up the gradients of all processes' shares."""
+    """Sum the gradients over all processes."""
     if num_processes() == 1:
         return
     trainable = [p for p in unet.parameters() if p.requires_grad]
@@ -132,7 +131,7 @@ def _sum_gradients(unet: torch.nn.Module) -> None:
 
 
 def _unscale_gradients(unet: torch.nn.Module, loss_scale: float) -> None:
-    """Divide by the factor of the loss; what overflowed takes no part in the step."""
+    """Divide the gradients by the loss scale; values that overflowed become 0."""
     for p in unet.parameters():
         if p.grad is not None:
             p.grad.div_(loss_scale).nan_to_num_(0.0, 0.0, 0.0)
