@@ -1,7 +1,7 @@
-"""What mechanisms cost together: epsilon of a composition, and the noise that makes it meet a target.
+"""Privacy accounting: epsilon of a composition of mechanisms, and the noise with which it meets a target.
 
-Every mechanism of this library is a Poisson-subsampled Gaussian mechanism, so a triple (noise multiplier, sample rate,
-steps) says all that an accountant needs. The accountants themselves are those of Opacus.
+Every mechanism of this library is a Poisson-subsampled Gaussian mechanism, so an accountant needs nothing but a triple
+(noise multiplier, sample rate, steps). The accountants themselves are from Opacus.
 """
 
 import math
@@ -31,8 +31,8 @@ RDP_ORDERS = (
 
 ROUGH_RDP_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)  # whole numbers are quick
 
-# Beyond these PRV needs gigabytes; nothing that is worth publishing is there. (From about 700 on it overflows and
-# refuses by itself; this compares a rough bound, which is larger.)
+# Above these limits PRV needs gigabytes of memory, and no result there is worth publishing. (PRV overflows by itself
+# from an epsilon of about 700 on; the limit is compared with a rough bound, which is larger.)
 MAX_PRV_EPSILON = 10_000
 MAX_PRV_STEPS = 10_000_000
 
@@ -43,7 +43,7 @@ LOOSE = (
 
 
 class LooseEpsilonWarning(UserWarning):
-    """An epsilon is an upper bound as always, but its own accountant says that it is not tight."""
+    """Epsilon is a valid upper bound, but the accountant says that it is not tight."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Mechanism:
         sample_rate (`float`): Probability with which each record takes part in a step, in (0, 1].
         steps (`int`): Number of executions, >= 1.
         sensitivity (`float`):
-            L2 norm of the most that zeroing out one record changes in the released sum, in the sum's own units.
+            The largest change of the released sum when one record is zeroed out, as an L2 norm in the sum's own units,
+            > 0.
 
     Raises:
         InputError: If a value is out of range.
@@ -86,7 +87,7 @@ class Mechanism:
 
 
 def merge_neighbours(mechanisms: Iterable[Mechanism]) -> list[Mechanism]:
-    """The same executions in the same order, where neighbours that differ in their steps alone are one entry.
+    """The same executions in the same order, with neighbours that differ only in their steps merged into one entry.
 
     Args:
         mechanisms (`Iterable[Mechanism]`): What was executed, in order.
@@ -114,7 +115,7 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
         LooseEpsilonWarning: If the bound is valid but the accountant says that it is not tight.
 
     Raises:
-        InputError: If there is no such accountant, or it cannot bound this composition.
+        InputError: If `delta` is out of range, or there is no such accountant, or it cannot bound this composition.
 
     Examples:
         >>> from diffusers_dp_curriculum import Mechanism, compute_epsilon
@@ -124,7 +125,7 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
         '1.85'
     """
     check_accounting(delta, accountant)
-    # Order does not matter: equal settings are put together, so that equal spending has one epsilon to the last digit.
+    # Order does not matter. Equal settings are merged, so that equal spending gives the same epsilon to the last digit.
     steps: dict[tuple[float, float], int] = {}
     for m in mechanisms:
         steps[m.noise_multiplier, m.sample_rate] = steps.get((m.noise_multiplier, m.sample_rate), 0) + m.steps
@@ -147,10 +148,10 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: s
 
 
 def check_accounting(delta: float, accountant: str) -> None:
-    """Refuse a delta or an accountant that cannot be used.
+    """Refuse a delta that is out of range, and an accountant that does not exist.
 
     Raises:
-        InputError: If so.
+        InputError: If `delta` or `accountant` cannot be used.
     """
     DELTA.check("delta", delta)
     ACCOUNTANT.check("accountant", accountant)
@@ -169,13 +170,14 @@ def _prv_epsilon(history: tuple[tuple[float, float, int], ...], delta: float) ->
     rough, _ = _rdp_epsilon(history, delta, ROUGH_RDP_ORDERS)
     if rough > MAX_PRV_EPSILON or sum(steps for _, _, steps in history) > MAX_PRV_STEPS:
         raise ValueError(f"it takes at most {MAX_PRV_STEPS:,} steps and an epsilon of {MAX_PRV_EPSILON:,}")
-    # It composes by Fourier transforms in float64, whose rounding, a step's 2^-52 times the steps, it does not count.
+    # PRV composes by Fourier transforms in float64, and does not count their rounding: 2^-52 for each step.
     if (rounding := sum(steps for _, _, steps in history) * 2.0**-52) > delta / 10:
         raise ValueError(f"its rounding errors may reach {rounding:.1g}, which is not far enough below delta")
     with warnings.catch_warnings(), np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        # Its RDP orders only choose how wide the grid of the privacy loss is; a loose choice is a wide, safe grid.
+        # PRV uses RDP only to choose the width of its grid of the privacy loss; a loose bound gives a wide, safe grid.
         warnings.filterwarnings("ignore", message="Optimal order is the")
-        # The bound lies `eps_error` above the estimate: half a percent at most. The finer, the more memory and time.
+        # The bound lies `eps_error` above the estimate: half a percent at most. A finer grid takes more memory and
+        # time.
         eps_error = max(rough / 500, 0.01)
         epsilon = accountant.get_epsilon(delta, eps_error=eps_error)
         if epsilon < 200 * eps_error:
@@ -193,7 +195,7 @@ def _rdp_epsilon(
     return float(epsilon), any("Optimal order" in str(warning.message) for warning in caught)
 
 
-# Orders that are no whole numbers take half a second, and Rényi DP grows with the steps: it is asked for once.
+# Fractional orders take half a second. Rényi DP is linear in the steps, so that one step has to be computed once.
 @lru_cache(maxsize=256)
 def _rdp_of_a_step(sigma: float, sample_rate: float, orders: tuple[float, ...]) -> np.ndarray:
     return compute_rdp(q=sample_rate, noise_multiplier=sigma, steps=1, orders=list(orders))
@@ -210,12 +212,15 @@ def calibrate_noise_multiplier(
     """The smallest noise multiplier with which `prior` and `mechanism` together stay within the target.
 
     Args:
-        target_epsilon (`float`): Budget of everything together.
+        target_epsilon (`float`): Epsilon that `prior` and `mechanism` may spend together.
         delta (`float`): From 1e-12 to 1.
         mechanism (`Mechanism`): The mechanism to calibrate; its own noise multiplier is ignored.
-        prior (`Sequence[Mechanism]`, *optional*): What the same budget pays for besides.
+        prior (`Sequence[Mechanism]`, *optional*): Other mechanisms that the same budget pays for.
         accountant (`str`, *optional*, defaults to `"prv"`): See [`compute_epsilon`].
         tolerance (`float`, *optional*, defaults to 0.005): Epsilon ends in `((1 - tolerance) * target, target]`.
+
+    Returns:
+        `float`: The noise multiplier.
 
     Raises:
         InputError: If `prior` alone exceeds the target, or no noise multiplier up to 10,000 meets it.
@@ -260,5 +265,5 @@ def calibrate_noise_multiplier(
 
 
 def round_up(value: float) -> str:
-    """A number with four digits that is not below `value`: a budget must not be understated."""
+    """`value` rounded up to four digits, since a budget must not be understated."""
     return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(value))):.4g}"

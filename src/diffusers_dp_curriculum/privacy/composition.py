@@ -1,4 +1,4 @@
-"""Several runs on the same records: found by where they are, each counted once, and added up."""
+"""Several runs on the same records: their statements are found, each run is counted once, and epsilon is added up."""
 
 import logging
 import tempfile
@@ -28,13 +28,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FoundStatement:
-    """A statement about a run, and where it was found.
+    """A privacy statement about a run, as it was found.
 
     Args:
-        name (`str`): What messages call it.
+        name (`str`): The name of the run in messages.
         statement (`PrivacyStatement`): The statement.
         stated_epsilon (`float`, *optional*):
-            What the privacy.json says, in a directory whose journal is the statement; None where there is none yet.
+            Epsilon in the privacy.json, which can be less than that of `statement` if this was made from the journal
+            beside it; None if there is no privacy.json yet.
         outdated (`str`, *optional*): A sentence about a privacy.json that counts less than the journal beside it.
     """
 
@@ -44,10 +45,10 @@ class FoundStatement:
     outdated: str | None = None
 
     def check(self) -> None:
-        """Refuse to count a run that gives no privacy, or that states less than it has released.
+        """Refuse to count a run that gives no privacy, or whose statement understates epsilon.
 
         Raises:
-            InputError: If it is such a run.
+            InputError: If the run is not private, or its statement understates epsilon.
         """
         if not self.statement.private:
             raise InputError(
@@ -59,12 +60,12 @@ class FoundStatement:
 
 @dataclass(frozen=True)
 class Composition:
-    """What several statements amount to together.
+    """The sum of several statements.
 
     Args:
-        statement (`PrivacyStatement`): All of it.
-        counted (`list[tuple[str, CountedRun]]`): Each run that is counted, after what messages call it.
-        remarks (`list[str]`): A sentence about each choice that was made.
+        statement (`PrivacyStatement`): One statement about all of the runs.
+        counted (`list[tuple[str, CountedRun]]`): The runs that are counted, each after its name in messages.
+        remarks (`list[str]`): A sentence about each choice that was made, such as that of delta.
     """
 
     statement: PrivacyStatement
@@ -73,9 +74,9 @@ class Composition:
 
 
 def find_statements(run: str) -> list[FoundStatement]:
-    """Find what states the privacy of a run, which is one statement unless the Hub has two repositories of the name.
+    """Find the privacy statement of a run, or two of them if the Hub has both a model and a data set of that name.
 
-    In the directory of a run its journal decides, which has what was released by now, also of an interrupted run.
+    In the directory of a run the journal decides: it has everything released by now, also by an interrupted run.
 
     Args:
         run (`str`):
@@ -84,7 +85,7 @@ def find_statements(run: str) -> list[FoundStatement]:
 
     Raises:
         InputError: If nothing is found, or what is found cannot be read or contradicts itself.
-        HubError: If it has to be fetched from the Hub, and the Hub is out of reach or refuses.
+        HubError: If the statement has to be fetched from the Hub, which is out of reach or refuses.
     """
     path = Path(run)
     try:
@@ -104,15 +105,17 @@ def compose(
 ) -> Composition:
     """Add up what several runs on the same records have released, each run counted once.
 
-    A composition holds at any delta. The smallest of the statements keeps to what was agreed on for each of them.
+    A composition holds at any delta. By default it is the smallest of the statements, which keeps to the delta that was
+    chosen for each of them.
 
     Args:
-        statements (`Sequence[FoundStatement]`): What is to be added up.
-        delta (`float`, *optional*): Delta of all of it together; by default the smallest of the statements.
-        accountant (`str`, *optional*): By default the one that all of them have, or `"prv"`.
+        statements (`Sequence[FoundStatement]`): The statements to add up.
+        delta (`float`, *optional*): Delta of all runs together; by default the smallest delta of the statements.
+        accountant (`str`, *optional*): By default the accountant that all statements have, or `"prv"` if they differ.
 
     Raises:
-        InputError: If one of them is not private or understates epsilon, or the accountant cannot bound all of it.
+        InputError:
+            If a run is not private or its statement understates epsilon, or the accountant cannot bound the sum.
     """
     counted, remarks = _count(statements)
     deltas = {found.statement.delta for found in statements}
@@ -143,16 +146,16 @@ def compose(
 
 
 def read_prior_runs(runs: Sequence[str]) -> list[CountedRun]:
-    """The previous runs that a new run is to count, with those that they count themselves.
+    """The previous runs that a new run has to count, including the previous runs that they count themselves.
+
+    A warning is logged for each run that was found twice and is counted once, and for each that may be counted twice.
 
     Args:
-        runs (`Sequence[str]`): Where they are, as [`find_statements`] takes it.
+        runs (`Sequence[str]`): The runs, each as [`find_statements`] takes it.
 
     Raises:
-        InputError: If one of them is not found, is not private or understates epsilon.
-        HubError: If one of them has to be fetched from the Hub, and the Hub is out of reach or refuses.
-
-    A warning is logged if one of them is counted once although it was found twice, or may be counted twice.
+        InputError: If a run is not found or not private, or its statement understates epsilon.
+        HubError: If a statement has to be fetched from the Hub, which is out of reach or refuses.
     """
     counted, remarks = _count([found for run in runs for found in find_statements(run)])
     for remark in remarks:
@@ -205,7 +208,7 @@ def _in_directory(directory: Path, name: str) -> FoundStatement:
 
 
 def _of_journal(released: Released) -> PrivacyStatement:
-    """What a privacy.json of the run would say now."""
+    """The statement that a privacy.json of the run would make now."""
     runs = CountedRun.of_journal(released)
     return make_statement(
         runs,
@@ -220,10 +223,10 @@ def _of_journal(released: Released) -> PrivacyStatement:
 
 
 def _on_the_hub(repo_id: str) -> list[FoundStatement]:
-    """The statement of each repository of this name, of which there may be two: a model, and a data set."""
+    """The statement of each repository of this name; there may be two, a model and a data set."""
     found = []
     for kind, repo_type in (("model", "model"), ("data set", "dataset")):
-        # Not into the cache, whose copy of an earlier download would do without a connection, but may count less.
+        # Not through the cache: without a connection it would give an earlier copy, which may count less.
         with tempfile.TemporaryDirectory() as directory:
             try:
                 path = hf_hub_download(repo_id, "privacy.json", repo_type=repo_type, local_dir=directory)

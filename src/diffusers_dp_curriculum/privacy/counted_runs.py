@@ -1,9 +1,10 @@
-"""Runs as statements count them: which run it is, how far it had come, and what it had released.
+"""Runs as privacy statements count them: which run it is, how far it had come, and what it had released.
 
-A run has a random name, and so has each of its sessions: its start, and every resume. Releases are only ever added to
-the newest session. So a statement that has at least as many releases of every session counts all that another one of
-the same run counts. Where neither of the two does, the directory of the run was copied and resumed in both places:
-their runs are branches of one, and each has releases that the other knows nothing of.
+A run has a random name, and so has each of its sessions; a session begins with the start of the run and with every
+resume. Releases are only ever added to the newest session. So if one statement has at least as many releases of every
+session as another statement of the same run, it counts everything that the other counts. If neither of the two does,
+the directory of the run was copied and resumed in both places: they are branches of one run, and each has releases that
+the other knows nothing of.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from .journal import Released
 
 @dataclass(frozen=True)
 class CountedRun:
-    """What is counted of one run.
+    """One run, as a statement counts it.
 
     Args:
         id (`str`, *optional*): The run's random name; None where an older version wrote none.
@@ -31,7 +32,7 @@ class CountedRun:
 
     @staticmethod
     def of_journal(released: Released) -> "list[CountedRun]":
-        """The runs that a journal counts: its own run, and then the previous runs that were there at its start."""
+        """The runs that a journal counts: its own run, and then the previous runs that it was started with."""
         sessions = {name: releases for name, releases in released.sessions.items() if releases > 0}
         own = CountedRun(released.run, sessions, merge_neighbours(released.mechanisms))
         return [own, *CountedRun.of_header(released.header)]
@@ -45,33 +46,33 @@ class CountedRun:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as the header of a journal has them."""
+        """The run as plain values, for the header of a journal."""
         return asdict(self)
 
     def counts_all_of(self, other: "CountedRun") -> bool:
-        """Whether `other` is the same run, and nothing is counted there that is not counted here."""
+        """Whether `other` is the same run, and everything that it counts is counted here as well."""
         return (
             self.id is not None
             and self.id == other.id
             and all(self.sessions.get(name, 0) >= releases for name, releases in other.sessions.items())
-            and self.has_releases_of(other)  # or one of the two has been changed
+            and self.has_releases_of(other)  # false if somebody edited one of the two
         )
 
     def has_releases_of(self, other: "CountedRun") -> bool:
-        """Whether as many steps of every mechanism are counted here as in `other`, whichever run that is."""
+        """Whether at least as many steps of every mechanism are counted here as in `other`, which may be any run."""
         return not _steps(other.mechanisms) - _steps(self.mechanisms)
 
 
 def all_mechanisms(runs: Iterable[CountedRun]) -> list[Mechanism]:
-    """What the runs released together."""
+    """All mechanisms of all runs."""
     return [mechanism for run in runs for mechanism in run.mechanisms]
 
 
 def count_once(found: Sequence[tuple[str, CountedRun]]) -> tuple[list[tuple[str, CountedRun]], list[str]]:
-    """Leave out what another statement of the same run counts already.
+    """Leave out each run whose releases another statement of the same run counts already.
 
     Args:
-        found (`Sequence[tuple[str, CountedRun]]`): Runs, each with the words that messages have for it.
+        found (`Sequence[tuple[str, CountedRun]]`): Runs, each after its name in messages.
 
     Returns:
         `tuple[list[tuple[str, CountedRun]], list[str]]`: The runs that remain, and a sentence about each that was left
@@ -85,7 +86,7 @@ def count_once(found: Sequence[tuple[str, CountedRun]]) -> tuple[list[tuple[str,
 
 
 def branches(runs: Sequence[CountedRun]) -> bool:
-    """Whether some of the runs are branches of one, of which each is counted in full."""
+    """Whether some of the runs are branches of the same run, each of which is counted in full."""
     ids = [run.id for run in runs if run.id is not None]
     return len(set(ids)) < len(ids)
 

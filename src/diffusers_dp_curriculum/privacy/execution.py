@@ -1,4 +1,4 @@
-"""The execution of a mechanism: no step of it is taken before it is in the ledger, and none more than was planned."""
+"""The execution of a mechanism: a step is in the ledger before it is taken, and there are no more than planned."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ from .accounting import Mechanism
 
 
 class Execution:
-    """A mechanism that has begun, as [`PrivacyLedger.begin`] gives it. [`step`] is the only way to execute a step.
+    """A mechanism that [`PrivacyLedger.begin`] has begun. [`step`] is the only way to execute a step of it.
 
     Args:
-        mechanism (`Mechanism`): All of its steps.
-        record (`Callable`): Writes a step into the ledger.
+        mechanism (`Mechanism`): The mechanism with all of its steps.
+        record (`Callable`): Called with a single step, writes it into the ledger.
     """
 
     def __init__(self, mechanism: Mechanism, record: Callable[[Mechanism], None]):
@@ -24,10 +24,10 @@ class Execution:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Execute one step within this context: it is recorded first, and none of the caller's settings reach it.
+        """Execute one step within this context: it is recorded first, and computed under settings of its own.
 
         Everything that reads records for a release, and the noise on it, belongs inside the context. A step that raises
-        has been recorded, and stays counted.
+        an error has been recorded and stays counted.
 
         Raises:
             InputError: If all steps have been taken; nothing is recorded then.

@@ -1,17 +1,17 @@
-"""The journal: the file that knows what a run has released, whatever becomes of the run.
+"""The journal: the file that records what a run has released, however the run ends.
 
-One JSON line an event, synced to disk before the event happens, chained by checksums, and written by one process at a
-time. Four kinds of events follow the header:
+It has one JSON line per event, is synced to disk before the event happens, chains its lines by checksums, and is
+written by one process at a time. Four kinds of events follow the header:
 
 - `release`: a mechanism is about to be executed. It counts from here on, unless the event says `unseen`: then nothing
-  that depends on it leaves the process before an event `visible`;
-- `visible`: something that depends on all releases before it is about to leave the process, for instance a checkpoint,
-  a picture, or control itself, which goes back to the caller with the network in memory;
+  that depends on the release leaves the process before a `visible` event;
+- `visible`: something that depends on the releases before it is about to leave the process, for instance a checkpoint
+  or a picture, or control is about to return to the caller, who can look at the network in memory;
 - `resume`: a new session of the run starts from the checkpoint that was made after the first `position` events;
-- `not_private`: the run gives no privacy, for a reason.
+- `not_private`: the run gives no privacy, for the reason that the event states.
 
-Only a process that dies without a word (SIGKILL, a power cut) leaves unseen releases behind. They are dropped by the
-next `resume`, since nothing that depends on them exists any more.
+Only a process that is killed without warning (SIGKILL, a power cut) leaves unseen releases behind. The next `resume`
+drops them, since nothing that depends on them exists any more.
 """
 
 import errno
@@ -30,7 +30,7 @@ from .accounting import Mechanism
 
 
 FORMAT = 2
-OLDER_FORMATS = (1,)  # can be read, not resumed: they name neither runs nor sessions, nor what nobody has seen
+OLDER_FORMATS = (1,)  # can be read, not resumed: they have no names of runs and sessions, and no `unseen`
 PAGE = 4096  # bytes; larger pages are multiples of it
 RESERVE_BYTES = 16 * PAGE
 
@@ -41,8 +41,8 @@ class Journal:
     Args:
         path (`str` or `Path`): The file.
         header (`dict`, *optional*):
-            Starts a new journal with it; an empty file, of a process killed before it wrote its header, counts as none.
-            Otherwise an existing journal is opened for appending.
+            The header of a new journal. An empty file, left by a process that was killed before it wrote its header,
+            counts as no file. Without a header, an existing journal is opened for appending.
 
     Raises:
         InputError: If a new journal would replace a file, or an existing one is missing, in use or of another version.
@@ -82,26 +82,27 @@ class Journal:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What the journal was started with."""
+        """The settings of the run when the journal was started."""
         return self.events[0]["header"]
 
     @property
     def position(self) -> int:
-        """The number of events so far: what a checkpoint remembers."""
+        """The number of events so far, which a checkpoint keeps."""
         return len(self.events)
 
     @property
     def check(self) -> int:
-        """The checksum of all events so far, which no other journal of this length has."""
+        """The checksum of all events so far, which tells this journal from others of the same length."""
         return self.events[-1]["check"]
 
     def release(self, mechanism: Mechanism, unseen: bool) -> None:
         """Write that `mechanism` is about to be executed.
 
         Args:
-            mechanism (`Mechanism`): With the number of its steps.
+            mechanism (`Mechanism`): The mechanism, with the number of steps to record.
             unseen (`bool`):
-                Whether a `visible` event will be written before anything that depends on it leaves the process.
+                Whether the caller promises a `visible` event before anything that depends on the release leaves the
+                process.
         """
         self.append("release", {**asdict(mechanism), "unseen": unseen})
 
@@ -114,7 +115,7 @@ class Journal:
 
         Raises:
             InputError: If the checkpoint was made by a copy of the run.
-            StorageError: If the checkpoint was made after the last event that is here.
+            StorageError: If the journal ends before the checkpoint was made.
         """
         if position > self.position:
             raise StorageError(
@@ -131,10 +132,10 @@ class Journal:
     def append(self, kind: str, content: object) -> None:
         """Write an event; it is on disk when this returns.
 
-        A process killed while it writes leaves all of the line or none: one call writes it, and it never crosses the
-        border of a page, between two of which the operating system may end a killed process.
+        A process that is killed while it writes leaves the whole line or nothing: one system call writes the line, and
+        it never crosses the boundary between two pages, where the operating system may stop a killed process.
         """
-        if self._size() != self._known_size:  # the call before was interrupted, by Ctrl-C for instance
+        if self._size() != self._known_size:  # the previous call was interrupted, by Ctrl-C for instance
             self._read_again()
         event = {"n": len(self.events), kind: content}
         event["check"] = _checksum(event, self.events[-1]["check"] if self.events else 0)
@@ -150,13 +151,13 @@ class Journal:
     def counted(self) -> list[Mechanism]:
         """The releases that count, in order.
 
-        Those that the run at its present state is made of do, and those that anything was made of that could be seen.
-        Others were lost with their process, and are part of nothing.
+        A release counts if the present state of the run depends on it, or anything that could be seen. Other releases
+        were lost with their process, and nothing depends on them.
         """
         return _counted(self.events)
 
     def close(self) -> None:
-        """Release the lock."""
+        """Close the file, which releases the lock."""
         self._file.close()
 
     def _size(self) -> int:
@@ -168,13 +169,14 @@ class Journal:
         self._known_size = size
 
     def _write(self, line: str) -> bool:
-        """Write all of a line to disk or nothing; whether there was room, which some file systems say at the sync."""
+        """Write a whole line to disk, or nothing if the disk is full; return whether there was room."""
         try:
             if os.write(self._file.fileno(), line.encode()) == len(line):
                 os.fsync(self._file.fileno())
                 return True
         except OSError as error:
-            # A line that was not synced must not be taken for one: the system reports such an error only once.
+            # Some file systems report a full disk at the sync only, and only once: the line, which was not synced, must
+            # not stay in the file.
             os.ftruncate(self._file.fileno(), self._known_size)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -183,7 +185,7 @@ class Journal:
         return False
 
     def _reserve(self) -> None:
-        """Hold back some room, so that on a full disk it can still be written that what the process holds counts."""
+        """Reserve disk space, so that a `visible` event can still be written when the disk is full."""
         reserve = self._reserve_path()
         try:
             if not reserve.exists() or reserve.stat().st_size < RESERVE_BYTES:
@@ -193,7 +195,7 @@ class Journal:
             raise StorageError(f"{reserve} cannot be written ({error.strerror}): make room, and start again.") from None
 
     def _free_reserve(self) -> bool:
-        """Give the room back to the disk; whether there was any."""
+        """Free the reserved space; return whether there was any."""
         reserve = self._reserve_path()
         there = reserve.exists()
         reserve.unlink(missing_ok=True)
@@ -205,15 +207,15 @@ class Journal:
 
 @dataclass(frozen=True)
 class Released:
-    """What a journal says of its run.
+    """What a journal says about its run.
 
     Args:
         run (`str`, *optional*):
-            The run's own random name, which a copy of its directory has as well; None in an older format.
+            The random name of the run, which copies of its directory share; None in an older format.
         sessions (`dict[str, int]`):
             For each session of the run, by its random name, how many of its releases count. A copy that was resumed
             elsewhere has other sessions.
-        header (`dict`): What the journal was started with.
+        header (`dict`): The settings of the run when the journal was started.
         mechanisms (`list[Mechanism]`): The releases that count, in order, one entry each.
         not_private (`str`, *optional*): The reason for which the run gives no privacy, if there is one.
     """
@@ -226,7 +228,7 @@ class Released:
 
     @staticmethod
     def of(events: list[dict[str, Any]]) -> "Released":
-        """Read a journal's events."""
+        """Summarise the events of a journal."""
         header = events[0]["header"]
         reasons = [event["not_private"] for event in events if "not_private" in event]
         not_private = reasons[0] if reasons else None
@@ -244,18 +246,18 @@ class Released:
 
 
 def read_released(path: str | Path) -> Released:
-    """What the run of a journal has released so far; the journal may be in use.
+    """Read what a run has released so far; its journal may be in use.
 
-    Of a journal in an older format every release counts, as it does not say which of them nobody has seen. The file is
-    only read, so this takes no lock. A run that continues may make further releases the moment after, but what it
-    had written anywhere before this call is made of these.
+    The file is only read, so this takes no lock. A run that continues may make further releases right afterwards, but
+    everything that it wrote before this call depends on the returned releases only. In a journal of an older format
+    every release counts, as it does not say which of them were unseen.
 
     Args:
         path (`str` or `Path`): The file.
 
     Raises:
-        InputError: If it is of another version.
-        StorageError: If it is damaged.
+        InputError: If another version of the library wrote the journal, in a format that this one does not know.
+        StorageError: If the journal is damaged.
     """
     path = Path(path)
     return Released.of(_read(path.read_bytes().decode("utf-8", errors="replace"), path, (FORMAT, *OLDER_FORMATS)))
@@ -266,9 +268,9 @@ def _counted(events: list[dict[str, Any]]) -> list[Mechanism]:
 
 
 def _known(events: list[dict[str, Any]]) -> list[int]:
-    """The numbers of the releases that count. Of a session that was killed, it is the last ones that do not."""
-    last: list[int | None] = [None]  # after so many events: the last release that the run is made of
-    before: dict[int, int | None] = {}  # of each release: the one before it, which the run was made of then
+    """The numbers of the events whose release counts. Only the last releases of a killed session do not."""
+    last: list[int | None] = [None]  # by number of events: the last release that the run's state depends on
+    before: dict[int, int | None] = {}  # by release: the one before it that the state depended on
     known: set[int] = set()
 
     def know(release: int | None) -> None:
@@ -314,8 +316,8 @@ def _read(text: str, path: Path, formats: tuple[int, ...] = (FORMAT,)) -> list[d
             )
         events.append(event)
     if lines[-1].strip():
-        # No kill does this (see `append`): the machine failed before what the line announces began, or the file was
-        # damaged since. Which of them is for a person to say.
+        # A killed process leaves no partial line (see `append`): either the machine failed before the announced event
+        # began, or the file was damaged later. Only a person can tell which.
         raise StorageError(
             f"The last line of {path} is cut off: if the machine failed during the run, delete that line (what it "
             "announces had not begun) and resume; otherwise restore the file from a backup."

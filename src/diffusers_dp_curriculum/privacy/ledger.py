@@ -1,4 +1,4 @@
-"""The privacy ledger: every mechanism that read sensitive records, in order, and the one epsilon they amount to."""
+"""The privacy ledger: every mechanism that read sensitive records, in order, and the epsilon of all together."""
 
 import math
 import secrets
@@ -27,7 +27,7 @@ PUBLIC_ASSUMPTIONS = (
 
 
 class Randomness(Protocol):
-    """What the ledger asks of the source of a mechanism's sampling and noise."""
+    """The source of a mechanism's sampling and noise, as far as the ledger uses it."""
 
     @property
     def why_not_private(self) -> str | None:
@@ -38,24 +38,24 @@ class PrivacyLedger:
     """All mechanisms of one run in order, with the journal that makes them durable before their output exists.
 
     The order of calls is the guarantee: a mechanism starts with [`begin`] and computes what it releases within
-    [`Execution.step`], which records the step first. A crash in between counts a release that never happened; nothing
-    can be released uncounted. What is recorded counts for good, unless nobody can have seen anything of it (see
-    [`unseen`]).
+    [`Execution.step`], which records the step first. After a crash in between, a release is counted that never
+    happened; no release can go uncounted. A recorded step counts permanently, unless nobody can have seen anything that
+    depends on it (see [`unseen`]).
 
     Args:
         delta (`float`): Delta of the whole run, in [1e-12, 1).
         accountant (`str`, *optional*, defaults to `"prv"`): `"prv"` or `"rdp"`.
         journal (`str` or `Path`, *optional*):
-            File of one JSON line an event, created (never overwritten), locked, and synced to disk on every
-            [`record`]. Without it the ledger lives in memory only.
+            File with one JSON line per event. It is created (never overwritten), locked, and synced to disk by every
+            [`record`]. Without it the ledger is in memory only.
         target_epsilon (`float`, *optional*):
-            What the run and the previous runs may spend together; [`check_affordable`] refuses more.
+            Epsilon that the run and the previous runs may spend together; [`check_affordable`] refuses more.
         prior_runs (`Sequence[CountedRun]`, *optional*):
-            Previous runs on the same records, whose cost is part of this run's, such as `read_prior_runs` in
-            `composition.py` finds. The journal keeps them from its first line on.
+            Previous runs on the same records, whose cost is added to this run's; `read_prior_runs` in `composition.py`
+            finds them. The first line of the journal keeps them.
 
     Raises:
-        InputError: If delta or the accountant is not usable, or the journal exists.
+        InputError: If delta or the accountant cannot be used, or the journal exists already.
 
     Examples:
         >>> from diffusers_dp_curriculum import Mechanism, MechanismRandomness, PrivacyLedger
@@ -86,7 +86,7 @@ class PrivacyLedger:
         self.target_epsilon = target_epsilon
         self.prior_runs = list(prior_runs)
         self.not_private: str | None = None
-        self._run, self._session = secrets.token_hex(8), secrets.token_hex(8)  # where there is no journal to say it
+        self._run, self._session = secrets.token_hex(8), secrets.token_hex(8)  # a journal has names of its own
         self._mechanisms: list[Mechanism] = []
         self._unseen = False
         self._pending = False  # whether anything unseen has not been marked as visible yet
@@ -99,13 +99,13 @@ class PrivacyLedger:
     def resume(cls, journal: Journal | str | Path, position: int, check: int | None = None) -> "PrivacyLedger":
         """Continue the ledger of a run that was interrupted.
 
-        What was released after the checkpoint stays counted, unless it was lost with its process before anything that
-        depends on it could be seen (see [`unseen`]).
+        What was released after the checkpoint stays counted, unless the process was killed before anything that depends
+        on the release could be seen (see [`unseen`]).
 
         Args:
-            journal (`str` or `Path`): The run's journal; or a [`Journal`] that is open, and stays open if this fails.
-            position (`int`): The ledger's [`position`] when the checkpoint was made from which the run continues.
-            check (`int`, *optional*): The ledger's [`check`] at that time.
+            journal (`str` or `Path`): The run's journal, or an open [`Journal`], which stays open if this call fails.
+            position (`int`): The ledger's [`position`] when the checkpoint to resume from was made.
+            check (`int`, *optional*): The ledger's [`check`] when that checkpoint was made.
 
         Raises:
             InputError: If the journal is missing, in use by another process, or does not know of the checkpoint.
@@ -128,7 +128,7 @@ class PrivacyLedger:
         return ledger
 
     def in_memory(self) -> "PrivacyLedger":
-        """A copy of what was executed so far, without the journal: for the processes of a run that do not write it."""
+        """A copy of this ledger without the journal, for the processes of a run that do not write it."""
         ledger = PrivacyLedger(self.delta, self.accountant, None, self.target_epsilon, self.prior_runs)
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms
@@ -138,7 +138,7 @@ class PrivacyLedger:
         """Release the journal's lock, so that the run can be resumed, also in this process."""
         if self._journal is not None:
             if self._pending:  # the mark at the end of `unseen` was interrupted
-                self._mark_whatever_happens("the memory of the process")
+                self._mark_despite_interrupts("the memory of the process")
             self._journal.close()
 
     @property
@@ -148,24 +148,24 @@ class PrivacyLedger:
 
     @property
     def position(self) -> int:
-        """How far the journal is: kept in a checkpoint, and given to [`resume`]. Without a journal it is 0."""
+        """The number of events in the journal, which a checkpoint keeps for [`resume`]; 0 without a journal."""
         return 0 if self._journal is None else self._journal.position
 
     def begin(self, mechanism: Mechanism, randomness: Randomness) -> Execution:
-        """Begin to execute a mechanism: the one way to do so.
+        """Begin to execute a mechanism; there is no other way to begin one.
 
-        Refuses what the target cannot pay for, and notes it for good if the randomness gives no privacy. Each step is
-        then taken within [`Execution.step`], which records it before anything is read.
+        A mechanism that the target cannot pay for is refused. Randomness that gives no privacy is noted permanently.
+        Each step is then taken within [`Execution.step`], which records it before anything is read.
 
         Args:
-            mechanism (`Mechanism`): With the number of its steps.
-            randomness (`Randomness`): Where its sampling and noise come from, such as a `MechanismRandomness`.
+            mechanism (`Mechanism`): The mechanism, with the number of its steps.
+            randomness (`Randomness`): The source of its sampling and noise, such as a `MechanismRandomness`.
 
         Returns:
-            `Execution`: What its steps are taken with.
+            `Execution`: The execution, whose `step` takes the steps.
 
         Raises:
-            InputError: If all steps together would pass the target; nothing has been recorded then.
+            InputError: If all steps together would pass the target; nothing has been recorded in that case.
         """
         self.check_affordable(mechanism)
         if randomness.why_not_private:
@@ -174,7 +174,7 @@ class PrivacyLedger:
 
     @property
     def check(self) -> int:
-        """A checksum of the journal: kept in a checkpoint, and given to [`resume`]. Without a journal it is 0."""
+        """A checksum of the journal, which a checkpoint keeps for [`resume`]; 0 without a journal."""
         return 0 if self._journal is None else self._journal.check
 
     def record(self, mechanism: Mechanism) -> None:
@@ -183,7 +183,7 @@ class PrivacyLedger:
         When this returns the entry is on disk (if there is a journal).
 
         Args:
-            mechanism (`Mechanism`): With the number of its steps.
+            mechanism (`Mechanism`): The mechanism, with the number of its steps.
         """
         if self._journal is not None:
             self._journal.release(mechanism, self._unseen)
@@ -192,21 +192,21 @@ class PrivacyLedger:
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
-        """Promise that what is recorded in this context stays inside the process, but for what is marked as visible.
+        """Promise that nothing which depends on releases of this context leaves the process before [`mark_visible`].
 
-        Only releases of such a context can be dropped by [`resume`], and only if the process died in it without a
-        word (SIGKILL, a power cut): however else the context ends, everything recorded in it counts for good before
-        control returns to the caller, who can look at what is in memory.
+        Only releases of such a context can be dropped by [`resume`], and only if the process was killed within the
+        context without warning (SIGKILL, a power cut). If the context ends in any other way, everything recorded in it
+        counts permanently before control returns to the caller, who can look at what is in memory.
         """
         self._unseen = True
         try:
             yield
         finally:
             self._unseen = False
-            self._mark_whatever_happens("the memory of the process")
+            self._mark_despite_interrupts("the memory of the process")
 
-    def _mark_whatever_happens(self, what: str) -> None:
-        """Mark as visible even if Ctrl-C is pressed again and again: the event is written before it has an effect."""
+    def _mark_despite_interrupts(self, what: str) -> None:
+        """Mark as visible even if Ctrl-C is pressed repeatedly: Ctrl-C takes effect after the event is written."""
         interrupted = False
         while True:
             try:
@@ -218,22 +218,22 @@ class PrivacyLedger:
             raise KeyboardInterrupt
 
     def mark_visible(self, what: str) -> None:
-        """Note that something is about to leave the process. Call it before it can.
+        """Note that something is about to leave the process; call this before it can be seen.
 
         Everything recorded so far counts from then on, also if the run is resumed from an earlier checkpoint.
 
         Args:
-            what (`str`): What will be visible, in words.
+            what (`str`): What will be visible, in words, such as `"samples"`.
         """
         if self._journal is not None:
             self._journal.append("visible", what)
             self._pending = False
 
     def mark_not_private(self, reason: str) -> None:
-        """Note, for good, that this run gives no privacy: its statement will say so, and it may not be published.
+        """Note permanently that this run gives no privacy: its statement will say so, and it may not be published.
 
         Args:
-            reason (`str`): Why, in words; the first one stays.
+            reason (`str`): The reason in words; later calls do not replace the first one.
         """
         if self.not_private is None:
             if self._journal is not None:
@@ -241,13 +241,13 @@ class PrivacyLedger:
             self.not_private = reason
 
     def check_affordable(self, mechanism: Mechanism) -> None:
-        """Refuse a mechanism, all its steps, where it would pass the target.
+        """Refuse a mechanism if all its steps together would pass the target.
 
         Args:
-            mechanism (`Mechanism`): With the number of its steps.
+            mechanism (`Mechanism`): The mechanism, with the number of its steps.
 
         Raises:
-            InputError: If so; nothing has been recorded.
+            InputError: If the target would be passed; nothing has been recorded in that case.
         """
         if self.target_epsilon is not None and self.epsilon([mechanism]) > self.target_epsilon:
             raise InputError(
@@ -259,7 +259,7 @@ class PrivacyLedger:
         """How many steps of a mechanism, at most its own, stay within the target after all that was executed.
 
         Args:
-            mechanism (`Mechanism`): With the number of its steps.
+            mechanism (`Mechanism`): The mechanism, with the number of its steps.
         """
         target = math.inf if self.target_epsilon is None else self.target_epsilon
 
@@ -278,13 +278,13 @@ class PrivacyLedger:
         """Epsilon spent so far, by this run and the previous runs.
 
         Args:
-            planned (`Iterable[Mechanism]`, *optional*): What to count besides, as if it had been executed.
+            planned (`Iterable[Mechanism]`, *optional*): Mechanisms to count as if they had been executed.
         """
         executed = [*all_mechanisms(self.prior_runs), *self._mechanisms]
         return compute_epsilon([*executed, *planned], self.delta, self.accountant)
 
     def statement(self, dataset_size: int) -> PrivacyStatement:
-        """What privacy.json says: enough for a stranger to recompute epsilon without this library.
+        """The content of privacy.json, from which a stranger can recompute epsilon without this library.
 
         Args:
             dataset_size (`int`): N, the number of records, which is public.
@@ -301,7 +301,7 @@ class PrivacyLedger:
         )
 
     def counted_runs(self) -> list[CountedRun]:
-        """This run, and then the previous runs, as a statement names them."""
+        """This run and then the previous runs, as a statement counts them."""
         if self._journal is not None:
             return CountedRun.of_journal(Released.of(self._journal.events))
         releases = sum(mechanism.steps for mechanism in self._mechanisms)
@@ -313,5 +313,5 @@ class PrivacyLedger:
 
 
 def package_versions() -> dict[str, str]:
-    """The versions that a statement names."""
+    """The versions of packages that a statement names."""
     return {name: version(name) for name in ("diffusers-dp-curriculum", "diffusers", "opacus", "torch")}

@@ -1,4 +1,4 @@
-"""Whether a privacy.json may be published: it is private, and states all that its run has released."""
+"""Whether a run may be published: its privacy.json is private, and states everything that the run has released."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from .journal import read_released
 from .statement import PrivacyStatement, recompute_epsilon
 
 
-TOLERANCE = 1e-6  # relative, of a stated epsilon: rounding differs between machines
+TOLERANCE = 1e-6  # relative tolerance for a stated epsilon: rounding differs between machines
 
 
 def check_statement(privacy_json: Path) -> PrivacyStatement:
-    """Read a privacy.json, and refuse to publish under it unless it is private and states no less than it amounts to.
+    """Read a privacy.json, and refuse to publish under it unless it is private and does not understate epsilon.
 
     Raises:
         InputError:
-            If it cannot be read, is not private, understates epsilon, or contradicts the journal beside it.
+            If the file cannot be read, is not private, understates epsilon, or contradicts the journal beside it.
     """
     privacy = PrivacyStatement.read(privacy_json)
     check_publishable(privacy)
@@ -36,12 +36,12 @@ def check_publishable(statement: PrivacyStatement) -> None:
         statement (`PrivacyStatement`): What its privacy.json says.
 
     Raises:
-        InputError: If it does not say `"private": true`.
+        InputError: If the statement does not say `"private": true`.
     """
     if not statement.private:
         remarks = " ".join(statement.remarks)
         raise InputError(
-            f"This run is not private and may not be published: train without what says so. {remarks}".strip()
+            f"This run is not private and may not be published: train again without the cause, which its remarks name. {remarks}".strip()
         )
 
 
@@ -50,10 +50,10 @@ def check_epsilon(statement: PrivacyStatement, name: str) -> None:
 
     Args:
         statement (`PrivacyStatement`): What a privacy.json says.
-        name (`str`): What messages call it.
+        name (`str`): The name of the statement in messages.
 
     Raises:
-        InputError: If it understates epsilon, or nothing can be said of it (see [`recompute_epsilon`]).
+        InputError: If the statement understates epsilon, or epsilon cannot be recomputed (see [`recompute_epsilon`]).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LooseEpsilonWarning)
@@ -69,21 +69,21 @@ def understates(statement: PrivacyStatement, epsilon: float) -> bool:
     """Whether a privacy.json states less than its mechanisms amount to, or no number at all.
 
     Args:
-        statement (`PrivacyStatement`): What it says.
-        epsilon (`float`): What [`recompute_epsilon`] makes of it.
+        statement (`PrivacyStatement`): The content of the privacy.json.
+        epsilon (`float`): The epsilon that [`recompute_epsilon`] gives for it.
     """
-    return not statement.epsilon >= (1 - TOLERANCE) * epsilon  # nan is no number, and states nothing
+    return not statement.epsilon >= (1 - TOLERANCE) * epsilon  # also true for nan, which states nothing
 
 
 def check_same_run(privacy_json: Path, privacy: PrivacyStatement) -> None:
     """Refuse a statement that is not of the run whose journal lies beside it, if there is one.
 
     Args:
-        privacy_json (`Path`): Where the statement is.
-        privacy (`PrivacyStatement`): What it says.
+        privacy_json (`Path`): The file of the statement.
+        privacy (`PrivacyStatement`): Its content.
 
     Raises:
-        InputError: If it is of another run, or of a copy of the run that was resumed elsewhere.
+        InputError: If the statement is of another run, or of a copy of the run that was resumed elsewhere.
     """
     released = runs_of_journal(privacy_json.parent)
     if released is not None and not _count_all_of(released, privacy.runs):
@@ -94,13 +94,13 @@ def check_same_run(privacy_json: Path, privacy: PrivacyStatement) -> None:
 
 
 def runs_of_journal(directory: Path) -> list[CountedRun] | None:
-    """What the run in a directory has released by now, and the previous runs that it counts.
+    """The run in a directory, with everything released by now, and the previous runs that it counts.
 
     Args:
         directory (`Path`): The directory of a run.
 
     Returns:
-        `list[CountedRun]`: None where there is no journal, as with published files.
+        `list[CountedRun]`: The own run comes first; None where there is no journal, as with published files.
 
     Raises:
         StorageError: If the journal is damaged.
@@ -177,7 +177,7 @@ def check_replaces(privacy: PrivacyStatement, published: PrivacyStatement, where
 def _count_all_of(runs: Sequence[CountedRun], others: Sequence[CountedRun]) -> bool:
     """Whether a statement counts all that a journal does, or the other way round; both have their own run first."""
     return len(runs) >= len(others) and all(
-        # An older version wrote no names: what was released has to do.
+        # An older version wrote no names of runs: compare what was released.
         run.counts_all_of(other) or (None in (run.id, other.id) and run.has_releases_of(other))
         for run, other in zip(runs, others, strict=False)
     )

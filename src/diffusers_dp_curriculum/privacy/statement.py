@@ -1,7 +1,8 @@
 """The privacy statement of a run: the content of its privacy.json, parsed and checked.
 
-It counts one run or several, its own run first and then the previous runs that it covers: in the file, `runs` has the
-name of each with its sessions, and each entry of `mechanisms` says by its `run` which of them it belongs to, from 0.
+A statement counts one run or several: its own run first, and then the previous runs that it covers. In the file, `runs`
+has the name and the sessions of each run, and the field `run` of each entry of `mechanisms` is the index of its run in
+that list.
 """
 
 import json
@@ -19,7 +20,7 @@ from .counted_runs import CountedRun, all_mechanisms, branches
 
 
 ZERO_OUT = "zero_out_one_record"
-ADJACENCIES = (ZERO_OUT, "add_or_remove_one_record")  # the other is what older versions called the same
+ADJACENCIES = (ZERO_OUT, "add_or_remove_one_record")  # the second is the name that older versions had for the same
 BRANCHES = (
     "Copies of one run that were resumed separately are each counted in full, so what they share is counted twice."
 )
@@ -27,21 +28,21 @@ BRANCHES = (
 
 @dataclass(frozen=True)
 class PrivacyStatement:
-    """What a privacy.json says, whether it is true or not: enough for a stranger to recompute epsilon.
+    """The content of a privacy.json, whether it is true or not; it suffices to recompute epsilon.
 
     Args:
-        epsilon (`float`): Epsilon as it is stated; nan where the file states no number.
-        delta (`float`): Delta of all that is counted together.
+        epsilon (`float`): The stated epsilon; nan if the file states no number.
+        delta (`float`): Delta of all counted runs together.
         accountant (`str`): `"prv"` or `"rdp"`.
-        adjacency (`str`): Which data sets are neighbours.
-        scope (`str`): What epsilon is for, in a sentence.
+        adjacency (`str`): Which data sets count as neighbours.
+        scope (`str`): A sentence that says which runs epsilon covers.
         dataset_size (`int`, *optional*): N, the number of records, which is public; None where it is not known.
-        private (`bool`): Whether the run gives privacy, and may be published.
-        remarks (`tuple[str, ...]`): What has to be said besides, in sentences.
+        private (`bool`): Whether the run gives privacy, so that it may be published.
+        remarks (`tuple[str, ...]`): Sentences that a reader has to know as well.
         runs (`tuple[CountedRun, ...]`): The runs that are counted, with their mechanisms; the own run comes first.
-        public_assumptions (`tuple[str, ...]`): What is taken as public.
+        public_assumptions (`tuple[str, ...]`): What is assumed to be public.
         versions (`dict[str, str]`): The versions of the packages that computed epsilon, by name.
-        other (`dict`): What a file of another version says besides; it is kept when the statement is written.
+        other (`dict`): Further entries in a file of another version, which are kept when the statement is written.
 
     Examples:
         >>> from pathlib import Path
@@ -78,7 +79,7 @@ class PrivacyStatement:
         Older versions wrote neither runs nor a scope: their statements count one run without a name.
 
         Args:
-            content (`dict`): What the JSON holds.
+            content (`dict`): The parsed JSON.
 
         Raises:
             InputError: If it is not the content of a privacy.json.
@@ -110,14 +111,14 @@ class PrivacyStatement:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], name: str | None = None) -> "PrivacyStatement":
-        """Read a privacy.json, whatever it says.
+        """Read a privacy.json without judging what it states.
 
         Args:
             path (`str` or `Path`): The file.
-            name (`str`, *optional*): What messages call it; its path by default.
+            name (`str`, *optional*): The name of the statement in messages; its path by default.
 
         Raises:
-            InputError: If the file cannot be read, or does not hold what a privacy.json does.
+            InputError: If the file cannot be read, or does not have the content of a privacy.json.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -174,18 +175,18 @@ def make_statement(
     public_assumptions: Iterable[str],
     versions: dict[str, str],
 ) -> PrivacyStatement:
-    """The statement about some runs, with the epsilon that they amount to.
+    """Make the statement about some runs, with the epsilon of all of them together.
 
     Args:
-        runs (`Sequence[CountedRun]`): What is counted.
-        delta (`float`): Delta of all of it together.
+        runs (`Sequence[CountedRun]`): The runs that are counted.
+        delta (`float`): Delta of all runs together.
         accountant (`str`): `"prv"` or `"rdp"`.
-        scope (`str`): What epsilon is for, in a sentence.
+        scope (`str`): A sentence that says which runs epsilon covers.
         dataset_size (`int`, *optional*): N, the number of records, which is public; None where it is not known.
-        not_private (`str`, *optional*): The reason for which there is no privacy, if there is one.
-        remarks (`Iterable[str]`): What has to be said besides.
-        public_assumptions (`Iterable[str]`): What is taken as public.
-        versions (`dict[str, str]`): Of the packages that computed it.
+        not_private (`str`, *optional*): The reason why the runs give no privacy; None if they give privacy.
+        remarks (`Iterable[str]`): Further sentences that a reader has to know.
+        public_assumptions (`Iterable[str]`): What is assumed to be public.
+        versions (`dict[str, str]`): The versions of the packages that compute epsilon, by name.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -208,22 +209,24 @@ def make_statement(
 
 
 def recompute_epsilon(statement: PrivacyStatement | dict[str, Any] | str | os.PathLike[str]) -> float:
-    """Epsilon from a privacy.json alone, whatever epsilon it states.
+    """Recompute epsilon from a privacy.json alone; the epsilon that it states is not used.
 
     Args:
         statement (`PrivacyStatement`, `dict`, `str` or `Path`):
-            The statement, the content of its file, or the path of the file. The mechanisms, delta and the accountant
-            are used, and the adjacency has to be zero-out or what older versions called so.
+            The statement, the parsed content of its file, or the path of the file. Its mechanisms, delta and accountant
+            are used; its adjacency has to be zero-out, by its present or its older name.
 
     Raises:
         InputError:
-            If it is not the content of a privacy.json, is for another adjacency, or its accountant cannot bound the
-            composition.
+            If this is not the content of a privacy.json, or is for another adjacency, or its accountant cannot bound
+            the composition.
 
     Examples:
-        >>> from diffusers_dp_curriculum import Mechanism, PrivacyLedger, recompute_epsilon
+        >>> from diffusers_dp_curriculum import Mechanism, MechanismRandomness, PrivacyLedger, recompute_epsilon
         >>> ledger = PrivacyLedger(delta=1e-5)
-        >>> ledger.record(Mechanism("dp_sgd", noise_multiplier=1.0, sample_rate=0.01, steps=1000, sensitivity=1.0))
+        >>> mechanism = Mechanism("a_noisy_sum", noise_multiplier=8.0, sample_rate=0.1, steps=1, sensitivity=1.0)
+        >>> with ledger.begin(mechanism, MechanismRandomness()).step():
+        ...     pass  # sample, sum and add noise
         >>> statement = ledger.statement(dataset_size=60_000)
         >>> recompute_epsilon(statement) == statement.epsilon
         True
@@ -241,7 +244,7 @@ def recompute_epsilon(statement: PrivacyStatement | dict[str, Any] | str | os.Pa
 
 
 def scope_in_words(num_previous: int) -> str:
-    """What the figure of a run is for, in a sentence.
+    """The sentence that says which runs the epsilon of a run covers.
 
     Args:
         num_previous (`int`): The number of previous runs that it counts.
@@ -266,7 +269,7 @@ def _runs(content: dict[str, Any]) -> tuple[CountedRun, ...]:
 
 
 def _named(run: dict[str, Any]) -> CountedRun:
-    """A run of a statement, before its mechanisms are known."""
+    """A run of a statement, without its mechanisms yet."""
     name, sessions = run["id"], run["sessions"]
     if not (name is None or isinstance(name, str)):
         raise ValueError(f"a run is called {name}")
