@@ -86,7 +86,8 @@ class Preview:
         if scheduler.config.get("variance_type") in ("learned", "learned_range"):
             raise InputError('The UNet predicts no variance: use a noise scheduler with variance_type="fixed_small".')
         try:
-            # Three steps: DDPM's last step adds no noise and neither does EDM's first, so one is typical of all others.
+            # Three steps: DDPM adds no noise in the last one and EDM none in the first; the middle one is like all
+            # others.
             image = self._sample(self.pipeline(unet), 0, 1, min(3, most), None)
             if not image.isfinite().all():
                 raise ArithmeticError("its images are not finite")

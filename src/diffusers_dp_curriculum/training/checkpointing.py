@@ -211,9 +211,7 @@ class Checkpoints:
                 for stage in self.stages
                 if stage.name in metadata["released"]
             }
-        except (
-            Exception
-        ) as error:  # many types; and torch's message would advise loading the file without safety checks
+        except Exception as error:  # of many types; torch's message would advise loading without safety checks
             raise StorageError(
                 f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint."
             ) from error
