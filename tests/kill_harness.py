@@ -41,7 +41,7 @@ after_step = trainer._after_step
 
 def after_a_pause(*state, **flags):
     time.sleep(0.15)  # or a fast machine would be done before the last kill
-    after_step(*state, **flags)
+    return after_step(*state, **flags)
 
 trainer._after_step = after_a_pause
 trainer.train()

@@ -456,7 +456,7 @@ def batch_norm_unet():
         (lambda: {"adam_beta1": 1.5}, "`adam_beta1` is 1.5"),
         (lambda: {"ema_inv_gamma": 0.0}, "`ema_inv_gamma` is 0.0"),
         (lambda: {"guidance_scale": 2.0, "label_dropout": 0.0}, "`guidance_scale` needs the null class"),
-        (lambda: {"num_inference_steps": 1001}, "num_inference_steps is 1001: give 1 to 1000"),
+        (lambda: {"num_inference_steps": 1001}, "`num_inference_steps` is 1001: give 1 to 1000"),
         (lambda: {"noise_level_mean": 1e6}, "No timestep has the noise levels asked for"),
         (lambda: {"unet": tiny_unet(out_channels=2)}, "takes 1 and gives 2"),
         (lambda: {"unet": tiny_unet().requires_grad_(False)}, "No parameter of the UNet is trainable"),

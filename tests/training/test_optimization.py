@@ -82,10 +82,12 @@ def test_a_run_steps_its_schedule(tmp_path):
     trainer = make_trainer(tmp_path / "model", lr_scheduler="linear", lr_warmup_steps=2, central_statistic="none")
     found = []
     after_step = trainer._after_step
-    trainer._after_step = lambda state, *others, **options: (
-        found.append(state.optimizer.param_groups[0]["lr"]),  # that of the next step
-        after_step(state, *others, **options),
-    )
+
+    def watch(state, *others, **options):
+        found.append(state.optimizer.param_groups[0]["lr"])  # of the next step
+        return after_step(state, *others, **options)
+
+    trainer._after_step = watch
     trainer.train()
     peak = trainer.args.learning_rate
     assert found == pytest.approx([peak, peak * 2 / 3, peak / 3, 0])

@@ -41,7 +41,8 @@ def check_publishable(statement: PrivacyStatement) -> None:
     if not statement.private:
         remarks = " ".join(statement.remarks)
         raise InputError(
-            f"This run is not private and may not be published: train again without the cause, which its remarks name. {remarks}".strip()
+            "This run is not private and may not be published: train again without the cause, which its remarks name. "
+            f"{remarks}".strip()
         )
 
 
