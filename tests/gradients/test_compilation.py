@@ -11,7 +11,7 @@ from diffusers_dp_curriculum.gradients.per_record_gradients import (
     why_not_as_in_a_loop,
 )
 from diffusers_dp_curriculum.gradients.trials import random_draws
-from helpers import tiny_scheduler, tiny_unet
+from helpers import smallest_unet, tiny_scheduler
 from helpers.networks import Small
 from helpers.reference_gradients import make_draws, relative_errors
 from helpers.wrong_kernels import wrong_for_one_parameter
@@ -21,7 +21,7 @@ from helpers.wrong_kernels import wrong_for_one_parameter
 def test_compiled_gradients_follow_the_parameters_and_take_smaller_batches(num_classes):
     """`aot_eager` takes the whole way of a compiler but for the making of machine code."""
     torch.manual_seed(0)
-    unet = tiny_unet(num_classes=num_classes)
+    unet = smallest_unet(num_classes=num_classes)
     unet.conv_in.bias.requires_grad_(False)
     gradients_of = CompiledGradients(unet, num_records=4, backend="aot_eager")
     for count in (4, 1, 3):

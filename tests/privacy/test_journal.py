@@ -15,7 +15,9 @@ from diffusers_dp_curriculum.errors import InputError, StorageError
 from diffusers_dp_curriculum.privacy import journal as journal_module
 from diffusers_dp_curriculum.privacy.accounting import Mechanism
 from diffusers_dp_curriculum.privacy.journal import Journal, read_released
-from helpers import TESTS
+from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
+from helpers.dp_sgd_steps import make_dp_sgd
+from helpers.processes import exit_code, fork
 
 
 HEADER = {"delta": 1e-5, "accountant": "prv", "target_epsilon": 10.0}
@@ -73,15 +75,21 @@ def test_a_missing_journal_is_not_made_up(path):
 
 def test_two_processes_cannot_write_one_journal(path):
     journal = Journal(path, HEADER)
-    open_it = f"from diffusers_dp_curriculum.privacy.journal import Journal; Journal({str(path)!r})"
-    second = subprocess.run([sys.executable, "-c", open_it], capture_output=True, text=True)
-    assert "Another process is writing" in second.stderr
+
+    def refused_to_another():
+        try:
+            Journal(path)
+        except InputError as error:
+            return 2 if "Another process is writing" in str(error) else 3
+        return 0
+
+    assert exit_code(fork(refused_to_another)) == 2
     with pytest.raises(InputError, match="Another process is writing"):
         Journal(path)
     release(journal, 1)
     assert read_released(path).mechanisms == journal.counted() != []  # reading it is not writing it
     journal.close()
-    assert subprocess.run([sys.executable, "-c", open_it], capture_output=True).returncode == 0
+    assert exit_code(fork(refused_to_another)) == 0
 
 
 # What counts after a resume. A number is an unseen release, 1! one that counts at once, a letter a checkpoint, >a a
@@ -126,14 +134,26 @@ def test_releases_count_unless_they_were_lost_unseen(path, events, expected):
     assert counted(Journal(path)) == expected
 
 
-def test_a_long_journal_is_counted_in_no_time(path, monkeypatch):
+def test_the_work_of_counting_grows_as_the_journal_does(path, monkeypatch):
+    """And not as its square, which would make a long run's journal take minutes."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    journal = Journal(path, HEADER)
-    for number in range(20_000):
-        release(journal, number)
-    start = time.perf_counter()
-    assert len(journal.counted()) == 20_000
-    assert time.perf_counter() - start < 2
+    journal, lines = Journal(path, HEADER), []
+
+    def count_lines(frame, event, arg):
+        lines[-1] += event == "line"
+        return count_lines
+
+    for _ in range(2):
+        for number in range(500):
+            release(journal, number)
+        lines.append(0)
+        sys.settrace(count_lines)
+        try:
+            counted = journal.counted()
+        finally:
+            sys.settrace(None)
+        assert len(counted) == 500 * len(lines)
+    assert 500 < lines[1] < 2.2 * lines[0]
 
 
 def lines_of(path, count=5):
@@ -191,29 +211,27 @@ def test_a_line_cut_off_may_be_deleted_as_the_refusal_says(path):
     assert counted(Journal(path)) == [1, 2, 3]
 
 
-STEPS = """
-import sys
-from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
-from helpers.dp_sgd_steps import make_dp_sgd
-
-mechanism = make_dp_sgd(batch_size=3, steps=100_000, ledger=PrivacyLedger(1e-5, journal=sys.argv[1]))
-for number in range(1, 100_000):
-    mechanism.step()
-    print(number, flush=True)
-"""
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes as Unix does")
 def test_a_crash_counts_at_most_one_step_too_many_and_never_one_too_few(tmp_path):
     """Real steps in a real process, killed at moments of chance."""
-    for attempt in range(2):
+    for attempt in range(3):
         journal = tmp_path / f"{attempt}.jsonl"
-        process = subprocess.Popen([sys.executable, "-c", STEPS, journal], stdout=subprocess.PIPE, text=True, cwd=TESTS)
-        assert process.stdout.readline() == "1\n"
+        told, tell = os.pipe()
+
+        def take_steps(journal=journal, tell=tell):
+            mechanism = make_dp_sgd(batch_size=3, steps=100_000, ledger=PrivacyLedger(1e-5, journal=journal))
+            while True:
+                mechanism.step()
+                os.write(tell, b".")
+
+        child = fork(take_steps)
+        os.close(tell)
+        assert os.read(told, 1) == b"."
         time.sleep(random.uniform(0, 0.3))
-        process.kill()
-        seen = 1 + len(process.stdout.read().splitlines())
-        process.wait()
+        os.kill(child, signal.SIGKILL)
+        assert exit_code(child) == -signal.SIGKILL
+        with open(told, "rb") as rest:
+            seen = 1 + len(rest.read())
         assert len(Journal(journal).counted()) - seen in (0, 1)
 
 

@@ -1,10 +1,8 @@
 """Time and memory that the plan names: a rehearsal of the steps themselves, which leaves nothing behind."""
 
 import gc
-import os
 import resource
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,13 @@ import torch
 
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
-from diffusers_dp_curriculum.memory import PeakMemory, enough_memory
+from diffusers_dp_curriculum.memory import enough_memory
+from diffusers_dp_curriculum.training import estimates
 from diffusers_dp_curriculum.training.estimates import Estimate, estimate
 from helpers import tiny_unet
+from helpers.processes import exit_code, fork
 from helpers.runs import make_config, make_trainer
+from helpers.tensor_memory import TensorMemory
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -76,56 +77,61 @@ def test_a_rehearsal_leaves_everything_as_it_was(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_time_counts_every_physical_batch_and_the_noise_of_every_step(tmp_path, monkeypatch):
-    """A tenth of a second for each gradient and 2 milliseconds for each parameter's noise, and nothing else slow."""
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but for what a test adds to it."""
+    passed = [0.0]
+    monkeypatch.setattr(estimates, "_now", lambda device: passed[0])
+
+    def add(seconds):
+        passed[0] += seconds
+
+    return add
+
+
+def test_time_counts_every_physical_batch_and_the_noise_of_every_step(tmp_path, monkeypatch, clock):
+    """A tenth of a second for each gradient and 2 milliseconds for each parameter's noise, and nothing else."""
     trainer = make_trainer(
         tmp_path / "model", max_physical_batch_size=2, train_batch_size=20, max_train_steps=30, central_statistic="none"
     )
     normal = MechanismRandomness.normal
-    monkeypatch.setattr(MechanismRandomness, "normal", lambda *inputs: time.sleep(0.002) or normal(*inputs))
+    monkeypatch.setattr(MechanismRandomness, "normal", lambda *inputs: clock(0.002) or normal(*inputs))
     zeros = {name: torch.zeros(2, *p.shape) for name, p in trainer.unet.named_parameters()}
 
     def gradients_of(draws):
-        time.sleep(0.1)
+        clock(0.1)
         return {name: gradient[: len(draws.noisy)].clone() for name, gradient in zeros.items()}
 
-    least = 30 * (10 * 0.1 + len(zeros) * 0.002)
-    assert least < estimate_of(trainer, gradients_of).seconds < 3 * least
+    assert estimate_of(trainer, gradients_of).seconds == pytest.approx(30 * (10 * 0.1 + len(zeros) * 0.002))
 
 
-def test_time_counts_the_warm_up(tmp_path, monkeypatch):
+def test_time_counts_the_warm_up(tmp_path, clock):
     trainer = make_trainer(tmp_path / "model", central_train_steps=1000)
-    trainer.unet.register_forward_hook(lambda _, inputs, output: time.sleep(0.05 if len(inputs[0]) == 4 else 0))
-    assert 50 < estimate_of(trainer).seconds < 250
+    trainer.unet.register_forward_hook(lambda _, inputs, output: clock(0.05 if len(inputs[0]) == 4 else 0))
+    assert estimate_of(trainer).seconds == pytest.approx(1000 * 0.05)
 
 
-def test_memory_is_what_a_run_takes(tmp_path):
-    """Per-record gradients, sums and noise in float64, two moments of Adam, the average; measured in a run, too."""
+def test_memory_is_what_a_run_takes(tmp_path, monkeypatch):
+    """Per-record gradients, sums and noise in float64, two moments of Adam, the average; the same in a run."""
     trainer = make_trainer(
-        tmp_path / "model", wide_unet(), max_physical_batch_size=4, central_batch_size=1, noise_multiplicity=1
+        tmp_path / "model",
+        tiny_unet(block_out_channels=(64, 64)),
+        max_physical_batch_size=4,
+        train_batch_size=20,
+        max_train_steps=2,
+        central_batch_size=1,
+        noise_multiplicity=1,
     )
     network = sum(p.numel() * 4 for p in trainer.unet.parameters())
+    monkeypatch.setattr(estimates, "PeakMemory", TensorMemory)
     expected = estimate_of(trainer)
     assert expected.network_bytes == network
     assert expected.images_bytes == 60 * 1 * 8 * 8
-    # All of it is 9 times the network; some fits into gaps that earlier tests have left in the memory of this process.
-    assert expected.step_bytes > 7 * network
+    assert expected.step_bytes > 9 * network
     trainer.describe_plan = lambda: ""
-    with PeakMemory(torch.device("cpu")) as run:
+    with TensorMemory() as run:
         trainer.train()
-    assert 0.6 * run.num_bytes < expected.step_bytes < 1.6 * run.num_bytes
-
-
-@on_linux
-def test_memory_does_not_tell_how_large_the_records_were_before_they_were_scaled(tmp_path):
-    """A large image that was decoded raises the peak of the process, and leaves gaps that could hide what is added."""
-    trainer = make_trainer(tmp_path / "model", wide_unet(), max_physical_batch_size=2, noise_multiplicity=1)
-    before = estimate_of(trainer).step_bytes
-    decoded = [np.ones(1 * MIB, dtype=np.uint8) for _ in range(400)]
-    decoded.append(np.ones(600 * MIB, dtype=np.uint8))
-    del decoded
-    after = estimate_of(trainer).step_bytes
-    assert abs(after - before) < 64 * MIB
+    assert 0.9 * expected.step_bytes < run.num_bytes < 1.01 * expected.step_bytes
 
 
 def test_what_is_printed_is_what_it_is_made_of():
@@ -179,23 +185,13 @@ def test_other_errors_are_left_alone():
         raise RuntimeError("the shapes do not fit")
 
 
-def of_child(work):
-    """The exit code of a forked process that does `work`."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            code = work()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
+@pytest.mark.slow
 @on_linux
 def test_a_plan_that_just_fits_does_not_run_out_of_memory_when_it_is_carried_out(tmp_path):
-    """Whatever the memory that there is: the run is refused before anything is spent, or gets through."""
+    """Whatever the memory that there is: the run is refused before anything is spent, or gets through.
+
+    `pytest -m slow tests/training/test_estimates.py` takes a minute; the test before it refuses what never fits.
+    """
 
     def run(mebibytes):
         trainer = make_trainer(
@@ -211,5 +207,5 @@ def test_a_plan_that_just_fits_does_not_run_out_of_memory_when_it_is_carried_out
         return 0
 
     gc.collect()
-    codes = [of_child(lambda mebibytes=mebibytes: run(mebibytes)) for mebibytes in range(20, 340, 40)]
+    codes = [exit_code(fork(lambda mebibytes=mebibytes: run(mebibytes))) for mebibytes in range(20, 340, 40)]
     assert set(codes) == {0, 2}, codes
