@@ -558,7 +558,7 @@ VARIANTS = [
     Variant(
         "gradients that depend on the other records a little",
         "gradients/per_record_gradients.py",
-        "    check_gradients_stay_apart(of_mode[mode], model, draws)\n",
+        "    check_gradients_stay_apart(by_mode[mode], model, draws)\n",
         "",
         "gradients/test_per_record_gradients.py::test_a_little_of_other_records_is_not_taken_for_rounding",
     ),

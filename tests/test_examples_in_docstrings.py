@@ -31,10 +31,12 @@ def examples():
 
 @pytest.fixture
 def in_a_new_directory(tmp_path, monkeypatch, fresh_accelerator):
-    """Examples may write files, and set the verbosity."""
+    """Examples may write files and set the verbosity, and do not see the verbosity that other tests have set."""
     monkeypatch.chdir(tmp_path)
     library = logging.getLogger("diffusers_dp_curriculum")
     level, handlers = library.level, list(library.handlers)
+    library.setLevel(logging.NOTSET)
+    library.handlers.clear()
     yield
     library.setLevel(level)
     library.handlers[:] = handlers

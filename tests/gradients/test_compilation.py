@@ -7,8 +7,8 @@ from diffusers_dp_curriculum.gradients.compilation import CompiledGradients
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.gradients.per_record_gradients import (
     check_gradients_stay_apart,
+    difference_from_loop,
     per_record_gradients,
-    why_not_as_in_a_loop,
 )
 from diffusers_dp_curriculum.gradients.trials import random_draws
 from helpers import smallest_unet, tiny_scheduler
@@ -45,7 +45,7 @@ def test_each_mode_of_the_layers_has_its_own_trace():
         one, two = gradients_of(draws), gradients_of(draws)
         assert torch.equal(one["conv.weight"], two["conv.weight"]) != training
     assert len(gradients_of.compiled) == 2
-    assert why_not_as_in_a_loop(gradients_of, network, draws) is None
+    assert difference_from_loop(gradients_of, network, draws) is None
     check_gradients_stay_apart(gradients_of, network, draws)
     assert set(gradients_of.compiled) == {(True, True, True), (False, False, False), (True, True, False)}
 
@@ -63,5 +63,5 @@ def test_the_first_call_draws_as_every_other():
 def test_a_wrong_compiled_graph_is_noticed():
     network = Small()
     gradients_of = CompiledGradients(network, num_records=3, backend=wrong_for_one_parameter)
-    reason = why_not_as_in_a_loop(gradients_of, network, small_draws())
+    reason = difference_from_loop(gradients_of, network, small_draws())
     assert reason == "conv.bias: it gives another gradient than an ordinary backward pass"

@@ -14,8 +14,8 @@ from diffusers_dp_curriculum.gradients.losses import NoiseDraws
 from diffusers_dp_curriculum.gradients.per_record_gradients import (
     check_gradients_stay_apart,
     choose_mode,
+    difference_from_loop,
     per_record_gradients,
-    why_not_as_in_a_loop,
 )
 from diffusers_dp_curriculum.gradients.precision import LOSS_SCALES, Precision
 from helpers import tiny_unet
@@ -258,8 +258,8 @@ def spoilt(unet, change):
 def test_other_gradients_are_noticed(change):
     unet = tiny_unet()
     draws = make_draws(unet)
-    assert why_not_as_in_a_loop(spoilt(unet, lambda gradient: gradient), unet, draws) is None
-    assert why_not_as_in_a_loop(spoilt(unet, change), unet, draws).startswith("conv_in.weight: it gives another")
+    assert difference_from_loop(spoilt(unet, lambda gradient: gradient), unet, draws) is None
+    assert difference_from_loop(spoilt(unet, change), unet, draws).startswith("conv_in.weight: it gives another")
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -296,7 +296,7 @@ def test_a_record_that_has_no_finite_gradient_hides_no_other():
     draws.labels = torch.tensor([[0], [1], [2]]).expand(3, 3)
     assert not per_record_gradients(unet, draws, "loop")["conv_in.weight"][0].isfinite().any()
     assert choose_mode(unet, draws, 3, "folded") == "folded"
-    assert why_not_as_in_a_loop(spoilt(unet, torch.zeros_like), unet, draws).startswith("conv_in.weight")
+    assert difference_from_loop(spoilt(unet, torch.zeros_like), unet, draws).startswith("conv_in.weight")
 
 
 class OneLayer(torch.nn.Module):

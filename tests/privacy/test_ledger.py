@@ -217,7 +217,7 @@ def test_a_mark_that_was_interrupted_is_made_when_the_journal_is_closed(tmp_path
     def work():
         with ledger.unseen():
             ledger.record(STEP)
-            monkeypatch.setattr(ledger, "_mark_whatever_happens", interrupted)
+            monkeypatch.setattr(ledger, "_mark_despite_interrupts", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         work()

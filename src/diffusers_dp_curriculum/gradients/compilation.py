@@ -1,4 +1,4 @@
-"""The folded gradients, traced once and compiled: fewer and fused kernels, which is what a GPU waits for."""
+"""The folded gradients, traced once and compiled: a GPU waits less for fewer, fused kernels."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ from .trials import seeded
 class CompiledGradients:
     """[`per_record_gradients`] of mode `"folded"` through `torch.compile`.
 
-    The first call traces the forward and the backward pass down to PyTorch's own operators, where nothing is left of
-    the rules that a compiler would have to understand, and compiles them; it can take minutes. What layers do in their
-    mode (training or evaluation) is in the trace: in other modes there is another one. Fewer records than the compiled
-    number are filled up with copies, whose gradients are dropped.
+    The first call traces forward and backward pass down to PyTorch's own operators, so that the compiler need not
+    understand the rules of `folded_layers.py`, and compiles the trace; it can take minutes. A trace holds what layers
+    do in their mode (training or evaluation): other modes get a trace of their own. Fewer than `num_records` records
+    are filled up with copies, whose gradients are dropped.
 
     Args:
         model (`torch.nn.Module`): A network that [`choose_mode`] folds.
-        num_records (`int`): Records a call, at most.
-        precision (`Precision`, *optional*): What the passes are made with.
-        options: Those of `torch.compile`, such as `backend` and `mode`.
+        num_records (`int`): Largest number of records per call.
+        precision (`Precision`, *optional*): Autocast and loss scale of the passes.
+        options: Options of `torch.compile`, such as `backend` and `mode`.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class CompiledGradients:
         self.compiled: dict[tuple[bool, ...], Callable[..., Gradients]] = {}  # by the modes of all layers
 
     def __call__(self, draws: NoiseDraws) -> Gradients:
-        """The gradients, one tensor of shape `(B, *parameter.shape)` for each trainable parameter's name."""
+        """Per-record gradients: for each trainable parameter's name a tensor of shape `(B, *parameter.shape)`."""
         count = len(draws.noisy)
         padded = draws.of_records(torch.arange(self.num_records, device=draws.noisy.device) % count)
         parameters = {name: p.detach() for name, p in trainable_parameters(self.model).items()}
         inputs = (parameters, [tensor for tensor in vars(padded).values() if tensor is not None])
         modes = tuple(module.training for module in self.model.modules())
         if modes not in self.compiled:
-            trace = make_fx(lambda parameters, tensors: self._gradients(parameters, tensors))  # it takes no methods
-            with seeded(draws.noisy.device):  # what dropout draws for the trace is not missing in the call
+            trace = make_fx(lambda parameters, tensors: self._gradients(parameters, tensors))  # takes no methods
+            with seeded(draws.noisy.device):  # dropout in the trace must not use up the run's random numbers
                 self.compiled[modes] = torch.compile(trace(*inputs), **self.options)
         with torch.no_grad():
             gradients = self.compiled[modes](*inputs)

@@ -1,12 +1,12 @@
 """Layer rules that fold the K noise draws of a record before its gradient is formed.
 
 A network's rows are draws: row `k * B + b` is draw k of record b. An ordinary backward pass sums a parameter's gradient
-over all rows; Opacus' hooks keep one gradient a row. The rules here sum over the K rows of each record inside the
-layer, so that the gradients of B records take B times the parameters' memory and the time of the ordinary pass,
-whatever K. The mean over draws before clipping is the mechanism of DPDM (Dockhorn et al., TMLR 2023, arXiv:2210.09929).
+over all rows; Opacus' hooks keep one gradient per row. The rules here sum over the K rows of each record inside the
+layer, so that the gradients of B records take B times the parameters' memory and the time of the ordinary pass, for any
+K. The mean over draws before clipping is the mechanism of DPDM (Dockhorn et al., TMLR 2023, arXiv:2210.09929).
 
-[`PerRecordParameter`] stands in for a parameter. The functions in `RULES` know what to do with it and any other
-function refuses it, so that no use of a parameter goes unseen.
+[`PerRecordParameter`] stands in for a parameter. The functions in `RULES` know how to handle it and any other function
+refuses it, so that no use of a parameter is missed.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 
 
 class NoRuleError(Exception):
-    """A parameter is used in a way that has no rule here."""
+    """A parameter is used in a way that no rule covers."""
 
 
 class PerRecordParameter(torch.Tensor):
     """A parameter whose gradient is wanted for each of B records.
 
-    It has the parameter's shape and values. `per_record` is what the gradient is to be taken of: a leaf of the shape
-    `(B, *shape)` that repeats the parameter without holding it B times.
+    It has the parameter's shape and values. Gradients are taken with respect to `per_record`, a leaf of shape
+    `(B, *shape)` that repeats the parameter without using its memory B times.
     """
 
     parameter_name: str
@@ -42,11 +42,11 @@ class PerRecordParameter(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        """Apply the rule of `func`; without one let nothing but plain values (type, shape, ...) be read."""
+        """Apply the rule of `func`; a function without a rule may only read plain values (type, shape, ...)."""
         kwargs = kwargs or {}
         if func in RULES and not isinstance(args[0], PerRecordParameter):
             return RULES[func](*args, **kwargs)
-        # As PyTorch documents it: https://docs.pytorch.org/docs/stable/notes/extending.html#subclassing-torch-tensor
+        # In the way that PyTorch documents: https://docs.pytorch.org/docs/stable/notes/extending.html#subclassing-torch-tensor
         with torch._C.DisableTorchFunctionSubclass():
             value = func(*args, **kwargs)
         if isinstance(value, torch.Tensor):
@@ -58,14 +58,14 @@ class PerRecordParameter(torch.Tensor):
 
 
 class _Tap(torch.autograd.Function):
-    """The identity on a layer's output, which on the way back takes per-record gradients off the output's gradient."""
+    """The identity on a layer's output; its backward pass makes per-record gradients from the output's gradient."""
 
     @staticmethod
     def forward(ctx, output, inputs, rules, *per_record):
         ctx.save_for_backward(inputs)
         ctx.rules = rules
         ctx.like = [(p.shape, p.dtype) for p in per_record]
-        ctx.mark_dirty(output)  # passed on as it is, not as a view, which a network could not add to in place
+        ctx.mark_dirty(output)  # returned itself, not as a view, to which a network could not add in place
         return output
 
     @staticmethod
@@ -92,7 +92,7 @@ def _tap(
 
 def _sum_positions(rows: torch.Tensor, num_records: int) -> torch.Tensor:
     """`(K * B, channels, ...)` to `(B, channels)`: the sum over draws and positions."""
-    # One dimension at a time, the contiguous one first, is several times faster than all at once.
+    # Summing one dimension at a time, the contiguous one first, is several times faster than all at once.
     return _over_positions(rows).view(-1, num_records, rows.shape[1]).sum(0)
 
 
@@ -114,8 +114,8 @@ def _conv2d(inputs, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     output = F.conv2d(inputs, _plain(weight), _plain(bias), stride, padding, dilation, groups)
 
     def weight_rule(inputs, grad_output, num_records):
-        # One convolution with a group for each record and the draws as its batch; the rows lie right for it. The weight
-        # tells nothing but its shape, so its memory is never touched.
+        # One convolution with one group per record and the draws as its batch; the rows are in that order already. Only
+        # the weight's shape is used, so its memory is never touched.
         inputs, grad_output = (
             rows.reshape(-1, num_records * rows.shape[1], *rows.shape[2:]) for rows in (inputs, grad_output)
         )
@@ -162,7 +162,7 @@ def _group_norm(inputs, num_groups, weight=None, bias=None, eps=1e-5):
     )
 
     def weight_rule(inputs, grad_output, num_records):
-        # The sum of grad_output times the normalised inputs, from two sums as PyTorch's own kernels have it.
+        # The sum of grad_output times the normalised inputs, made from two sums as in PyTorch's own kernels.
         mean_c, rstd_c = (n.repeat_interleave(num_channels // num_groups, dim=1).float() for n in (mean, rstd))
         dot, total = (_over_positions(rows) for rows in (grad_output.float() * inputs.float(), grad_output))
         return ((dot - total * mean_c) * rstd_c).view(-1, num_records, num_channels).sum(0)

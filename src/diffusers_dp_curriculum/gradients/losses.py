@@ -19,8 +19,8 @@ EDM_SCHEDULERS = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
 class NoiseDraws:
     """K draws of noise for each of B records: the input of the network and what it should answer.
 
-    All tensors start with the dimensions `(B, K)`: `noisy` and `target` go on with `(channels, height, width)`,
-    `timesteps` (of EDM: c_noise) and `labels` end there. `labels` is None for an unconditional network.
+    `noisy` and `target` have the shape `(B, K, channels, height, width)`; `timesteps` (c_noise for EDM) and `labels`
+    have the shape `(B, K)`. `labels` is None for an unconditional network.
     """
 
     noisy: torch.Tensor
@@ -41,7 +41,7 @@ class NoiseDraws:
         return self._each(lambda tensor: tensor[number])
 
     def of_records(self, numbers: torch.Tensor) -> "NoiseDraws":
-        """The K draws of each of some records, in that order."""
+        """The K draws of each of the given records, in the given order."""
         return self._each(lambda tensor: tensor[numbers])
 
     @staticmethod
@@ -82,7 +82,7 @@ class DDPMNoise:
         else:
             log_sigma = ((1 - alphas) / alphas).log() / 2
             density = torch.exp(-(((log_sigma - mean) / std) ** 2) / 2)
-            mass = density * torch.gradient(log_sigma)[0]  # of a step of the schedule, which is uneven in log sigma
+            mass = density * torch.gradient(log_sigma)[0]  # steps of the schedule are uneven in log sigma
             self.timestep_probabilities = mass / mass.sum()
         if not self.timestep_probabilities.isfinite().all():
             raise InputError(
@@ -113,9 +113,9 @@ class EDMNoise:
     """Noise of the EDM training loss (Karras et al. 2022, arXiv:2206.00364, table 1, eq. 7 and 8).
 
     A noise level sigma is log-normal, and x = y + sigma n. The network F sees c_in x and c_noise = ln(sigma) / 4, and
-    what it says of the image is D = c_skip x + c_out F. The loss weight 1 / c_out^2 on |D - y|^2 makes F's target
-    (y - c_skip x) / c_out, of unit variance at every level, with weight 1: no draw is wasted or clipped for its level.
-    The coefficients are the scheduler's, with its `sigma_data`.
+    its estimate of the image is D = c_skip x + c_out F. The loss weight 1 / c_out^2 on |D - y|^2 makes F's target
+    (y - c_skip x) / c_out, of unit variance at every level, with weight 1: no draw is wasted or clipped because of its
+    noise level. The scheduler gives the coefficients, with its `sigma_data`.
 
     For the arguments see [`DenoisingLoss`].
     """
@@ -148,10 +148,10 @@ class EDMNoise:
 
 
 class DenoisingLoss:
-    """The training loss that goes with a noise scheduler: [`DDPMNoise`] or [`EDMNoise`] says how.
+    """The training loss for a noise scheduler, with noise as [`DDPMNoise`] or [`EDMNoise`] draws it.
 
     Args:
-        noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`): Its noise schedule and prediction type are used.
+        noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`): Gives the noise schedule and the prediction type.
         timestep_sampling (`str`, *optional*, defaults to `"log_normal"`): `"log_normal"` or, for DDPM, `"uniform"`.
         noise_level_mean (`float`, *optional*, defaults to -0.6): Mean of log sigma.
         noise_level_std (`float`, *optional*, defaults to 1.2): Standard deviation of log sigma, > 0.
@@ -214,7 +214,7 @@ def denoising_error(model: Callable[..., Any], draws: NoiseDraws) -> torch.Tenso
     """Mean squared error of the network's prediction over all draws, a float32 scalar.
 
     Args:
-        model (`Callable`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
+        model (`Callable`): Called as `model(noisy, timesteps, labels)`, returns an object with `.sample`.
         draws (`NoiseDraws`): Draws with one leading dimension.
     """
     prediction = model(draws.noisy, draws.timesteps, draws.labels).sample

@@ -1,7 +1,7 @@
 """The gradient of each record's mean loss over its K noise draws, in two ways that agree.
 
 `"folded"` runs the draws of all records in one pass, with the rules of `folded_layers.py`; it is the fast one.
-`"loop"` makes an ordinary backward pass for each record; it is right for any layer, and what the other is held to.
+`"loop"` makes an ordinary backward pass for each record; it is right for any layer, and the other is compared with it.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,10 @@ def per_record_gradients(
     """The gradient of each record's mean loss over its K draws, for every trainable parameter.
 
     Args:
-        model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
+        model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, returns an object with `.sample`.
         draws (`NoiseDraws`): The K draws of B records.
-        mode (`str`): `"folded"` or `"loop"`, as [`choose_mode`] has it for this model.
-        precision (`Precision`, *optional*): What the passes are made with.
+        mode (`str`): `"folded"` or `"loop"`, as [`choose_mode`] chooses it for this model.
+        precision (`Precision`, *optional*): Autocast and loss scale of the passes.
 
     Returns:
         `dict[str, torch.Tensor]`: For each parameter's name a tensor of shape `(B, *parameter.shape)` and the
@@ -50,7 +50,8 @@ def _folded_gradients(model: torch.nn.Module, draws: NoiseDraws, precision: Prec
 class _BothPasses(torch.nn.Module):
     """Forward and backward pass as one call.
 
-    With gradient checkpointing the second one computes layers anew, for which the model must have its stand-ins still.
+    With gradient checkpointing the backward pass computes layers again, for which the stand-ins must still be in
+    the model.
     """
 
     def __init__(self, model: torch.nn.Module):
@@ -75,10 +76,10 @@ def folded_gradients_of(
     num_records = len(draws.noisy)
     stand_ins = {name: PerRecordParameter.of(name, p, num_records) for name, p in parameters.items()}
     leaves = [stand_in.per_record for stand_in in stand_ins.values()]
-    # The mean over B records of their means over K draws, times B, is the sum of what each record is differentiated by.
+    # The mean over B records, times B, is the sum of the records' losses: each leaf gets the gradient of its record.
     inputs = (draws.transpose().flatten(), precision, num_records * precision.loss_scale, leaves)
-    # Each place once: a parameter can be in several modules, and a module have several names, by each of which PyTorch
-    # would exchange it, and then put back what it found at the last one.
+    # List each place once: a parameter can be in several modules, and a module can have several names. PyTorch would
+    # exchange the parameter under each name, and then put back what it found under the last, which is a stand-in.
     names = {parameter: name for name, parameter in trainable_parameters(model).items()}
     both_passes = _BothPasses(model)
     in_place = {
@@ -106,21 +107,21 @@ def _loop_gradients(model: torch.nn.Module, draws: NoiseDraws, precision: Precis
     for number in range(len(draws.noisy)):
         with precision.autocast():
             error = denoising_error(model, draws.of_record(number))
-        of_record = torch.autograd.grad(
+        own_gradients = torch.autograd.grad(
             error * precision.loss_scale, trainable.values(), allow_unused=True, materialize_grads=True
         )
-        for name, gradient in zip(trainable, of_record, strict=True):
+        for name, gradient in zip(trainable, own_gradients, strict=True):
             gradients[name][number] = gradient
     return _unscaled(gradients, precision.loss_scale)
 
 
-# From how many pixels of its draws on a record keeps two CPU cores busy alone (benchmarks/dp_step.py: 32 draws of 28x28
-# do, 8 do not). The loop is then as fast, and its memory is that of one record.
+# From this many pixels per record on (K x height x width), one record keeps two CPU cores busy (benchmarks/dp_step.py:
+# 32 draws of 28x28 do, 8 do not). The loop is then as fast, and needs the memory of one record only.
 LOOP_PIXELS = 16_384
 
 
 def takes_loop(requested: str, noise_multiplicity: int, resolution: int, device: torch.device) -> bool:
-    """Whether a run takes the loop whatever the network is."""
+    """Whether a run takes the loop for any network."""
     enough_work = device.type == "cpu" and noise_multiplicity * resolution**2 >= LOOP_PIXELS
     return requested == "loop" or (requested == "auto" and enough_work)
 
@@ -132,64 +133,65 @@ def choose_mode(
     requested: str,
     precision: Precision = FULL_PRECISION,
 ) -> str:
-    """The mode for a model: `"folded"` if its rules give this model's gradients, else `"loop"`.
+    """Choose the mode for a model: `"folded"` if its rules give the gradients of this model, else `"loop"`.
 
-    On a CPU it is also the loop where one record's draws are work enough. Both modes are tried where and as training
-    happens, with random parameters.
+    On a CPU, `"auto"` is the loop as well if the draws of one record are enough work. The modes are tried under the
+    conditions of training, with random parameters.
 
     Args:
         model (`torch.nn.Module`): The network, which is left as it was.
-        draws (`NoiseDraws`): Random ones, of a few records.
+        draws (`NoiseDraws`): Random draws of a few records.
         noise_multiplicity (`int`): K, draws per record in training.
-        requested (`str`): `"auto"`, or a mode to insist on.
-        precision (`Precision`, *optional*): What the passes are made with.
+        requested (`str`): `"auto"`, or the mode to use.
+        precision (`Precision`, *optional*): Autocast and loss scale of the passes.
 
     Raises:
         InputError:
-            If `"folded"` is requested and the rules do not hold for this model, the parameter is named; or if a
-            record's gradient depends on the other records.
+            If `"folded"` is requested and the rules give wrong gradients for this model, or if a record's gradient
+            depends on the other records. The message names the parameter.
     """
-    of_mode = {
+    by_mode = {
         mode: partial(per_record_gradients, model, mode=mode, precision=precision) for mode in ("folded", "loop")
     }
     mode = "folded"
     if takes_loop(requested, noise_multiplicity, draws.noisy.shape[-1], draws.noisy.device):
         mode = "loop"
-    elif reason := why_not_as_in_a_loop(of_mode["folded"], model, draws, precision):
+    elif reason := difference_from_loop(by_mode["folded"], model, draws, precision):
         if requested == "folded":
             raise InputError(f'`grad_sample_mode` "folded" cannot take this UNet ({reason}): use "loop".')
         mode = "loop"
-    check_gradients_stay_apart(of_mode[mode], model, draws)
+    check_gradients_stay_apart(by_mode[mode], model, draws)
     return mode
 
 
-# What the modes may differ by, over the length of a gradient, is what the type of the passes rounds away: 16 times the
-# distance of 1 to the next number, 2^-7 in bfloat16 and 2^-10 in float16. Measured on the networks of
-# tests/gradients/test_per_record_gradients.py, and on one of 28x28 and (32, 64) channels: at most 2.2 times that
-# distance in bfloat16, and 4.2 times in float16. Float32 on a GPU counts as TF32, which convolutions compute in there
-# with the 10 bits of float16's mantissa. A wrong rule or kernel errs by the length of the gradient itself.
+# By how much the modes may differ, relative to the norm of a gradient: by what the type of the passes rounds away. It
+# is 16 times the distance from 1 to the next number, which is 2^-7 in bfloat16 and 2^-10 in float16. Measured on the
+# networks of tests/gradients/test_per_record_gradients.py, and on one of 28x28 and (32, 64) channels: at most 2.2 times
+# that distance in bfloat16, and 4.2 times in float16. Float32 on a GPU counts as TF32, in which convolutions compute
+# there with the 10 bits of float16's mantissa. A wrong rule or kernel errs by the norm of the gradient itself.
 ROUNDING = 16
 LEAST_TOLERANCE = 1e-3
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-NEGLIGIBLE = 1e-3  # of all parameters together; a key's bias in attention has no gradient but for rounding
+NEGLIGIBLE = 1e-3  # of the norm over all parameters; the key bias of attention has no gradient but for rounding
 
 
-def why_not_as_in_a_loop(
+def difference_from_loop(
     gradients_of: GradientsOf,
     model: torch.nn.Module,
     draws: NoiseDraws,
     precision: Precision = FULL_PRECISION,
 ) -> str | None:
-    """Which parameter's gradients are not those of an ordinary backward pass for each record; None if all are.
+    """Say which parameter's gradients differ from those of an ordinary backward pass per record; None if none do.
 
-    Both are computed in training mode with random parameters, but without the layers of dropout, whose masks are drawn
-    for a batch. A network that draws random numbers of its own otherwise has no gradients to compare, and differs.
+    Both are computed in training mode with random parameters, but with dropout layers switched off, since dropout masks
+    are drawn for a whole batch. A network that draws random numbers in another way has no gradients to compare, and
+    counts as different.
 
     Args:
-        gradients_of (`Callable`): Gives the draws' per-record gradients.
+        gradients_of (`Callable`): Called with noise draws, returns their per-record gradients.
         model (`torch.nn.Module`): The network, which is left as it was.
-        draws (`NoiseDraws`): Random ones, of as many records as `gradients_of` is to be tried with.
-        precision (`Precision`, *optional*): What the passes are made with.
+        draws (`NoiseDraws`): Random draws, of as many records as `gradients_of` is to be tried with.
+        precision (`Precision`, *optional*): Autocast and loss scale of the passes.
     """
     device, count = draws.noisy.device, len(draws.noisy)
     with on_trial(model), random_parameters(model):
@@ -217,7 +219,7 @@ def why_not_as_in_a_loop(
 
 
 def _first_that_differs(difference: dict[str, float], total: dict[str, float], tolerance: float) -> str | None:
-    """The first parameter that differs by more than the tolerance, from sums of squares; NaN differs from anything."""
+    """The first parameter that differs by more than the tolerance, from sums of squares; NaN always differs."""
     negligible = NEGLIGIBLE * sum(total.values()) ** 0.5
     for name in total:
         if not difference[name] ** 0.5 <= tolerance * (total[name] ** 0.5 + negligible):
@@ -235,17 +237,18 @@ def _rounding(device: torch.device, precision: Precision) -> float:
 
 
 def check_gradients_stay_apart(gradients_of: GradientsOf, model: torch.nn.Module, draws: NoiseDraws) -> None:
-    """Refuse gradients of a record that depend on the other records: DP-SGD clips each record's own.
+    """Refuse a network in which the gradient of a record depends on other records.
 
-    They are computed twice as in training, dropout included, the second time with another record in one's place.
+    DP-SGD clips each record's own gradient, which bounds nothing then. The gradients are computed twice as in training,
+    dropout included. For the second time one record is replaced.
 
     Args:
-        gradients_of (`Callable`): Gives the draws' per-record gradients.
+        gradients_of (`Callable`): Called with noise draws, returns their per-record gradients.
         model (`torch.nn.Module`): The network, which is left as it was.
-        draws (`NoiseDraws`): Random ones; of a single record there are no others.
+        draws (`NoiseDraws`): Random draws; a single record passes, since there are no others.
 
     Raises:
-        InputError: If so; the parameter is named.
+        InputError: If a gradient depends on other records; the message names the parameter.
     """
     device, count = draws.noisy.device, len(draws.noisy)
     if count == 1:
@@ -254,11 +257,11 @@ def check_gradients_stay_apart(gradients_of: GradientsOf, model: torch.nn.Module
     kept = records[[0, -1]] if count > 2 else records[:1]
     replaced = torch.where(records == 1, 0, records)
 
-    def of_kept(draws: NoiseDraws) -> Gradients:
+    def gradients_of_kept(draws: NoiseDraws) -> Gradients:
         with on_trial(model), random_parameters(model):
             return {name: gradient[kept] for name, gradient in gradients_of(draws).items()}
 
-    before, after = of_kept(draws), of_kept(draws.of_records(replaced))
+    before, after = gradients_of_kept(draws), gradients_of_kept(draws.of_records(replaced))
     total, difference = {}, {}
     for name, gradient in before.items():
         finite = gradient.reshape(len(gradient), -1).isfinite().all(dim=1)

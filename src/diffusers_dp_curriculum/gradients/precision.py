@@ -1,4 +1,4 @@
-"""The types that forward and backward passes compute in."""
+"""The number types in which forward and backward passes compute."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,19 +9,20 @@ from accelerate import Accelerator
 
 
 # The factor of the loss before the backward pass, by Accelerate's name of the mixed precision: in fp16 the gradients of
-# activations would vanish without it. It is fixed: one that adapts to overflows, as is usual, would depend on records.
+# activations would vanish without it. It is fixed: the usual factor adapts to overflows, and would depend on records.
 LOSS_SCALES = {"no": 1.0, "bf16": 1.0, "fp16": 1024.0}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What a pass is made with: the context of its forward half, and the factor of its loss.
+    """The autocast context of a forward pass, and the factor of its loss before the backward pass.
 
     Args:
-        autocast (`Callable`, *optional*): Makes the context of the forward pass; none by default.
+        autocast (`Callable`, *optional*):
+            Called without arguments, returns the context of the forward pass; one without effect by default.
         loss_scale (`float`, *optional*, defaults to 1.0):
             The factor of the loss before the backward pass. Gradients are divided by it again, in the parameter's type
-            and before anything is clipped, so that it changes nothing but what a pass in a small type can represent.
+            and before anything is clipped, so that it only changes which numbers a pass in a small type can represent.
     """
 
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -29,10 +30,10 @@ class Precision:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> "Precision":
-        """The precision that an accelerator's passes have.
+        """The precision of the passes that an accelerator makes.
 
         Args:
-            accelerator (`Accelerator`): With mixed precision "no", "bf16" or "fp16".
+            accelerator (`Accelerator`): An accelerator with mixed precision "no", "bf16" or "fp16".
         """
         return cls(accelerator.autocast, LOSS_SCALES[accelerator.mixed_precision])
 

@@ -1,7 +1,7 @@
-"""Whether a network treats each record alone: no layer mixes those of a batch, none keeps anything for the next batch.
+"""Checks that a network treats each record alone: no layer mixes the records of a batch or keeps anything of them.
 
-Of a layer that does either, a clipped gradient does not bound what one record changes; and what is kept in a buffer
-would be published with the weights.
+If a layer does either, clipped gradients do not bound what one record changes; and what is kept in a buffer would be
+published with the weights.
 """
 
 import copy
@@ -34,21 +34,23 @@ def check_records_stay_apart(
 ) -> None:
     """Refuse a network that mixes records, or that keeps anything of a batch.
 
-    Two copies of the network make passes as in training: in its mode, on its device and in its types. Between two
-    passes one row is replaced, and of no other row may anything change, forward or backward. Nor may a pass change
-    parameters or buffers, or leave anything in the copies by which they differ. Dropout has the same mask in each pass.
+    Two copies of the network make passes as in training: in the same mode, on the same device and in the same number
+    types. Between two passes one row is replaced, and nothing may change for any other row, forward or backward. A pass
+    may not change parameters or buffers either, nor leave a difference between the copies. Dropout has the same mask in
+    each pass.
 
-    What a layer does to the gradients of parameters alone is seen by [`choose_mode`], on the gradients themselves.
+    Layers that affect nothing but the gradients of parameters are left to [`choose_mode`], which compares gradients.
 
     Args:
-        model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, answers with `.sample`.
-        rows (`NoiseDraws`): Random draws with one leading dimension; one alone shows only what is kept.
-        precision (`Precision`, *optional*): What the passes are made with.
+        model (`torch.nn.Module`): Called as `model(noisy, timesteps, labels)`, returns an object with `.sample`.
+        rows (`NoiseDraws`):
+            Random draws with one leading dimension. A single row only shows what is kept between passes.
+        precision (`Precision`, *optional*): Autocast and loss scale of the passes.
         backward (`bool`, *optional*, defaults to True):
-            Whether to make a backward pass, too, which takes much of the memory.
+            Whether to make backward passes as well, which take much of the memory.
 
     Raises:
-        InputError: If so; the layer, buffer or attribute is named.
+        InputError: If the network mixes or keeps records; the message names the layer, buffer or attribute.
     """
     for name, module in model.named_modules():
         if isinstance(module, BATCH_NORM) or getattr(module, "track_running_stats", False):
@@ -57,13 +59,13 @@ def check_records_stay_apart(
                 "cannot bound: use GroupNorm."
             )
     one, two = _copy(model), _copy(model)
-    pass_on = partial(_Pass, precision=precision, backward=backward)
+    make_pass = partial(_Pass, precision=precision, backward=backward)
     others = [_with_row_replaced(rows, number) for number in range(len(rows.noisy))]
     registered = _registered(one)
-    original, passes = pass_on(one, rows), [pass_on(two, others[0])]
+    original, passes = make_pass(one, rows), [make_pass(two, others[0])]
     kept = _first_difference(dict(_attributes(one)), dict(_attributes(two)))
-    passes += [pass_on(one, other) for other in others[1:]]
-    again = pass_on(one, rows)
+    passes += [make_pass(one, other) for other in others[1:]]
+    again = make_pass(one, rows)
     if changed := _first_difference(registered, _registered(one)):
         raise InputError(
             f"A pass in training mode changes {changed}, which DP-SGD cannot bound and which would be published: use "
@@ -90,17 +92,17 @@ def _first_difference(one: dict[str, object], two: dict[str, object]) -> str | N
 
 
 def _with_row_replaced(rows: NoiseDraws, number: int) -> NoiseDraws:
-    """The same draws, but for one in whose place the next one is twice."""
+    """The same draws with row `number` replaced by a copy of the next row."""
     numbers = torch.arange(len(rows.noisy))
     numbers[number] = (number + 1) % len(numbers)
     return rows.of_records(numbers.to(rows.noisy.device))
 
 
 def _copy(model: torch.nn.Module) -> torch.nn.Module:
-    """To try things on, with random parameters that are the same in each copy."""
+    """A copy of the network for trials, with random parameters that are the same in each copy."""
     try:
         model = copy.deepcopy(model)
-    except Exception as error:  # each type of object has its own
+    except Exception as error:  # which error it is depends on the type of object
         computed = [
             _join(module_name, name)
             for module_name, module in model.named_modules()
@@ -109,7 +111,7 @@ def _copy(model: torch.nn.Module) -> torch.nn.Module:
         ]
         raise InputError(
             f"The network cannot be copied ({type(error).__name__}), as it keeps {', '.join(computed) or 'something'} "
-            "between calls: compute it anew in each, for weights by `torch.nn.utils.parametrize`."
+            "between calls: compute it in each call, for weights by `torch.nn.utils.parametrize`."
         ) from error
     with on_trial(model):
         randomise_parameters(model)
@@ -120,12 +122,12 @@ def _join(*names: str) -> str:
     return ".".join(name for name in names if name)
 
 
-# Of a tensor: a module, the number of its call, "input" or "output", and the place there.
+# Identifies a tensor: the module, the number of its call, "input" or "output", and the position there.
 Key = tuple[str, int, str, int]
 
 
 class _Pass:
-    """A forward and backward pass in which every module notes what goes through it, in two numbers a row."""
+    """A forward and backward pass that notes what goes through every module, as two numbers per row."""
 
     def __init__(self, model: torch.nn.Module, rows: NoiseDraws, precision: Precision, backward: bool):
         self.model = model
@@ -142,7 +144,7 @@ class _Pass:
         with on_trial(model), torch.set_grad_enabled(backward):
             with precision.autocast():
                 error = denoising_error(model, NoiseDraws(noisy, rows.timesteps, rows.labels, rows.target))
-            if backward:  # also to the parameters, as some rows, those of labels, lead nowhere else
+            if backward:  # for parameters as well: some rows, those of labels, lead nowhere else
                 scale = self.num_rows * precision.loss_scale
                 torch.autograd.grad(error * scale, [noisy, *trainable], allow_unused=True)
         for hook in hooks:
@@ -165,7 +167,7 @@ class _Pass:
                 value.register_hook(lambda gradient, key=key: self.backward.update({key: _two_numbers(gradient)}))
 
     def check_forward(self, other: "_Pass", replaced: int) -> None:
-        """Refuse the network if in another pass its answer changed for rows that were not replaced."""
+        """Refuse the network if its output in another pass differs for rows that were not replaced."""
         mixed = {key for key in self.forward if self._changed_rows(other, "forward", key) - {replaced}}
         if any(name == "" and side == "output" for name, _, side, _ in mixed):
             for key in self._ended():
@@ -173,7 +175,7 @@ class _Pass:
                     raise self._refusal("forward", key[0])
 
     def check_backward(self, other: "_Pass", replaced: int) -> None:
-        """Refuse the network if gradients changed for rows that were not replaced, of whatever consists of rows."""
+        """Refuse the network if gradients of tensors made of rows differ for rows that were not replaced."""
         rows = [key for key in self.forward if self._changed_rows(other, "forward", key) == {replaced}]
         mixed = {key for key in rows if self._changed_rows(other, "backward", key) - {replaced}}
         if mixed:
@@ -183,7 +185,7 @@ class _Pass:
                     raise self._refusal("backward", key[0])
 
     def same(self, other: "_Pass") -> bool:
-        """Whether another pass on the same rows came to the same."""
+        """Whether another pass on the same rows had the same result."""
         return not any(
             self._changed_rows(other, way, key)
             for way, keys in (("forward", self.forward), ("backward", self.backward))
@@ -199,7 +201,7 @@ class _Pass:
         return set((~same.all(dim=1)).nonzero().flatten().tolist())
 
     def _ended(self) -> list[tuple[str, int]]:
-        """The modules' calls, those of a module's parts before its own."""
+        """The calls of all modules, in the order in which they ended: parts of a module come before the module."""
         return list(dict.fromkeys((name, call) for name, call, side, _ in self.forward if side == "output"))
 
     @staticmethod
@@ -216,7 +218,7 @@ class _Pass:
 
 
 def _two_numbers(rows: torch.Tensor) -> torch.Tensor:
-    """`(n, ...)` to `(n, 2)`: the norm, and the share of a fixed direction, which changes if signs or places do."""
+    """`(n, ...)` to `(n, 2)`: the norm, and the component in a fixed direction, which depends on signs and places."""
     rows = rows.detach().reshape(len(rows), -1).double()
     direction = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype).cos()
     return torch.stack([rows.norm(dim=1), (rows * direction).sum(dim=1)], dim=1)
@@ -231,12 +233,12 @@ def _registered(model: torch.nn.Module) -> dict[str, object]:
 
 
 def _attributes(model: torch.nn.Module) -> Iterator[tuple[str, object]]:
-    """What else the modules hold that could be of a batch: checksums of tensors, and numbers."""
-    of_every_module = vars(torch.nn.Module())
+    """Everything else in the modules that could come from a batch: tensors as checksums, and numbers."""
+    standard_attributes = vars(torch.nn.Module())
     seen = {id(module) for module in model.modules()}
     for module_name, module in model.named_modules():
         for name, value in vars(module).items():
-            if name not in of_every_module:
+            if name not in standard_attributes:
                 yield from _leaves(_join(module_name, name), value, seen)
 
 

@@ -1,4 +1,4 @@
-"""The function that gives a run its per-record gradients, tried on random numbers before any record is read."""
+"""The function that computes a run's per-record gradients, tried on random numbers before any record is read."""
 
 from functools import partial
 
@@ -15,9 +15,9 @@ from .per_record_gradients import (
     GradientsOf,
     check_gradients_stay_apart,
     choose_mode,
+    difference_from_loop,
     per_record_gradients,
     takes_loop,
-    why_not_as_in_a_loop,
 )
 from .precision import Precision
 from .record_mixing import check_records_stay_apart
@@ -31,20 +31,24 @@ def make_gradients_of(
     config: DPCurriculumConfig,
     accelerator: Accelerator,
 ) -> tuple[str, GradientsOf]:
-    """Per-record gradients as the configuration and `accelerate launch --dynamo_backend` ask for them, and their mode.
+    """Make the per-record gradient function that the configuration and `accelerate launch --dynamo_backend` ask for.
 
-    The network, and the very function that is returned, are tried where and as training happens: on its device, in its
-    types, in training mode, compiled or not. No pass here has more rows than one of training.
+    The network and the returned function are tried under the conditions of training: on the same device, in the same
+    number types, in training mode, compiled or not. No trial has more rows than a pass of training.
 
     Args:
         unet (`torch.nn.Module`): The network, which is left as it was.
-        loss (`DenoisingLoss`): Gives the noise draws.
+        loss (`DenoisingLoss`): The loss, which makes the noise draws.
         images_shape (`tuple[int, int, int, int]`): The number of records, then channels, height and width.
         config (`DPCurriculumConfig`): The hyper-parameters.
-        accelerator (`Accelerator`): Its device, precision and compiler are those of the run.
+        accelerator (`Accelerator`): The accelerator of the run, with its device, precision and compiler.
+
+    Returns:
+        `tuple[str, Callable]`: The mode, `"folded"` or `"loop"`, and the function from noise draws to gradients.
 
     Raises:
-        InputError: If the network mixes or keeps records, or does not fit what is asked for or the memory.
+        InputError:
+            If the network mixes or keeps records, does not support what is asked for, or does not fit into the memory.
     """
     precision = Precision.of(accelerator)
     device = accelerator.device
@@ -52,26 +56,26 @@ def make_gradients_of(
     on_cpu, multiplicity, requested = device.type == "cpu", config.noise_multiplicity, config.grad_sample_mode
     physical = min(config.max_physical_batch_size, largest_share(config, images_shape[0]))
     rows = multiplicity * (1 if takes_loop(requested, multiplicity, images_shape[-1], device) else physical)
-    # A GPU has kernels for each size; on a CPU large ones would take time and show nothing more.
+    # A GPU has different kernels for different sizes; on a CPU large sizes would take time and show nothing more.
     sizes = (min(physical, 3), min(multiplicity, 2)) if on_cpu else (physical, multiplicity)
     with dp_sgd_memory(config):
         check_records_stay_apart(unet, draws(min(rows, 3), 1).flatten(), precision)
-        if rows == 1:  # alone it shows no mixing; two rows without a backward pass take less memory than one with
+        if rows == 1:  # one row shows no mixing; two rows without a backward pass take less memory than one row with it
             check_records_stay_apart(unet, draws(2, 1).flatten(), precision, backward=False)
         mode = choose_mode(unet, draws(*sizes), multiplicity, requested, precision)
     dynamo = accelerator.state.dynamo_plugin
     if mode == "loop" or dynamo.backend == DynamoBackend.NO:
         return mode, partial(per_record_gradients, unet, mode=mode, precision=precision)
     if on_cpu and accelerator.mixed_precision != "no":
-        # PyTorch's compiler takes the group normalisation's gradient for float32 there, which it is not.
+        # There PyTorch's compiler wrongly assumes that the gradient of group normalisation is float32.
         raise InputError("On CPU only float32 can be compiled: leave out `dynamo_backend` or bf16.")
     if config.gradient_checkpointing:
         raise InputError("A compiled pass keeps what it chooses: leave out `gradient_checkpointing`.")
     most = min(config.max_physical_batch_size, images_shape[0])
     compiled = CompiledGradients(unet, most, precision, **dynamo.to_kwargs())
     with dp_sgd_memory(config):
-        # It is compiled for as many draws a record, and fills up the records.
-        if reason := why_not_as_in_a_loop(compiled, unet, draws(physical, multiplicity), precision):
+        # The function is compiled for this number of draws per record, and fills up missing records.
+        if reason := difference_from_loop(compiled, unet, draws(physical, multiplicity), precision):
             raise InputError(f"The compiled pass is wrong ({reason}): leave out `dynamo_backend`.")
         check_gradients_stay_apart(compiled, unet, draws(physical, multiplicity))
     return mode, compiled

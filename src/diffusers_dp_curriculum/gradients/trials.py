@@ -1,4 +1,4 @@
-"""What a network is tried on before any record is read: random numbers in the place of records."""
+"""Trials of a network before any record is read, with random numbers in the place of records."""
 
 import random
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from .losses import DenoisingLoss, NoiseDraws
 
 @contextmanager
 def on_trial(model: torch.nn.Module) -> Iterator[None]:
-    """Put `model` into training mode with random numbers that follow from a fixed seed, and leave no trace of that.
+    """Within the context, `model` is in training mode and random numbers follow from a fixed seed.
 
-    Its modes and `.grad`s are as before afterwards, and so are the random generators of Python, NumPy and PyTorch.
+    Afterwards its modes and `.grad`s are as before, and so are the random generators of Python, NumPy and PyTorch.
     """
     modes = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
@@ -34,7 +34,7 @@ def on_trial(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
-    """Draw random numbers of Python, NumPy and PyTorch from a seed; afterwards the generators are as they were before.
+    """Seed the random generators of Python, NumPy and PyTorch within the context; afterwards they are as before.
 
     Args:
         device (`torch.device`): The device, besides the CPU, whose generator is used.
@@ -51,7 +51,7 @@ def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
 
 
 def randomise_parameters(model: torch.nn.Module) -> None:
-    """Add noise to what is trainable: a last layer that is zero when fresh would hide all that comes before it."""
+    """Add noise to the trainable parameters: a last layer initialised with zeros would hide all layers before it."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -61,7 +61,7 @@ def randomise_parameters(model: torch.nn.Module) -> None:
 
 @contextmanager
 def random_parameters(model: torch.nn.Module) -> Iterator[None]:
-    """Add noise to the trainable parameters for a while."""
+    """Add noise to the trainable parameters within the context; afterwards they are as before."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in trainable]
     try:
@@ -80,14 +80,14 @@ def random_draws(
     noise_multiplicity: int,
     device: torch.device,
 ) -> NoiseDraws:
-    """Draws of random images, always the same ones.
+    """Noise draws of random images, the same at every call.
 
     Args:
-        loss (`DenoisingLoss`): Gives the noise draws.
+        loss (`DenoisingLoss`): The loss, which makes the noise draws.
         image_shape (`tuple[int, int, int]`): Channels, height and width.
-        num_records (`int`): B; records that follow each other have different labels.
+        num_records (`int`): B; consecutive records have different labels.
         noise_multiplicity (`int`): K, draws per record.
-        device (`torch.device`): Where they are wanted.
+        device (`torch.device`): The device of the result.
     """
     with seeded(device):
         images = torch.rand(num_records, *image_shape, device=device) * 2 - 1
@@ -96,10 +96,10 @@ def random_draws(
 
 
 def same_call_tolerance(device: torch.device) -> float:
-    """The relative difference up to which two calls on numbers of the same shape and values are the same.
+    """The relative difference up to which the results of two calls on equal inputs count as equal.
 
     A kernel computes a row from that row alone, in an order that does not depend on the values of the others: on a CPU
-    not a bit changes. On a GPU some kernels add up in the order in which threads happen to come, so that last bits
-    differ, in bfloat16 by 2^-8 where one flips.
+    not a bit changes. On a GPU some kernels add up in the order in which threads happen to arrive, so that last bits
+    differ; in bfloat16 one bit is 2^-8.
     """
     return 1e-6 if device.type == "cpu" else 1e-2

@@ -27,21 +27,22 @@ if TYPE_CHECKING:
     import datasets
 
 
-VALUES_AT_ONCE = 2**22  # of the sampled records: what is in memory in float64 at a time
+VALUES_AT_ONCE = 2**22  # pixels of sampled records that are in memory in float64 at a time
 
 
 class CentralImageDataset(ReleasedImages):
     """Central images as a `torch.utils.data.Dataset` of (image, label).
 
-    What it holds has been released through a mechanism in the ledger: using it any further is post-processing.
+    The images have been released through a mechanism in the ledger, so that any use of them is post-processing.
 
     Args:
         images (`torch.Tensor`): `(M, channels, height, width)` float32 in [0, 1].
         labels (`torch.Tensor`): `(M,)` int64; all zero where there are no classes.
         mechanism (`Mechanism`): The ledger entry that paid for the images.
-        class_names (`list[str]`, *optional*): None for an unconditional data set.
+        class_names (`list[str]`, *optional*): The name of each class; None for an unconditional data set.
         class_counts (`list[float]`, *optional*):
-            How many records each class has about, from the noisy counts that mean queries release; None for a mode.
+            Approximate number of records of each class, from the noisy counts that mean queries release; None for mode
+            images.
 
     Examples:
         >>> import torch
@@ -84,17 +85,19 @@ class CentralImageDataset(ReleasedImages):
             noise_multiplier (`float`, *optional*, defaults to 5.0):
                 Standard deviation of the noise over the sensitivity, for each query.
             sample_rate (`float`, *optional*, defaults to 0.1): Probability in (0, 1] of each record, in each query.
-            ledger (`PrivacyLedger`): Where each query is recorded before it is made.
-            resolution (`int`, *optional*): Height and width of the images, when `dataset` is not one size already.
+            ledger (`PrivacyLedger`): The ledger, which records each query before it is made.
+            resolution (`int`, *optional*):
+                Height and width in pixels to which images are resized; by default all images must be squares of one
+                size.
             pool_factor (`int`, *optional*, defaults to 1):
                 Area-pool images by this factor first; fewer values are less noisy. Divides the resolution.
             mode_bins (`int`, *optional*, defaults to 8): Bins of the histogram over [0, 1], at least 2.
-            randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
+            randomness (`MechanismRandomness`, *optional*): The source of sampling and noise.
 
         Raises:
             InputError:
-                If a value is out of range, or the ledger's target would be passed; nothing has been read or recorded
-                then.
+                If a value is out of range, or the queries would pass the ledger's target. Nothing has been read or
+                recorded in that case.
         """
         queries = CentralImageQueries(
             images_per_class, statistic, noise_multiplier, sample_rate, pool_factor, mode_bins
@@ -105,13 +108,13 @@ class CentralImageDataset(ReleasedImages):
 
 @dataclass(frozen=True)
 class CentralImageQueries:
-    """The central-image queries of a run: the one description that the plan and the release go by.
+    """The central-image queries of a run, described once for both the plan and the release.
 
     Each query includes every record independently with probability `sample_rate` and releases one image of each class
     (the classes are disjoint, so they share one sensitivity). Within a query:
 
-    - *mean*: a record (x, c) adds (pool(x) - 1/2, beta) to the sum and the count of class c. With d values an image
-      the sensitivity is sqrt(d / 4 + beta^2); the image is 1/2 + noisy sum / noisy count.
+    - *mean*: a record (x, c) adds (pool(x) - 1/2, beta) to the sum and the count of class c. With d values per
+      image the sensitivity is sqrt(d / 4 + beta^2); the image is 1/2 + noisy sum / noisy count.
     - *mode*: a record adds one vote at each of its d values to a histogram of `mode_bins` bins; the sensitivity is
       sqrt(d); the image is the centre of the fullest bin.
 
@@ -142,13 +145,13 @@ class CentralImageQueries:
         MODE_BINS.check("mode_bins", self.mode_bins)
 
     def mechanism(self, info: DatasetInfo) -> Mechanism:
-        """The ledger entry of all queries, from public values alone: what a plan needs before anything is read.
+        """The ledger entry of all queries, made from public values only: a plan needs it before any record is read.
 
         Args:
             info (`DatasetInfo`): The public description of the data set.
 
         Raises:
-            InputError: If the queries do not fit the images.
+            InputError: If `pool_factor` does not divide height and width.
         """
         channels, height, width = info.image_shape
         if self.pool_factor < 1 or height % self.pool_factor or width % self.pool_factor:
@@ -165,21 +168,21 @@ class CentralImageQueries:
             sensitivity,
         )
 
-    @own_arithmetic()  # of the post-processing, too: nothing may fail once the records have been read
+    @own_arithmetic()  # for the post-processing as well: nothing may fail after records have been read
     def release(
         self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness
     ) -> CentralImageDataset:
-        """Make the queries.
+        """Make the queries and release their images.
 
         Args:
             records (`ImageDataset`): The sensitive records.
-            ledger (`PrivacyLedger`): Where each query is recorded before it is made.
-            randomness (`MechanismRandomness`): Where sampling and noise come from.
+            ledger (`PrivacyLedger`): The ledger, which records each query before it is made.
+            randomness (`MechanismRandomness`): The source of sampling and noise.
 
         Raises:
             InputError:
-                If the queries do not fit the images or would pass the ledger's target; nothing has been read or
-                recorded then.
+                If `pool_factor` does not divide the resolution, or the queries would pass the ledger's target. Nothing
+                has been read or recorded in that case.
         """
         info = records.info
         mechanism = self.mechanism(info)
@@ -219,8 +222,8 @@ def _count_weight(values: int) -> float:
     return values**0.25 / 2
 
 
-# What reads the records: sums over a Poisson sample, of which one record can change its own class alone.
-# `Execution.step` settles the arithmetic for all of it.
+# The functions that read records: sums over a Poisson sample. One record changes the sum of its own class only.
+# `Execution.step` fixes the arithmetic of all of them.
 
 
 def _poisson_sample(
@@ -228,7 +231,7 @@ def _poisson_sample(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the sampled records in pieces: `(n, channels, height, width)` in [0, 255], and `(n, classes)` one-hot.
 
-    In float64, in which sums of such numbers are exact, and so the same in any order.
+    The pieces are float64, in which sums of such numbers are exact, and so the same in any order.
     """
     included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate
     at_once = max(VALUES_AT_ONCE // max(records.images.shape[1:].numel(), 64), 1)
@@ -237,7 +240,7 @@ def _poisson_sample(
 
 
 def _mean_sums(records: ImageDataset, sample_rate: float, pool_factor: int, generator: torch.Generator) -> torch.Tensor:
-    """Per class the sum of (pool(x) - 1/2, beta), `(classes, values + 1)`."""
+    """The sum of (pool(x) - 1/2, beta) over the sampled records of each class, `(classes, values + 1)`."""
     classes, image_shape = records.info.num_labels, records.images.shape[1:]
     sums = torch.zeros(classes, image_shape.numel(), dtype=torch.float64)
     counts = torch.zeros(classes, 1, dtype=torch.float64)
@@ -252,7 +255,7 @@ def _mean_sums(records: ImageDataset, sample_rate: float, pool_factor: int, gene
 def _mode_votes(
     records: ImageDataset, sample_rate: float, pool_factor: int, mode_bins: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Per class and bin the number of votes for each value, `(classes, mode_bins, values)`."""
+    """The number of votes for each class, bin and value, `(classes, mode_bins, values)`."""
     channels, height, width = records.images.shape[1:]
     values = channels * (height // pool_factor) * (width // pool_factor)
     votes = torch.zeros(records.info.num_labels, mode_bins, values, dtype=torch.float64)

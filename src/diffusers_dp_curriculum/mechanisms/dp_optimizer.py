@@ -1,17 +1,17 @@
-"""Opacus' optimizer with the three places where single precision would break its promise made exact.
+"""Opacus' optimizer, made exact in the three places where single precision would break its guarantee.
 
 Noise: PyTorch makes a float32 normal number from uniform numbers of 24 bits (on a CPU), none of which is beyond 5.77
 standard deviations (https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/DistributionTemplates.h,
 `normal_fill`). A release beyond that would prove that a record was there, with a probability that can exceed delta. In
-float64 the border is at 8.57, with a probability of 1e-17.
+float64 no number is beyond 8.57 standard deviations, where the probability is 1e-17.
 
 Norms: a float32 norm of some million values comes out too small by up to a percent, so that a gradient could keep more
 than the clipping norm; and matrix products, by which Opacus clips, follow autocast and TF32.
 
 Sums: every addition in float32 rounds the sum of all records so far, and whether a record is among them changes how. In
-a sum of 16,384 clipped gradients that are chosen badly one record counts several times. In float64 all roundings of a
-sum of n records together are at most n^2 2^-53 of the clipping norm, which is less than what norms are too large by for
-up to 200,000 records in a step.
+a badly chosen sum of 16,384 clipped gradients one record counts several times. In float64 all roundings of a sum of n
+records together are at most n^2 2^-53 of the clipping norm. For up to 200,000 records in a step this is less than the
+margin by which [`norm_bounds`] overestimates norms.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,17 @@ from ..distributed import num_processes, process_index
 
 
 NORM_BLOCK = 256  # values whose squares are added up in float32
-VALUES_AT_ONCE = 2**20  # of gradients: what is in memory in float64 at a time
+VALUES_AT_ONCE = 2**20  # gradient values that are in memory in float64 at a time
 
 
 def norm_bounds(grad_samples: list[torch.Tensor]) -> torch.Tensor:
-    """The L2 norm of each record's gradient over all parameters, too large by 7e-6 to 2e-5 of it and never too small.
+    """An upper bound on the L2 norm of each record's gradient over all parameters: 7e-6 to 2e-5 above it, relatively.
 
-    Squares are added up in float32 in blocks of 256, and blocks in float64. Each of the additions, and squaring and the
-    root besides, makes a sum of positive float32 numbers too small by a factor of (1 - 2^-24) at most, in whatever
-    order; the norm of a block of b values by (b + 2) / 2 such factors. The result is multiplied by 1 + b 2^-24, which
-    is twice as much as all of them. What is lost where squares are smaller than the smallest float32 number is added.
+    Squares are added up in float32 within blocks of b = 256 values, and blocks in float64. Each addition in float32,
+    the squaring and the root make a result too small by a factor of (1 - 2^-24) at most, in whatever order values are
+    added; the norm of a block is too small by (b + 2) / 2 such factors at most. The result is multiplied by 1 + b
+    2^-24, which is twice as much as all of them. A last term adds what is lost where squares are smaller than the
+    smallest float32 number.
 
     Args:
         grad_samples (`list[torch.Tensor]`): For each parameter the gradients of B records, `(B, *shape)` in float32.
@@ -47,8 +48,8 @@ def norm_bounds(grad_samples: list[torch.Tensor]) -> torch.Tensor:
         rows = gradient.reshape(len(gradient), gradient.shape[1:].numel())
         blocks = rows.shape[1] // NORM_BLOCK
         in_blocks, rest = rows.tensor_split([blocks * NORM_BLOCK], dim=1)
-        of_blocks = torch.linalg.vector_norm(in_blocks.unflatten(1, (blocks, NORM_BLOCK)), dim=2)
-        squares += [of_blocks.double().square().sum(1), rest.double().square().sum(1)]
+        block_norms = torch.linalg.vector_norm(in_blocks.unflatten(1, (blocks, NORM_BLOCK)), dim=2)
+        squares += [block_norms.double().square().sum(1), rest.double().square().sum(1)]
         values += rows.shape[1]
     norms = torch.stack(squares).sum(0).sqrt()
     return norms * (1 + NORM_BLOCK * 2.0**-24) + values**0.5 * 2.0**-63
@@ -58,9 +59,9 @@ class ExactDPOptimizer(DPOptimizer):
     """Opacus' `DPOptimizer`, with norms that are never too small, and sums and noise in float64.
 
     Args:
-        normal (`Callable`): Called as `normal(shape, generator)`, gives standard normal numbers in float64.
-        args: As `DPOptimizer` has them.
-        options: As `DPOptimizer` has them.
+        normal (`Callable`): Called as `normal(shape, generator)`, returns standard normal numbers in float64.
+        args: Positional arguments of `DPOptimizer`.
+        options: Keyword arguments of `DPOptimizer`.
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class ExactDPOptimizer(DPOptimizer):
 class ExactDistributedDPOptimizer(ExactDPOptimizer):
     """An [`ExactDPOptimizer`] for several processes: the main one adds the noise, once, to the sum over all of them.
 
-    Opacus' `DistributedDPOptimizer` adds it to the main process's own sum, rounds, and then adds the others', which by
-    then have no noise to hide the rounding.
+    Opacus' `DistributedDPOptimizer` adds the noise to the main process's own sum, rounds, and then adds the sums of the
+    other processes: the rounding of that addition is hidden by no noise.
     """
 
     def add_noise(self) -> None:

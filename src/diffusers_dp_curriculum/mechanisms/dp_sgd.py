@@ -2,12 +2,12 @@
 
 This is one of the two places that read sensitive records. Per step each record takes part independently with
 probability q; its gradient is the mean over K noise draws and is clipped once (DPDM, Dockhorn et al., TMLR 2023,
-arXiv:2210.09929), so that K does not change the sensitivity. Opacus' optimizer, as `dp_optimizer.py` has it, clips,
+arXiv:2210.09929), so that K does not change the sensitivity. Opacus' optimizer, made exact in `dp_optimizer.py`, clips,
 sums, adds noise and divides by the expected batch size.
 
-With several processes there is one sample for all of them, of which each takes an equal share. They clip and sum their
-records; the sums are added up; the main process adds the noise to the total. So a step is the same mechanism whatever
-the number of processes, and no record is in it twice.
+With several processes one sample is drawn for all of them, and each takes an equal share. Each process clips and sums
+its records; the sums are added up; the main process adds the noise to the total. So a step is the same mechanism for
+any number of processes, and no record is used twice.
 """
 
 import math
@@ -34,12 +34,12 @@ SAMPLER_STEPS = 2**24  # Opacus' sampler compares a random number of 24 bits wit
 def dp_sgd_mechanism(
     noise_multiplier: float, expected_batch_size: int, dataset_size: int, steps: int, max_grad_norm: float
 ) -> Mechanism:
-    """The ledger entry of `steps` steps of DP-SGD.
+    """The ledger entry of `steps` steps of DP-SGD, whose sample rate is rounded up to one that the sampler can realise.
 
     Args:
         noise_multiplier (`float`): sigma; the noise on the summed gradient has standard deviation sigma * C.
-        expected_batch_size (`int`): Records a step on average, q * N; at most N.
-        dataset_size (`int`): N.
+        expected_batch_size (`int`): Average number of records per step, q * N; at most N.
+        dataset_size (`int`): N, the number of records.
         steps (`int`): Number of optimizer steps.
         max_grad_norm (`float`): C, the L2 norm that a record's gradient is clipped to.
     """
@@ -50,9 +50,9 @@ def dp_sgd_mechanism(
 class DPSGD:
     """DP-SGD over a data set: [`step`] is one execution of the mechanism.
 
-    Making one reseeds PyTorch's global generators from the operating system: which draws a record gets depends on its
-    place in the batch, and so on which other records were sampled. Were the draws known (from a seed), the gradients of
-    all the others would tell of a record's presence.
+    Creating the object reseeds PyTorch's global generators from the operating system. Which noise draws a record gets
+    depends on its place in the batch, and so on which other records were sampled: if the draws were known (from a
+    seed), the gradients of the other records would reveal a record's presence.
 
     Args:
         model (`torch.nn.Module`): A `UNet2DModel`; its trainable parameters must be those of `optimizer`.
@@ -60,18 +60,19 @@ class DPSGD:
         loss (`DenoisingLoss`): Gives the noise draws.
         records (`ImageDataset`): The sensitive records.
         mechanism (`Mechanism`): Noise multiplier, sample rate, number of steps and clipping norm (its sensitivity).
-        ledger (`PrivacyLedger`): Where each step is recorded before it is made.
+        ledger (`PrivacyLedger`): The ledger, which records each step before it is taken.
         noise_multiplicity (`int`): K, noise draws per record and step.
         max_physical_batch_size (`int`): Records whose gradients are in memory at a time.
-        gradients_of (`Callable`): Gives the draws' per-record gradients, as [`per_record_gradients`] does.
-        randomness (`MechanismRandomness`, *optional*): Where sampling and noise come from.
+        gradients_of (`Callable`):
+            Called with noise draws, returns their per-record gradients, as [`per_record_gradients`] does.
+        randomness (`MechanismRandomness`, *optional*): The source of sampling and noise.
         observe (`Callable`, *optional*):
-            Is shown the draws of every physical batch. What it finds is NOT covered by the ledger.
+            Called with the noise draws of every physical batch. What it computes is NOT covered by the ledger.
 
     Raises:
         InputError:
-            If the steps would pass the ledger's target, or the sample rate is not one that the sampler can realise;
-            nothing has been read or recorded then.
+            If the steps would pass the ledger's target, or the sampler cannot realise the sample rate. Nothing has been
+            read or recorded in that case.
     """
 
     @own_arithmetic()
@@ -128,7 +129,7 @@ class DPSGD:
         """Sample a batch, sum the clipped gradients of its records, add noise, and let the optimizer step.
 
         Raises:
-            InputError: If all steps of the mechanism have been taken; nothing has been read or recorded then.
+            InputError: If all steps of the mechanism have been taken; nothing has been read or recorded in that case.
         """
         with self.execution.step():
             self._execute()
@@ -137,8 +138,8 @@ class DPSGD:
         self._forget_an_interrupted_step()
         batch = torch.tensor(next(self.batches), dtype=torch.int64)
         share = batch[process_index() :: num_processes()]
-        # An empty share is one empty piece: it takes part in the same noisy step as any other. The processes may have
-        # different numbers of pieces; they meet in the last one.
+        # An empty share is one empty piece, which takes part in the same noisy step as any other. The processes may
+        # have different numbers of pieces; they communicate in the last one.
         pieces = share.split(self.max_physical_batch_size)
         for number, piece in enumerate(pieces):
             self._set_grad_samples(piece)
@@ -147,7 +148,7 @@ class DPSGD:
             self.optimizer.zero_grad(set_to_none=True)
 
     def _forget_an_interrupted_step(self) -> None:
-        """A step that raised must leave no sums behind: the next one would release its records twice."""
+        """Drop the sums of a step that raised an error: the next step would release its records a second time."""
         self.optimizer._step_skip_queue.clear()
         self.optimizer._is_last_step_skipped = False
         self.optimizer.zero_grad(set_to_none=True)
@@ -166,16 +167,16 @@ class DPSGD:
     def _draw(self, piece: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> NoiseDraws:
         if self.randomness.insecure_noise_seed is None:
             return self.loss.draw(images, labels, self.noise_multiplicity)
-        of_records = []
+        draws = []
         for number, record in enumerate(piece.tolist()):
             self.randomness.seed_draws_insecurely(self.execution.steps_left, record)
             alone = slice(number, number + 1)
-            of_records.append(self.loss.draw(images[alone], labels[alone], self.noise_multiplicity))
-        return NoiseDraws.cat(of_records)
+            draws.append(self.loss.draw(images[alone], labels[alone], self.noise_multiplicity))
+        return NoiseDraws.cat(draws)
 
 
 def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A record whose gradient is not finite contributes nothing, rather than ruining the sum."""
+    """Set the gradient of a record to zero if it is not finite, since it would ruin the sum."""
     if get_total_norm(gradients.values()).isfinite():
         return gradients
     sums = torch.stack([gradient.reshape(len(gradient), -1).sum(dim=1) for gradient in gradients.values()])

@@ -11,19 +11,19 @@ from .secure_noise import secure_normal
 
 
 class MechanismRandomness:
-    """Sampling and noise of the mechanisms.
+    """The source of the mechanisms' sampling and noise.
 
-    Samples come from PyTorch's generators, filled from the operating system's entropy: nobody can reproduce them, and
-    nobody sees their numbers.
+    Samples come from PyTorch's generators, whose state is filled from the operating system's entropy: nobody can
+    reproduce the numbers, and they are never released.
 
     Args:
         secure_rng (`bool`, *optional*, defaults to True):
             Draw the noise from a cryptographic generator, in a way that withstands attacks on its floating-point
-            representation (see [`secure_normal`]). Otherwise it comes from PyTorch's generators as well, which were
-            not made to resist someone who studies very many of their numbers.
+            representation (see [`secure_normal`]). Otherwise noise comes from PyTorch's generators as well, which are
+            not made to resist an attacker who analyses very many of their numbers.
         insecure_noise_seed (`int`, *optional*):
-            For tests alone: everything follows from this seed, whatever `secure_rng` is, so that anybody who knows the
-            seed can subtract the noise.
+            For tests only: all samples and noise follow from this seed, whatever `secure_rng` is, so that anybody who
+            knows the seed can subtract the noise.
 
     Examples:
         >>> from diffusers_dp_curriculum import MechanismRandomness
@@ -40,7 +40,7 @@ class MechanismRandomness:
 
     @property
     def why_not_private(self) -> str | None:
-        """The reason for which a run with this randomness is not private; None if it is."""
+        """The reason why a run with this randomness is not private; None if it is private."""
         if self.insecure_noise_seed is None:
             return None
         return "sampling and noise come from a seed (insecure_noise_seed), and can be computed again from it"
@@ -49,7 +49,7 @@ class MechanismRandomness:
         """A new generator, independent of all others.
 
         Args:
-            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where it draws.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): The device that it draws on.
         """
         if self.insecure_noise_seed is None:
             return entropy_generator(device)
@@ -66,15 +66,17 @@ class MechanismRandomness:
         """Standard normal numbers in float64.
 
         Args:
-            shape (`torch.Size` or `tuple[int, ...]`): Any.
-            generator (`torch.Generator`): Where they come from, and on whose device, unless `secure_rng` is on.
+            shape (`torch.Size` or `tuple[int, ...]`): The shape of the result.
+            generator (`torch.Generator`):
+                The source of the numbers, and their device; not used if `secure_rng` is on, which gives numbers on the
+                CPU.
         """
         if self.secure_rng:
             return secure_normal(shape)
         return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
     def reseed_global(self) -> None:
-        """Make PyTorch's global generators (noise draws, dropout), of every device, unpredictable from here on."""
+        """Reseed PyTorch's global generators (noise draws, dropout) on every device, so that they are unpredictable."""
         if self.insecure_noise_seed is not None:
             torch.manual_seed(self.insecure_noise_seed)
             return
@@ -82,7 +84,7 @@ class MechanismRandomness:
         torch.set_rng_state(entropy_generator().get_state())
 
     def seed_draws_insecurely(self, step: int, record: int) -> None:
-        """For tests alone: what is drawn next follows from the seed, the step and the record, wherever it is drawn.
+        """For tests only: seed the next draws by the seed, the step and the record, whichever process makes them.
 
         Args:
             step (`int`): The number of the step.

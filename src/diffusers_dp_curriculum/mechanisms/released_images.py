@@ -1,4 +1,4 @@
-"""Images that a mechanism releases, for a warm-up to train on, and what such a mechanism has to say of itself."""
+"""Images that a mechanism releases for a warm-up to train on, and the interface of such a mechanism."""
 
 import json
 from dataclasses import asdict
@@ -25,18 +25,18 @@ Released = TypeVar("Released", bound="ReleasedImages")
 class ReleasedImages(Dataset):
     """Released images as a `torch.utils.data.Dataset` of (image, label).
 
-    What it holds has been released through a mechanism in the ledger: using it any further is post-processing.
+    The images have been released through a mechanism in the ledger, so that any use of them is post-processing.
 
     Args:
         images (`torch.Tensor`): `(M, channels, height, width)` float32 in [0, 1].
         labels (`torch.Tensor`): `(M,)` int64; all zero where there are no classes.
         mechanism (`Mechanism`, *optional*): The ledger entry that paid for the images; None for public images.
-        class_names (`list[str]`, *optional*): None for an unconditional data set.
+        class_names (`list[str]`, *optional*): The name of each class; None for an unconditional data set.
         class_counts (`list[float]`, *optional*):
-            How many records each class has about, if the mechanism has released it as well.
+            Approximate number of records of each class, if the mechanism has released it as well.
     """
 
-    name: ClassVar[str] = "released_images"  # of the stage, the files and the published picture
+    name: ClassVar[str] = "released_images"  # names the stage, the files and the published picture
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ReleasedImages(Dataset):
         return self.images[index], int(self.labels[index])
 
     def save_to_disk(self, path: str | Path) -> None:
-        """Write the images and the mechanism's entry.
+        """Write the images, and the ledger entry of their mechanism.
 
         Args:
             path (`str` or `Path`): The directory.
@@ -76,7 +76,7 @@ class ReleasedImages(Dataset):
 
     @classmethod
     def load_from_disk(cls: type[Released], path: str | Path) -> Released:
-        """Read what [`save_to_disk`] wrote.
+        """Read images that [`save_to_disk`] wrote.
 
         Args:
             path (`str` or `Path`): The directory.
@@ -97,10 +97,10 @@ class ReleasedImages(Dataset):
         return cls(tensors["images"], tensors["labels"], mechanism, entry["class_names"], entry["class_counts"])
 
     def to_grid(self, images_per_class: int = 10) -> Image.Image:
-        """A `PIL.Image` with one row a class.
+        """A picture of the images, with one row per class.
 
         Args:
-            images_per_class (`int`, *optional*, defaults to 10): How many columns, at most.
+            images_per_class (`int`, *optional*, defaults to 10): Largest number of columns.
         """
         classes = self.labels.unique()
         columns = min(images_per_class, len(self) // len(classes))
@@ -109,7 +109,7 @@ class ReleasedImages(Dataset):
 
 
 class ImageQueries(Protocol):
-    """Queries that release labelled images: one description, by which they are planned and by which they are made.
+    """Queries that release labelled images, described once for both the plan and the release.
 
     Attributes:
         released (`type[ReleasedImages]`): The class of what the queries release.
@@ -118,7 +118,7 @@ class ImageQueries(Protocol):
     released: ClassVar[type[ReleasedImages]]
 
     def mechanism(self, info: DatasetInfo) -> Mechanism:
-        """The ledger entry of all queries, from public values alone."""
+        """The ledger entry of all queries, made from public values only."""
         ...
 
     def release(self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness) -> ReleasedImages:

@@ -33,7 +33,7 @@ def check_publishable(statement: PrivacyStatement) -> None:
     """Refuse to publish anything of a run that gives no privacy.
 
     Args:
-        statement (`PrivacyStatement`): What its privacy.json says.
+        statement (`PrivacyStatement`): The content of its privacy.json.
 
     Raises:
         InputError: If the statement does not say `"private": true`.
@@ -50,7 +50,7 @@ def check_epsilon(statement: PrivacyStatement, name: str) -> None:
     """Refuse a statement whose epsilon is less than its mechanisms amount to.
 
     Args:
-        statement (`PrivacyStatement`): What a privacy.json says.
+        statement (`PrivacyStatement`): The content of a privacy.json.
         name (`str`): The name of the statement in messages.
 
     Raises:
@@ -111,34 +111,34 @@ def runs_of_journal(directory: Path) -> list[CountedRun] | None:
 
 
 def journal_in(directory: Path) -> Path | None:
-    """The journal of the run in a directory; None if nothing has begun there, or only published files are here."""
+    """The journal of the run in a directory; None if no run has begun there, or if it has published files only."""
     path = RunPaths(directory).journal
     return path if path.is_file() and path.stat().st_size > 0 else None
 
 
 def leaves_out(statement: PrivacyStatement, released: Sequence[CountedRun]) -> bool:
-    """Whether a run has released anything that its statement does not count.
+    """Whether a run has released something that its statement does not count.
 
     Args:
-        statement (`PrivacyStatement`): What its privacy.json says.
-        released (`Sequence[CountedRun]`): What its journal counts.
+        statement (`PrivacyStatement`): The content of its privacy.json.
+        released (`Sequence[CountedRun]`): The runs that its journal counts.
     """
     return not _count_all_of(statement.runs, released)
 
 
 def check_journal(directory: Path, privacy: PrivacyStatement, released: Sequence[CountedRun] | None) -> None:
-    """Refuse to publish a statement that leaves out anything that the run has released.
+    """Refuse to publish a statement that leaves out something that the run has released.
 
     Args:
-        directory (`Path`): The directory of the run, or one with its published files alone.
-        privacy (`PrivacyStatement`): What the run's privacy.json says.
-        released (`Sequence[CountedRun]`, *optional*): What the run counts; read from its journal by default.
+        directory (`Path`): The directory of the run, or one with its published files only.
+        privacy (`PrivacyStatement`): The content of the run's privacy.json.
+        released (`Sequence[CountedRun]`, *optional*): The runs that the run counts; read from its journal by default.
 
     Raises:
         InputError: If the journal in `directory` has releases that the statement does not count.
     """
     if released is None:
-        released = runs_of_journal(directory)  # the published files alone were checked when they left the run
+        released = runs_of_journal(directory)  # a directory of published files was checked when it was written
     if released is not None and leaves_out(privacy, released):
         raise InputError(
             f"{RunPaths(directory).journal} has releases that privacy.json does not count, as the run was continued "
@@ -147,15 +147,15 @@ def check_journal(directory: Path, privacy: PrivacyStatement, released: Sequence
 
 
 def check_replaces(privacy: PrivacyStatement, published: PrivacyStatement, where: str) -> None:
-    """Refuse to publish a statement in the place of one that knows of releases of the same run that it does not count.
+    """Refuse to replace a published statement that counts releases of the same run which the new one does not count.
 
     Args:
         privacy (`PrivacyStatement`): The statement to publish.
-        published (`PrivacyStatement`): The statement that is there.
-        where (`str`): The place, in words.
+        published (`PrivacyStatement`): The statement to be replaced.
+        where (`str`): Where that statement is, in words.
 
     Raises:
-        InputError: If the statements are of copies of one run, or the one that is there is newer.
+        InputError: If the statements are of separately resumed copies of one run, or the published one is newer.
     """
     own, *previous = privacy.runs
     for there in published.runs:
@@ -176,7 +176,7 @@ def check_replaces(privacy: PrivacyStatement, published: PrivacyStatement, where
 
 
 def _count_all_of(runs: Sequence[CountedRun], others: Sequence[CountedRun]) -> bool:
-    """Whether a statement counts all that a journal does, or the other way round; both have their own run first."""
+    """Whether `runs` count everything that `others` count, run by run; each has its own run first."""
     return len(runs) >= len(others) and all(
         # An older version wrote no names of runs: compare what was released.
         run.counts_all_of(other) or (None in (run.id, other.id) and run.has_releases_of(other))
