@@ -143,7 +143,7 @@ class TestInception:
 
     def test_what_is_no_file_of_weights_is_refused(self, tmp_path):
         (tmp_path / "page.html").write_text("not found")
-        with pytest.raises(InputError, match="not a file of PyTorch weights"):
+        with pytest.raises(InputError, match="does not hold PyTorch weights alone"):
             load_feature_extractor("inception", tmp_path / "page.html")
         with pytest.raises(InputError, match="is not a file"):
             load_feature_extractor("inception", tmp_path / "nowhere.pth")

@@ -124,7 +124,7 @@ def test_a_copy_is_found_at_distance_zero():
 @pytest.mark.parametrize("metric", [frechet_distance, kernel_distance, precision_recall_density_coverage])
 def test_features_that_do_not_fit_together_are_refused(metric):
     real, synthetic = clouds()
-    with pytest.raises(InputError, match="as many columns"):
+    with pytest.raises(InputError, match="equally many columns"):
         metric(real, synthetic[:, :5])
     with pytest.raises(InputError, match="There are 700 real and 1 synthetic images"):
         metric(real, synthetic[:1])

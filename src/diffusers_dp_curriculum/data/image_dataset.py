@@ -105,13 +105,13 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @staticmethod
     def to_model_range(images: torch.Tensor) -> torch.Tensor:
-        """Map pixels to [-1, 1], the range that diffusion models work in.
+        """Map pixels to the range that diffusion models use.
 
         Args:
-            images (`torch.Tensor`): `uint8` of any shape.
+            images (`torch.Tensor`): `uint8` pixels of any shape.
 
         Returns:
-            `torch.Tensor`: `float32` of the same shape.
+            `torch.Tensor`: `float32` in [-1, 1], of the same shape.
         """
         return images.float() / 127.5 - 1
 
