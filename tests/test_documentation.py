@@ -23,7 +23,7 @@ from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 
 from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer, cli
-from helpers import REPOSITORY, tiny_records, tiny_scheduler, tiny_unet
+from helpers import REPOSITORY, smallest_unet, tiny_records, tiny_scheduler
 
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
@@ -36,8 +36,8 @@ INLINE = re.compile(r"`((?:python|accelerate launch|dp-curriculum|pytest|mkdocs)
 
 # Flags that make minutes or hours a second; the last of two flags counts.
 SCALED_DOWN = {
-    "train": "--central_train_steps 2 --central_batch_size 4 --train_batch_size 4 --max_train_steps 2 "
-    "--noise_multiplicity 1 --num_inference_steps 2 --block_out_channels 8 16 --central_noise_multiplier 20",
+    "train": "--accountant rdp --central_train_steps 2 --central_batch_size 4 --train_batch_size 4 --max_train_steps 2 "
+    "--noise_multiplicity 1 --num_inference_steps 2 --block_out_channels 8 --central_noise_multiplier 20",
     "generate": "--images_per_class 2 --num_inference_steps 2",
     "evaluate": "--images_per_class 10 --num_inference_steps 2 --classifiers cnn --epochs 1",
     "audit": "--train_data_dir path/to/images --resolution 8 --sample_rate 1 --max_train_steps 2 "
@@ -55,8 +55,8 @@ INSTEAD = {
         "facebook/dinov2-base": "pixels",
         '["healthy", "ill"]': '["T-shirt", "bag", "boot", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", '
         '"trouser"]',
-        "target_epsilon=10.0)": "target_epsilon=10.0, central_noise_multiplier=20.0, central_train_steps=2, "
-        "train_batch_size=4, max_train_steps=2, noise_multiplicity=1, num_inference_steps=2)",
+        "target_epsilon=10.0)": "target_epsilon=10.0, accountant='rdp', central_noise_multiplier=20.0, "
+        "central_train_steps=2, train_batch_size=4, max_train_steps=2, noise_multiplicity=1, num_inference_steps=2)",
     },
 }
 
@@ -71,6 +71,7 @@ def trained(tmp_path_factory):
     records.class_names = CLASSES
     args = DPCurriculumConfig(
         output_dir=str(path),
+        accountant="rdp",
         central_noise_multiplier=20.0,
         central_train_steps=2,
         train_batch_size=4,
@@ -78,7 +79,7 @@ def trained(tmp_path_factory):
         noise_multiplicity=1,
         num_inference_steps=2,
     )
-    trainer = DPCurriculumTrainer(tiny_unet(num_classes=10), tiny_scheduler(), args, records)
+    trainer = DPCurriculumTrainer(smallest_unet(num_classes=10), tiny_scheduler(), args, records)
     trainer.train()
     trainer.save_pipeline()
     return path

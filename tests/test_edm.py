@@ -39,6 +39,7 @@ def test_a_run_with_edm(tmp_path):
     """Both stages, the card and the published pipeline."""
     config = DPCurriculumConfig(
         output_dir=str(tmp_path / "model"),
+        accountant="rdp",
         central_train_steps=2,
         max_train_steps=2,
         train_batch_size=8,

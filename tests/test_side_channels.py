@@ -82,6 +82,7 @@ def observed_run(directory, breaks="no"):
     options = {
         "train_data_dir": "photos",
         "output_dir": "model",
+        "accountant": "rdp",
         "block_out_channels": "8",
         "central_train_steps": "2",
         "train_batch_size": EXPECTED_BATCH,

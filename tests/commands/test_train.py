@@ -22,6 +22,7 @@ from helpers import REPOSITORY
 
 SCRIPT = REPOSITORY / "examples" / "train_dp_curriculum.py"
 TINY = {
+    "accountant": "rdp",
     "block_out_channels": "8",
     "central_train_steps": "2",
     "train_batch_size": "4",

@@ -68,7 +68,7 @@ def test_the_way_out_is_a_list_or_a_flag(found):
 
 
 def test_trainer_and_central_images_refuse_as_well(found, tmp_path):
-    config = DPCurriculumConfig(output_dir=str(tmp_path / "model"), train_batch_size=2)
+    config = DPCurriculumConfig(output_dir=str(tmp_path / "model"), accountant="rdp", train_batch_size=2)
     with refused("in Python, "):
         DPCurriculumTrainer(tiny_unet(num_classes=2), tiny_scheduler(), config, found)
     with refused("in Python, "):

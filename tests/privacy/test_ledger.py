@@ -126,10 +126,10 @@ def test_a_stranger_recomputes_epsilon_from_the_statement(statement):
 def test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_mechanisms(tmp_path):
     """Their DP-SGD has the name and may have the settings of the ledger's own."""
     previous = [CountedRun("one", {"a": 65}, [CENTRAL, replace(DP_SGD, steps=60)]), CountedRun(None, {}, [CENTRAL])]
-    target = compute_epsilon([DP_SGD], 1e-5) + 0.5
-    ledger = PrivacyLedger(1e-5, "prv", tmp_path / "journal.jsonl", target, previous)
-    alone = PrivacyLedger(1e-5, target_epsilon=target)
-    assert ledger.epsilon() == compute_epsilon(all_mechanisms(previous), 1e-5)
+    target = compute_epsilon([DP_SGD], 1e-5, "rdp") + 0.5
+    ledger = PrivacyLedger(1e-5, "rdp", tmp_path / "journal.jsonl", target, previous)
+    alone = PrivacyLedger(1e-5, "rdp", target_epsilon=target)
+    assert ledger.epsilon() == compute_epsilon(all_mechanisms(previous), 1e-5, "rdp")
     assert 0 < ledger.affordable_steps(DP_SGD) < alone.affordable_steps(DP_SGD) == 100
     alone.check_affordable(DP_SGD)
     with pytest.raises(InputError, match=r"would pass the target epsilon .*: at most \d+ fit"):
@@ -140,7 +140,7 @@ def test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_m
     for either in (ledger, ledger.in_memory(), resumed):
         assert either.mechanisms == [STEP]
         assert either.prior_runs == previous
-        assert either.epsilon() == compute_epsilon([*all_mechanisms(previous), STEP], 1e-5)
+        assert either.epsilon() == compute_epsilon([*all_mechanisms(previous), STEP], 1e-5, "rdp")
     for either in (ledger, resumed):
         statement = PrivacyStatement.from_dict(json.loads(either.statement(100).to_json()))
         assert list(statement.runs[1:]) == previous

@@ -29,7 +29,7 @@ from diffusers_dp_curriculum.sharing.cards import budget
 from diffusers_dp_curriculum.sharing.dataset_card import make_dataset_card
 from diffusers_dp_curriculum.sharing.hub import MODEL_FILES, prepare_repo, push_dataset, push_model
 from diffusers_dp_curriculum.training.stages import warm_up_stages
-from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
+from helpers import PUBLISHED, smallest_unet, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
 
 
 NAMES = ["sneaker", "ankle boot", "bag"]
@@ -37,6 +37,7 @@ NAMES = ["sneaker", "ankle boot", "bag"]
 
 def train(output_dir, records=None, **options):
     settings = {
+        "accountant": "rdp",
         "central_train_steps": 1,
         "central_noise_multiplier": 10.0,
         "train_batch_size": 10,
@@ -46,7 +47,7 @@ def train(output_dir, records=None, **options):
     }
     records = records or ImageDataset(tiny_records().images, tiny_records().labels, NAMES)
     trainer = DPCurriculumTrainer(
-        unet=tiny_unet(num_classes=records.num_classes),
+        unet=smallest_unet(num_classes=records.num_classes),
         noise_scheduler=tiny_scheduler(),
         args=DPCurriculumConfig(output_dir=str(output_dir), **{**settings, **options}),
         train_dataset=records,
@@ -401,7 +402,9 @@ def test_an_unfinished_run_is_not_pushed(hub, tmp_path):
     trainer = DPCurriculumTrainer(
         tiny_unet(),
         tiny_scheduler(),
-        DPCurriculumConfig(output_dir=str(tmp_path / "model"), train_batch_size=10, max_train_steps=1),
+        DPCurriculumConfig(
+            output_dir=str(tmp_path / "model"), accountant="rdp", train_batch_size=10, max_train_steps=1
+        ),
         records,
     )
     with pytest.raises(InputError, match="no trained model to push yet"):
