@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from diffusers_dp_curriculum import DPCurriculumConfig
+from diffusers_dp_curriculum import DPCurriculumConfig, set_verbosity
 from diffusers_dp_curriculum.distributed import any_process, num_processes, process_index, run_on_main_process
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
@@ -154,4 +154,5 @@ def main(directory):
 
 
 if __name__ == "__main__":
+    set_verbosity("info")
     main(Path(sys.argv[1]))

@@ -105,8 +105,8 @@ def test_what_one_process_finds_all_know(facts):
 
 def test_the_main_process_alone_prints_and_writes(facts):
     _, finished, directory = facts(2)
-    assert finished.stdout.count("Plan for 60 records") == 1
-    assert "processes       2 on cpu" in finished.stdout
-    assert finished.stderr.count("Stage 2, DP-SGD:   0%") == 1
+    assert finished.stderr.count("Plan for 60 records") == 1
+    assert "processes       2 on cpu" in finished.stderr
+    assert finished.stderr.count("DP-SGD:   0%") == 1
     assert (directory / "model" / "private" / "journal.jsonl").read_text().count('"release"') == 5 + 5
     assert (directory / "model" / "samples.png").exists()

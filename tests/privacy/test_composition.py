@@ -213,7 +213,7 @@ def test_the_composed_statement_is_one_that_everything_reads(tmp_path, recompute
     assert together(CENTRAL, STEPS, STEPS, CENTRAL) in recompute(path, one, three)[1]
     assert len(read_prior_runs([str(path)])) == 2
     _, _, message = recompute(one, two, "--output", path)  # nothing is overwritten
-    assert message.startswith(f"error: {path} is there already")
+    assert message.startswith(f"error: {path} exists already")
     assert check_statement(path) == statement
 
 

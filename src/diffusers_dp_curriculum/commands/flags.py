@@ -20,14 +20,14 @@ def add_options(parser: argparse.ArgumentParser, *declarations: Any) -> None:
         parser (`argparse.ArgumentParser`): The parser, which is changed in place.
         *declarations (`type`): Dataclasses whose fields are declared by `options.option`.
     """
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    groups: dict[str, Any] = {}
     for option in [option for declaration in declarations for option in declared_options(declaration)]:
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         _add(groups[option.group], option)
 
 
-def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+def _add(group: Any, option: Option) -> None:
     help = option.description.replace("%", "%%")
     if option.item_type is bool:
         group.add_argument(
