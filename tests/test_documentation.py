@@ -56,7 +56,8 @@ INSTEAD = {
         '["healthy", "ill"]': '["T-shirt", "bag", "boot", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", '
         '"trouser"]',
         "target_epsilon=10.0)": "target_epsilon=10.0, accountant='rdp', central_noise_multiplier=20.0, "
-        "central_train_steps=2, train_batch_size=4, max_train_steps=2, noise_multiplicity=1, num_inference_steps=2)",
+        "central_train_steps=2, central_batch_size=4, train_batch_size=4, max_train_steps=2, noise_multiplicity=1, "
+        "num_inference_steps=2)",
     },
 }
 
@@ -74,6 +75,7 @@ def trained(tmp_path_factory):
         accountant="rdp",
         central_noise_multiplier=20.0,
         central_train_steps=2,
+        central_batch_size=4,
         train_batch_size=4,
         max_train_steps=2,
         noise_multiplicity=1,

@@ -36,4 +36,4 @@ def test_directories_of_tests_are_rooms_of_the_package():
     (package,) = diffusers_dp_curriculum.__path__
     rooms = {path.name for path in Path(package).iterdir() if path.is_dir()}
     with_tests = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
-    assert with_tests <= rooms | {".", "benchmarks", "commands"}
+    assert with_tests <= rooms | {".", "benchmarks"}
