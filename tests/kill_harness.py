@@ -27,7 +27,7 @@ RUN = """
 import sys
 import time
 import torch
-from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
+from diffusers_dp_curriculum import DPCurriculumTrainer, RunStatus
 from helpers import smallest_unet, tiny_records, tiny_scheduler
 from helpers.runs import make_config
 
@@ -44,8 +44,8 @@ def after_a_pause(*state, **flags):
     return after_step(*state, **flags)
 
 trainer._after_step = after_a_pause
-trainer.train()
-trainer.save_pipeline()
+if trainer.train() is RunStatus.FINISHED:
+    trainer.save_pipeline()
 """
 
 

@@ -407,9 +407,8 @@ def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(
         assert process.poll() is None, (tmp_path / "stderr").read_text()
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
-    printed = process.stdout.read()
-    process.wait(timeout=30)
-    number = re.search(r"Interrupted after (\d+) steps", printed)[1]
+    process.wait(timeout=60)
+    number = re.search(r"Interrupted after (\d+) steps", (tmp_path / "stderr").read_text())[1]
     options = {"resume_from_checkpoint": "latest", "central_train_steps": 60, "max_train_steps": 60}
     resumed = make_trainer(tmp_path / "model", **options)
     assert (resumed.checkpoint.name, resumed.checkpoint.stage) == (f"checkpoint-{number}", "dp_sgd")
