@@ -10,11 +10,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import diffusers_dp_curriculum
-from repository import ROOT, constraints, pyproject, read
+from helpers import REPOSITORY
+from helpers.repository import constraints, pyproject, read
 
 
-WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
+FORMS = sorted((REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 FILE = re.compile(r"(?<![\w/.*-])[\w.-]+(?:/[\w.-]+)*\.(?:txt|toml|md|yml|py)\b")
 
 
@@ -65,7 +66,7 @@ def test_workflows_ask_for_little_and_end(workflow):
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_call_what_there_is(workflow):
     for file in FILE.findall(workflow.read_text("utf-8")):
-        assert (ROOT / file).is_file(), f"{workflow.name} names {file}"
+        assert (REPOSITORY / file).is_file(), f"{workflow.name} names {file}"
     extras = pyproject()["project"]["optional-dependencies"]
     for job in jobs(workflow).values():
         for command, *arguments in commands(job):
@@ -84,7 +85,7 @@ def test_tests_take_the_oldest_the_usual_and_the_newest_python():
     for workflow in WORKFLOWS:
         for job in jobs(workflow).values():
             assert set(python_versions(job)) <= set(stated)
-    tests = jobs(ROOT / ".github" / "workflows" / "tests.yml")["test"]
+    tests = jobs(REPOSITORY / ".github" / "workflows" / "tests.yml")["test"]
     assert python_versions(tests) == [stated[0], "3.11", stated[-1]]
     oldest, usual, _ = (row["constraints"] for row in tests["strategy"]["matrix"]["include"])
     assert (oldest, usual) == ("constraints-lowest.txt", "constraints.txt")
@@ -93,13 +94,15 @@ def test_tests_take_the_oldest_the_usual_and_the_newest_python():
 
 def test_the_night_takes_every_file_with_slow_tests():
     (script,) = (
-        step["run"] for step in jobs(ROOT / ".github/workflows/nightly.yml")["files"]["steps"] if "run" in step
+        step["run"] for step in jobs(REPOSITORY / ".github/workflows/nightly.yml")["files"]["steps"] if "run" in step
     )
     listing = re.search(r"grep .*? tests(?= )", script)[0]
-    found = subprocess.run(listing, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    marked = [path for path in ROOT.glob("tests/**/test_*.py") if "mark" + ".slow" in path.read_text("utf-8")]
+    found = subprocess.run(
+        listing, shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+    marked = [path for path in REPOSITORY.glob("tests/**/test_*.py") if "mark" + ".slow" in path.read_text("utf-8")]
     assert marked
-    assert sorted(found) == sorted(path.relative_to(ROOT).as_posix() for path in marked)
+    assert sorted(found) == sorted(path.relative_to(REPOSITORY).as_posix() for path in marked)
 
 
 def test_the_lowest_versions_are_the_lower_bounds():
@@ -119,7 +122,7 @@ def test_the_lowest_versions_are_the_lower_bounds():
 def test_the_makefile_has_one_definition_of_each_command():
     targets = makefile()
     assert list(targets) == ["help", "test", "slow", "lint", "types", "docs", "format"]
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert [line.split(":")[0].strip() for line in done.stdout.splitlines()] == [f"make {name}" for name in targets]
     ci = [line.split("  #")[0].strip() for line in read(".ci/run").splitlines()]
     for command in (*targets["docs"], *targets["lint"], *targets["types"]):
@@ -168,7 +171,7 @@ def test_pull_requests_say_what_they_read():
     for target in re.search(r"`make (.+?)`", template)[1].split():
         assert target in makefile()
     for file in FILE.findall(template):
-        assert (ROOT / file).is_file()
+        assert (REPOSITORY / file).is_file()
 
 
 def test_the_address_of_the_repository_has_one_home():
@@ -178,12 +181,12 @@ def test_the_address_of_the_repository_has_one_home():
     for url in urls.values():
         assert url.startswith(source)
         if "/blob/main/" in url:
-            assert (ROOT / url.split("/blob/main/")[1]).is_file()
+            assert (REPOSITORY / url.split("/blob/main/")[1]).is_file()
     assert yaml.safe_load(read("CITATION.cff"))["repository-code"] == source
-    pages = [path.read_text("utf-8") for path in (*FORMS, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
+    pages = [path.read_text("utf-8") for path in (*FORMS, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"))]
     for address in re.findall(r"https://github\.com/[\w-]+/diffusers-dp-curriculum[\w/.-]*", "\n".join(pages)):
         assert address.startswith(f"{source}/")
-        assert "/blob/main/" not in address or (ROOT / address.split("/blob/main/")[1]).is_file()
+        assert "/blob/main/" not in address or (REPOSITORY / address.split("/blob/main/")[1]).is_file()
     assert f"{source}/security/policy" in read(".github/ISSUE_TEMPLATE/config.yml")
 
 

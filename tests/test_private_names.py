@@ -8,7 +8,7 @@ import ast
 
 from packaging.requirements import Requirement
 
-from repository import PACKAGE, constraints, pyproject
+from helpers.repository import PACKAGE, constraints, pyproject
 
 
 # By distribution and name: the one file that uses it, and why no public name does.

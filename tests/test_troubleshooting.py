@@ -7,7 +7,7 @@ import re
 import pytest
 from diffusers.utils import dynamic_modules_utils
 
-from repository import PACKAGE, read
+from helpers.repository import PACKAGE, read
 
 
 QUOTES = re.findall(r"^```text\n(.*?)\n```$", read("docs/troubleshooting.md"), re.MULTILINE | re.DOTALL)

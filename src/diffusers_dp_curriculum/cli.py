@@ -45,11 +45,12 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
         `int`: The exit status: 0 for success, 1 for an error, 130 after Ctrl-C.
     """
     module = import_module(f".commands.{command}", __package__)
-    print_messages(lambda message: in_flags(message, module.make_parser()))
+    parser = module.make_parser()
+    print_messages(lambda message: in_flags(message, parser))
     try:
         status: int = module.main(list(sys.argv[1:] if arguments is None else arguments))
     except DPCurriculumError as error:
-        print(f"error: {in_flags(str(error), module.make_parser())}", file=sys.stderr)
+        print(f"error: {in_flags(str(error), parser)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED  # the command has already printed what to do next

@@ -15,6 +15,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_new_or_empty(directory: Path) -> bool:
+    """Whether nothing can be overwritten in a directory, because it does not exist or is empty.
+
+    Args:
+        directory (`Path`): A path, at which there may also be a file.
+    """
+    return not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+
+
 def check_new_or_empty(output_dir: Path) -> None:
     """Refuse an output directory that is not empty, so that nothing is overwritten or mixed up.
 
@@ -24,5 +33,5 @@ def check_new_or_empty(output_dir: Path) -> None:
     Raises:
         InputError: If the directory is not empty, or the path is a file.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not is_new_or_empty(output_dir):
         raise InputError(f"{output_dir} is neither new nor an empty directory: choose another as `output_dir`.")

@@ -410,8 +410,11 @@ class DPCurriculumTrainer:
 
     def _is_behind_us(self, stage: WarmUpStage) -> bool:
         """Whether the run continues from a checkpoint of a later stage."""
-        names = [*(stage.name for stage in self.stages), DP_SGD]
-        return self.checkpoint is not None and names.index(self.checkpoint.stage) > names.index(stage.name)
+        return self.checkpoint is not None and self._place(self.checkpoint.stage) > self._place(stage.name)
+
+    def _place(self, stage: str) -> int:
+        """The number of stages before a stage."""
+        return [*(stage.name for stage in self.stages), DP_SGD].index(stage)
 
     def _restore(self, state: TrainingState) -> None:
         """Load the checkpoint into `state` if it was written in the same stage."""
@@ -447,9 +450,7 @@ class DPCurriculumTrainer:
 
     def _number(self, state: TrainingState) -> int:
         """The number of steps taken in all stages."""
-        names = [stage.name for stage in self.stages]
-        before = names.index(state.stage) if state.stage in names else len(names)
-        return sum(stage.train_steps for stage in self.stages[:before]) + state.step
+        return sum(stage.train_steps for stage in self.stages[: self._place(state.stage)]) + state.step
 
     def _observe_sensitive_loss(self, draws: NoiseDraws) -> None:
         with self.precision.autocast():

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from diffusers_dp_curriculum import build_scheduler, build_unet, load_preset
-from diffusers_dp_curriculum.commands.train import parse_arguments
+from diffusers_dp_curriculum import DatasetInfo, load_preset
+from diffusers_dp_curriculum.commands.train import network_of, parse_arguments, scheduler_of
 from helpers import REPOSITORY
 
 
@@ -51,21 +51,9 @@ def test_the_cpu_profile_is_the_preset():
     assert config.target_delta == profile.config["target_delta"]
     comparison = object.__new__(benchmark.Comparison)
     comparison.profile = profile
-    unet = build_unet(
-        16,
-        1,
-        10,
-        block_out_channels=script.block_out_channels,
-        layers_per_block=script.layers_per_block,
-        attention_levels=script.attention_levels,
-    )
+    unet = network_of(script, DatasetInfo(60_000, 1, 16, tuple("0123456789")))
     assert comparison._unet().config == unet.config
-    scheduler = build_scheduler(
-        script.noise_scheduler,
-        prediction_type=script.prediction_type,
-        edm_sigma_data=script.edm_sigma_data,
-        edm_sigma_max=script.edm_sigma_max,
-    )
+    scheduler = scheduler_of(script)
     ours, theirs = benchmark.make_scheduler().config, scheduler.config
     assert {**ours, "_use_default_values": None} == {**theirs, "_use_default_values": None}
     assert (script.resolution, config.num_inference_steps) == (profile.resolution, profile.num_inference_steps)

@@ -42,6 +42,11 @@ def tiny_unet(num_classes=3, size=8, channels=1, **options):
     return UNet2DModel(**{**settings, **options})
 
 
+def unet_without_attention(**options):
+    blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
+    return tiny_unet(**{**blocks, **options})
+
+
 def smallest_unet(**options):
     """A third of the layers of `tiny_unet`, for tests of whole runs, where any network will do."""
     blocks = {"down_block_types": ("DownBlock2D",), "mid_block_type": None, "up_block_types": ("UpBlock2D",)}

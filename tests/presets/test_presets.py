@@ -15,12 +15,10 @@ from diffusers_dp_curriculum import (
     DPCurriculumConfig,
     DPCurriculumTrainer,
     InputError,
-    build_scheduler,
-    build_unet,
     load_preset,
     presets,
 )
-from diffusers_dp_curriculum.commands.train import ScriptArguments, parse_arguments
+from diffusers_dp_curriculum.commands.train import ScriptArguments, network_of, parse_arguments, scheduler_of
 from diffusers_dp_curriculum.data.image_dataset import to_image_dataset
 from diffusers_dp_curriculum.options import declared_options
 from diffusers_dp_curriculum.training.planning import make_plan
@@ -84,17 +82,6 @@ def load(preset, *flags):
     return script, config, records
 
 
-def network_of(script, records):
-    return build_unet(
-        records.resolution,
-        records.num_channels,
-        records.num_classes,
-        block_out_channels=script.block_out_channels,
-        layers_per_block=script.layers_per_block,
-        attention_levels=script.attention_levels,
-    )
-
-
 def test_what_is_no_preset_is_refused_with_the_names_of_all():
     with pytest.raises(InputError, match='no preset "letters": choose one of camelyon17, .* fashion_mnist_16, mnist'):
         load_preset("letters")
@@ -128,7 +115,7 @@ def test_builds_and_plans_on_the_schema(preset):
     """The network of the stated size, without its weights, and both budgets over all of the real data set's records."""
     script, config, records = load(preset)
     with torch.device("meta"):
-        unet = network_of(script, records)
+        unet = network_of(script, records.info)
     unet(
         torch.empty(2, records.num_channels, records.resolution, records.resolution, device="meta"),
         torch.empty(2, device="meta"),
@@ -166,13 +153,8 @@ SMALL = {  # what a CPU can do in seconds; all else is the preset's
 def test_trains_and_samples_on_the_schema(preset, tmp_path):
     flags = [text for name, value in SMALL.items() for text in (f"--{name}", value)]
     script, config, records = load(preset, *flags, "--output_dir", tmp_path / "model")
-    scheduler = build_scheduler(
-        script.noise_scheduler,
-        prediction_type=script.prediction_type,
-        edm_sigma_data=script.edm_sigma_data,
-        edm_sigma_max=script.edm_sigma_max,
-    )
-    trainer = DPCurriculumTrainer(network_of(script, records), scheduler, config, records)
+    scheduler = scheduler_of(script)
+    trainer = DPCurriculumTrainer(network_of(script, records.info), scheduler, config, records)
     trainer.train()
     trainer.save_pipeline()
     assert json.loads((tmp_path / "model" / "privacy.json").read_text())["epsilon"] <= config.target_epsilon

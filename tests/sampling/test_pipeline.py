@@ -26,6 +26,7 @@ from diffusers.utils import dynamic_modules_utils
 
 from diffusers_dp_curriculum.sampling import pipeline as pipeline_module
 from diffusers_dp_curriculum.sampling.pipeline import ClassConditionalPipeline
+from helpers import unet_without_attention
 
 
 NAMES = {0: "ankle boot", 1: "bag", 2: "T-shirt/top"}
@@ -33,17 +34,7 @@ NAMES = {0: "ankle boot", 1: "bag", 2: "T-shirt/top"}
 
 def make_unet(channels=1, num_class_embeds=4):
     torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        layers_per_block=1,
-        num_class_embeds=num_class_embeds,
-    )
+    unet = unet_without_attention(channels=channels, num_class_embeds=num_class_embeds)
     # The default class embeddings are too small for a class to show in the images.
     if num_class_embeds:
         torch.nn.init.normal_(unet.class_embedding.weight, std=10.0)

@@ -12,13 +12,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 from diffusers.utils import dynamic_modules_utils
 
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.sampling.pipeline import ClassConditionalPipeline
 from diffusers_dp_curriculum.sampling.synthesis import apportion, generate_dataset
-from helpers import write_privacy_json
+from helpers import unet_without_attention, write_privacy_json
 
 
 FORMATS = ("parquet", "imagefolder")
@@ -29,17 +29,7 @@ NAMES = ["shoe", "test", "T-shirt/top"]
 
 def make_pipeline(id2label=None, channels=1, num_class_embeds=4, seed=0):
     torch.manual_seed(seed)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        layers_per_block=1,
-        num_class_embeds=num_class_embeds,
-    )
+    unet = unet_without_attention(channels=channels, num_class_embeds=num_class_embeds)
     scheduler = DDPMScheduler(num_train_timesteps=20)
     if num_class_embeds is None:
         pipe = DDPMPipeline(unet, scheduler)

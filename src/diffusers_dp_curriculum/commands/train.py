@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checks import (
     ATTENTION_LEVELS,
@@ -29,6 +30,12 @@ from ..errors import InputError
 from ..options import check_options, options_of_group
 from ..presets import load_preset, preset_names
 from .flags import add_options, in_flags, with_underscores
+
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
+
+    from ..data.dataset_info import DatasetInfo
 
 
 DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "class_names"}
@@ -155,6 +162,44 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def network_of(script: ScriptArguments, info: "DatasetInfo") -> "UNet2DModel":
+    """The network that the arguments describe, for a data set.
+
+    Args:
+        script (`ScriptArguments`): The options of the network are used.
+        info (`DatasetInfo`): The public description of the data set.
+    """
+    from ..training.networks import build_unet
+
+    return build_unet(
+        info.resolution,
+        info.num_channels,
+        info.num_classes,
+        block_out_channels=script.block_out_channels,
+        layers_per_block=script.layers_per_block,
+        attention_levels=script.attention_levels,
+        model_config_name_or_path=script.model_config_name_or_path,
+    )
+
+
+def scheduler_of(script: ScriptArguments) -> "DDPMScheduler | EDMEulerScheduler":
+    """The noise scheduler that the arguments describe.
+
+    Args:
+        script (`ScriptArguments`): The options of the noise scheduler are used.
+    """
+    from ..training.networks import build_scheduler
+
+    return build_scheduler(
+        script.noise_scheduler,
+        prediction_type=script.prediction_type,
+        ddpm_num_steps=script.ddpm_num_steps,
+        ddpm_beta_schedule=script.ddpm_beta_schedule,
+        edm_sigma_data=script.edm_sigma_data,
+        edm_sigma_max=script.edm_sigma_max,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load the data set, plan, train, save and print a summary; return the exit status."""
     script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
@@ -167,19 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..sharing.hub import prepare_repo
     from ..trainer import DPCurriculumTrainer
     from ..training.interruption import RunStatus
-    from ..training.networks import build_scheduler, build_unet
     from ..training.run_directory import check_output_dir
 
     if is_main_process():  # checked before loading, which may take long
         check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
-    noise_scheduler = build_scheduler(
-        script.noise_scheduler,
-        prediction_type=script.prediction_type,
-        ddpm_num_steps=script.ddpm_num_steps,
-        ddpm_beta_schedule=script.ddpm_beta_schedule,
-        edm_sigma_data=script.edm_sigma_data,
-        edm_sigma_max=script.edm_sigma_max,
-    )
+    noise_scheduler = scheduler_of(script)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,
         train_data_dir=script.train_data_dir,
@@ -191,15 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         accept_found_classes=script.accept_found_classes,
     )
     set_seed(config.seed)
-    unet = build_unet(
-        dataset.resolution,
-        dataset.num_channels,
-        dataset.num_classes,
-        block_out_channels=script.block_out_channels,
-        layers_per_block=script.layers_per_block,
-        attention_levels=script.attention_levels,
-        model_config_name_or_path=script.model_config_name_or_path,
-    )
+    unet = network_of(script, dataset.info)
     trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=noise_scheduler, args=config, train_dataset=dataset)
     if script.plan:
         plan = trainer.describe_plan()  # called by every process, because it tries steps of training

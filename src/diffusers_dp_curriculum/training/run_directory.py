@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config import DPCurriculumConfig
 from ..errors import DPCurriculumError, InputError, StorageError
+from ..files import is_new_or_empty
 from ..privacy.composition import read_prior_runs
 from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
@@ -35,7 +36,7 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         InputError: If `output_dir` is a file, or holds anything but the run to resume.
         StorageError: If `output_dir` cannot be created.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not is_new_or_empty(output_dir):
         if resume_from_checkpoint is None:
             raise InputError(
                 f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "

@@ -1,8 +1,9 @@
 """What the files of the repository say, for the tests that compare them with each other."""
 
 import sys
-from pathlib import Path
 from typing import Any
+
+from helpers import REPOSITORY
 
 
 if sys.version_info >= (3, 11):
@@ -11,13 +12,12 @@ else:
     import tomli as tomllib  # pytest installs it there
 
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "diffusers_dp_curriculum"
+PACKAGE = REPOSITORY / "src" / "diffusers_dp_curriculum"
 
 
 def read(name: str) -> str:
     """The text of a file of the repository."""
-    return (ROOT / name).read_text(encoding="utf-8")
+    return (REPOSITORY / name).read_text(encoding="utf-8")
 
 
 def pyproject() -> dict[str, Any]:
