@@ -48,7 +48,7 @@ from diffusers_dp_curriculum.evaluation.fidelity import frechet_distance
 from diffusers_dp_curriculum.evaluation.utility import Classifier, accuracy, make_cnn, train_classifier
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
-from diffusers_dp_curriculum.mechanisms.released_images import ReleasedImages
+from diffusers_dp_curriculum.mechanisms.releases import ReleasedImages
 from diffusers_dp_curriculum.pictures import image_grid
 from diffusers_dp_curriculum.privacy.accounting import calibrate_noise_multiplier, compute_epsilon
 from diffusers_dp_curriculum.training.stages import warm_up_stages

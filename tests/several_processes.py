@@ -15,7 +15,7 @@ from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.mechanisms.dp_optimizer import ExactDPOptimizer
 from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
-from diffusers_dp_curriculum.mechanisms.released_images import ReleasedImages
+from diffusers_dp_curriculum.mechanisms.releases import ReleasedImages
 from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
 from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up

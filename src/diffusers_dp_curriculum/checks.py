@@ -8,6 +8,9 @@ from typing import Any
 from .errors import InputError
 
 
+AUTO = "auto"
+
+
 @dataclass(frozen=True)
 class Range:
     """The finite numbers that satisfy a condition.
@@ -72,6 +75,14 @@ def at_least(bound: float) -> Range:
     return Range(f"at least {bound:g}", lambda value: value >= bound)
 
 
+def auto_or(numbers: Range) -> Range:
+    """The word "auto" for a value that the run chooses itself, or one of the given numbers.
+
+    An [`Option`] whose default is "auto" accepts the word before it checks the range.
+    """
+    return Range(f"{AUTO}, or {numbers.words}", numbers.contains)
+
+
 def one_of(*values: str) -> Choice:
     """One of the given words."""
     return Choice(values)
@@ -88,6 +99,10 @@ DELTA = Range("a number from 1e-12 to 1, below 1/N", lambda value: 1e-12 <= valu
 # Central images.
 STATISTIC = one_of("mean", "mode")
 MODE_BINS = at_least(2)
+
+# Frequency features.
+NUM_FREQUENCY_FEATURES = Range("an even number above 0", lambda value: value > 0 and value % 2 == 0)
+KERNEL_WIDTH = above(0)
 
 # The loss.
 TIMESTEP_SAMPLING = one_of("log_normal", "uniform")

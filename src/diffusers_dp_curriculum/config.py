@@ -5,8 +5,10 @@ from typing import Any
 
 from .checks import (
     ACCOUNTANT,
+    AUTO,
     DELTA,
     GUIDANCE_SCALE,
+    KERNEL_WIDTH,
     LABEL_DROPOUT,
     MODE_BINS,
     NOISE_LEVEL_STD,
@@ -16,8 +18,10 @@ from .checks import (
     SEED,
     STATISTIC,
     TIMESTEP_SAMPLING,
+    Range,
     above,
     at_least,
+    auto_or,
     one_of,
 )
 from .errors import InputError
@@ -30,8 +34,9 @@ _checkpoints = options_of_group("Checkpoints, previews and logging", execution=T
 _budget = options_of_group("Privacy budget of the whole run")
 _noise = options_of_group("Source of the noise")
 _central = options_of_group("Stage 1: central images, and the warm-up on them")
-_dp_sgd = options_of_group("Stage 2: DP-SGD")
-_loss = options_of_group("Loss of both stages")
+_frequency = options_of_group("Stage 2: frequency features, and the warm-up on images that have them")
+_dp_sgd = options_of_group("Stage 3: DP-SGD")
+_loss = options_of_group("Loss of all stages")
 _samples = options_of_group("Samples shown at the end")
 _publishing = options_of_group("Publishing", execution=True)
 
@@ -80,18 +85,18 @@ class DPCurriculumConfig:
     )
 
     checkpointing_steps: int = _checkpoints(
-        500, "Steps of either stage between two checkpoints, kept in private/.", limits=at_least(1)
+        500, "Steps of any stage between two checkpoints, kept in private/.", limits=at_least(1)
     )
     checkpoints_total_limit: int | None = _checkpoints(None, "Checkpoints to keep; all by default.", limits=at_least(1))
     resume_from_checkpoint: str | None = _checkpoints(
         None, 'Resume from "latest" (a new run where there is none), or from the path of a checkpoint of this run.'
     )
     save_images_steps: int | None = _checkpoints(
-        None, "Steps of either stage between two grids of samples, in private/; none by default.", limits=at_least(1)
+        None, "Steps of any stage between two grids of samples, in private/; none by default.", limits=at_least(1)
     )
     logger: str | None = _checkpoints(
         None,
-        "Where to log epsilon, the learning rate and the loss on the central images. Its timestamps tell how long "
+        "Where to log epsilon, the learning rate and the loss of the warm-up stages. Its timestamps tell how long "
         "each step took, and steps with more records take longer: keep it as private as the printed log.",
         limits=one_of("tensorboard", "wandb", "trackio"),
     )
@@ -156,10 +161,38 @@ class DPCurriculumConfig:
         limits=one_of("affine", "randaugment", "none"),
     )
 
+    frequency_features: int | str = _frequency(
+        AUTO,
+        "Number of random Fourier features of one query of all records; 0 leaves the stage out (the curriculum of the "
+        "paper). auto chooses by the number of records and classes and by the budget, see docs/privacy.md.",
+        limits=auto_or(Range("0 or an even number above it", lambda value: value >= 0 and value % 2 == 0)),
+    )
+    frequency_noise_multiplier: float | str = _frequency(
+        AUTO, "Noise standard deviation over sensitivity of that query.", limits=auto_or(above(0))
+    )
+    frequency_kernel_widths: list[float] | None = _frequency(
+        None,
+        "Widths of the features' Gaussian kernels, as L2 distances between images with pixels in [0, 1]; by default "
+        "in proportion to the square root of the number of pixels.",
+        limits=KERNEL_WIDTH,
+    )
+    frequency_generator_steps: int = _frequency(
+        1000, "Steps of fitting the generator to the features; they cost no privacy.", limits=at_least(1)
+    )
+    frequency_train_steps: int = _frequency(
+        500, "Warm-up steps on the generator's images; they cost no privacy.", limits=at_least(0)
+    )
+    frequency_batch_size: int = _frequency(64, "Images per warm-up step.", limits=at_least(1))
+    frequency_learning_rate: float = _frequency(1e-3, "Learning rate of Adam in the warm-up.", limits=above(0))
+
     train_batch_size: int = _dp_sgd(
         256, "Expected logical batch over all processes: sample rate x N, at most N.", limits=at_least(1)
     )
-    max_train_steps: int = _dp_sgd(200, "DP-SGD steps.", limits=at_least(1))
+    max_train_steps: int = _dp_sgd(
+        200,
+        "DP-SGD steps; with 0 the run ends after the warm-up, which may take the whole budget.",
+        limits=at_least(0),
+    )
     noise_multiplicity: int = _dp_sgd(
         8, "K: noise draws per record and step, averaged before clipping (paper: 32).", limits=at_least(1)
     )

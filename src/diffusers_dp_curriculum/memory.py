@@ -106,19 +106,20 @@ def largest_share(config: DPCurriculumConfig, num_records: int) -> int:
     Batch sizes are random: in one run of a thousand, some batch is larger.
     """
     rate = config.train_batch_size / num_records
-    return math.ceil(binom.isf(1e-3 / config.max_train_steps, num_records, min(rate, 1)) / num_processes())
+    return math.ceil(binom.isf(1e-3 / max(config.max_train_steps, 1), num_records, min(rate, 1)) / num_processes())
 
 
-def warm_up_memory(batch_size: int) -> AbstractContextManager[None]:
+def warm_up_memory(batch_size: int, option: str) -> AbstractContextManager[None]:
     """Turn an out-of-memory error of a warm-up batch into a message that says what to lower.
 
     Args:
         batch_size (`int`): Images in the batch.
+        option (`str`): The name of the option that sets the size of the batch.
 
     Raises:
         InputError: If the memory does not suffice.
     """
-    remedy = "lower `central_batch_size`" if batch_size > 1 else "use a smaller network"
+    remedy = f"lower `{option}`" if batch_size > 1 else "use a smaller network"
     return enough_memory(f"A batch of {batch_size}", remedy)
 
 

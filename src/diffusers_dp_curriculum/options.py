@@ -5,7 +5,7 @@ from dataclasses import Field, InitVar, dataclass, field
 from functools import partial
 from typing import Any, get_args
 
-from .checks import Choice, Range
+from .checks import AUTO, Choice, Range
 from .errors import InputError
 
 
@@ -62,13 +62,18 @@ class Option:
         return get_args(kinds[0])[0] if get_args(kinds[0]) else kinds[0]
 
     @property
+    def may_be_auto(self) -> bool:
+        """Whether the value may be the word "auto" instead, for a value that the run chooses."""
+        return bool(self.default == AUTO)
+
+    @property
     def is_list(self) -> bool:
         """Whether the value is a list."""
         return "list[" in str(self.type)
 
     def check(self, value: Any) -> None:
         """Raise an `InputError` that names the option if `value` has the wrong type or is out of range."""
-        if value is None and self.default is None:
+        if value == self.default and value in (None, AUTO):
             return
         if self.is_list and not (isinstance(value, list) and "" not in value):
             raise InputError(f"`{self.name}` is {value!r}: give a list without empty items.")

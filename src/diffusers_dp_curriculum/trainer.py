@@ -4,11 +4,13 @@ import json
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
@@ -23,8 +25,10 @@ from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
 from .gradients.trials import seeded
 from .mechanisms.dp_sgd import DPSGD
+from .mechanisms.frequency_features import FrequencyFeatures, FrequencyImageDataset
 from .mechanisms.randomness import MechanismRandomness
-from .mechanisms.released_images import ReleasedImages
+from .mechanisms.releases import Queries, Release, ReleasedImages
+from .privacy.accounting import Mechanism
 from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
 from .run_paths import RunPaths
@@ -33,6 +37,7 @@ from .sharing.artifact import write_artifact
 from .sharing.hub import push_model
 from .sharing.model_card import make_model_card
 from .training.accelerator import make_accelerator
+from .training.auxiliary_generator import fit_generator, generate_images, start_generator
 from .training.checkpointing import Checkpoint, Checkpoints, TrainingState, run_identity
 from .training.estimates import estimate
 from .training.interruption import RunStatus, TerminationRequest
@@ -41,7 +46,7 @@ from .training.optimization import start_dp_sgd
 from .training.planning import Plan, make_plan
 from .training.run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
-from .training.stages import DP_SGD, WarmUpStage, warm_up_stages
+from .training.stages import DP_SGD, GeneratorStage, Stage, warm_up_stages
 from .training.summary import summarize
 from .training.warm_up import start_warm_up, warm_up
 
@@ -124,7 +129,6 @@ class DPCurriculumTrainer:
             null_label=self.info.num_classes,
             random_flip=args.random_flip,
         )
-        self.stages = warm_up_stages(args)
         self.precision = Precision.of(self.accelerator)
         self.preview = Preview(noise_scheduler, self.info, args)
         with seeded(self.accelerator.device, args.seed):
@@ -135,7 +139,7 @@ class DPCurriculumTrainer:
         identity = run_identity(args, unet, noise_scheduler)
         check_all_equal(json.dumps(identity) + self.records.checksum(b""), "settings, network and records")
         self.checkpoints = Checkpoints(
-            self.paths.checkpoints, identity, self.stages, self.records.checksum, args.checkpoints_total_limit
+            self.paths.checkpoints, identity, self.records.checksum, args.checkpoints_total_limit
         )
         self.checkpoint: Checkpoint | None = None
         if (which := args.resume_from_checkpoint) is not None:
@@ -144,8 +148,10 @@ class DPCurriculumTrainer:
             self.plan: Plan = self.checkpoint.plan
         else:
             self.plan = make_plan(args, self.info, all_mechanisms(self.prior_runs))
+        self.args = self.plan.frequency.put_into(args)
+        self.stages = warm_up_stages(self.args)
         self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
-        self.released: dict[str, ReleasedImages] = {}
+        self.released: dict[str, Release] = {}
         self.sensitive_curves = SensitiveCurves(self.paths.sensitive_curves)
         self.finished = False
         self._ledger: PrivacyLedger | None = None
@@ -161,6 +167,11 @@ class DPCurriculumTrainer:
         if self._ledger is None:
             raise InputError("Nothing has been released yet, and there is no ledger: call train() first.")
         return self._ledger
+
+    @property
+    def released_images(self) -> dict[str, ReleasedImages]:
+        """`dict[str, ReleasedImages]`: The images that the warm-up stages train on, by the name of the stage."""
+        return {name: release for name, release in self.released.items() if isinstance(release, ReleasedImages)}
 
     @own_arithmetic()
     def train(self) -> RunStatus:
@@ -225,7 +236,7 @@ class DPCurriculumTrainer:
         if self.args.logger is not None:
             plain = {name: str(value) for name, value in self.args.hyper_parameters().items()}
             self.accelerator.init_trackers("dp-curriculum", config=plain)
-        return all(self._warm_up(stage) for stage in self.stages) and self._train_by_dp_sgd()
+        return all(self._run_stage(stage) for stage in self.stages) and self._train_by_dp_sgd()
 
     @own_arithmetic()
     def describe_plan(self) -> str:
@@ -242,7 +253,7 @@ class DPCurriculumTrainer:
         info = self.info
         classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
         provenance = "".join(f"  {title:<15} {text}\n" for title, text in self.records.provenance.items())
-        expected = estimate(self.unet, self.loss, self.gradients_of, info, self.args, self.precision)
+        expected = estimate(self.unet, self.loss, self.gradients_of, info, self.args, self.stages, self.precision)
         return (
             f"Plan for {info.num_records:,} records of {info.resolution}x{info.resolution}x{info.num_channels}"
             f"{classes}\n"
@@ -272,12 +283,12 @@ class DPCurriculumTrainer:
         privacy = self.ledger.statement(self.info.num_records)
         privacy = replace(privacy, remarks=(*privacy.remarks, *self.sensitive_curves.remarks()))
         pipeline = self.preview.pipeline(self.unet)
+        pictures = {name: images.to_grid() for name, images in self.released_images.items()}
         card = make_model_card(
-            privacy, self.args, pipeline, self.info, self.accelerator.mixed_precision, self.released.keys()
+            privacy, self.args, pipeline, self.info, self.accelerator.mixed_precision, pictures.keys()
         )
-        pictures = {name: images.to_grid() for name, images in self.released.items()}
-        for name, images in self.released.items():
-            images.save_to_disk(self.paths.released(name))
+        for name, release in self.released.items():
+            release.save_to_disk(self.paths.released(name))
         write_artifact(self.paths, pipeline, privacy, card, pictures | {"samples": self.preview.grid(self.unet)})
         if self.args.push_to_hub:
             self.push_to_hub()
@@ -322,7 +333,7 @@ class DPCurriculumTrainer:
 
     def summary(self) -> str:
         """Summarize in text what the run wrote, where, and at what privacy cost; call it after [`save_pipeline`]."""
-        return summarize(self.output_dir, self.ledger, self.info.num_classes is not None, self.released)
+        return summarize(self.output_dir, self.ledger, self.info.num_classes is not None, self.released_images)
 
     def _open_ledger(self) -> None:
         """Create the journal of a new run, or open that of the run to resume; only the main process writes it."""
@@ -343,41 +354,64 @@ class DPCurriculumTrainer:
         if not self.accelerator.is_main_process:
             self._ledger = ledger
 
-    def _warm_up(self, stage: WarmUpStage) -> bool:
-        """Release the stage's images, unless a checkpoint has them, and train on them; return whether it finished."""
+    def _run_stage(self, stage: Stage) -> bool:
+        """Release what the stage needs, unless a checkpoint has it, and train; return whether the stage finished."""
         if self._is_behind_us(stage):
             return True
-        state = start_warm_up(self.unet, stage, self.args)
-        if stage.name not in self.released:
-            self.released[stage.name] = run_on_main_process(
-                lambda: stage.queries.release(self.records, self.ledger, self.randomness)
-            )
-            self._follow_ledger()
+        if isinstance(stage, GeneratorStage):
+            state = start_generator(self.unet, self.info, stage, self.args)
+        else:
+            state = start_warm_up(self.unet, stage, self.args)
+        if stage.queries is not None and stage.queries.release_type.name not in self.released:
+            self._release(stage.queries)
             self._save_checkpoint(state)  # so that a resumed run does not repeat the queries
         self._restore(state)
-        with self._progress_bar(state, f"Warm-up on {stage.title}", stage.train_steps) as progress:
-            return warm_up(
-                state,
-                self.loss,
-                self.released[stage.name],
-                stage,
-                self.args,
-                self.precision,
-                lambda error: self._after_step(state, progress, {f"loss_on_{stage.name}": error.item()}),
-            )
+        last = stage.train_steps if self.plan.dp_sgd is None and stage is self.stages[-1] else None
+        with self._progress_bar(state, stage.title, stage.train_steps) as progress:
+
+            def after_step(error: torch.Tensor) -> bool:
+                curves = {f"loss_on_{stage.name}": error.item()}
+                return self._after_step(state, progress, curves, is_last=state.step == last)
+
+            if isinstance(stage, GeneratorStage):
+                return self._fit_generator(stage, state, after_step)
+            images = self.released[stage.name]
+            assert isinstance(images, ReleasedImages)
+            return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step)
+
+    def _release(self, queries: Queries) -> None:
+        """Make the queries to the records; the main process does, and the others get what it released."""
+        release = run_on_main_process(lambda: queries.release(self.records, self.ledger, self.randomness))
+        self.released[release.name] = release
+        self._follow_ledger()
+
+    def _fit_generator(
+        self, stage: GeneratorStage, state: TrainingState, after_step: Callable[[torch.Tensor], bool]
+    ) -> bool:
+        """Fit the generator and make its images; return whether all steps were taken."""
+        features = self.released[FrequencyFeatures.name]
+        assert isinstance(features, FrequencyFeatures)
+        if not fit_generator(state, features, stage, self.args, after_step):
+            return False
+        self.released[FrequencyImageDataset.name] = run_on_main_process(
+            lambda: generate_images(state, features, self.args)
+        )
+        return True
 
     def _train_by_dp_sgd(self) -> bool:
         """Take as many DP-SGD steps as the budget allows; return whether all of them were taken."""
-        args, is_main = self.args, self.accelerator.is_main_process
+        if self.plan.dp_sgd is None:
+            return True
+        args, planned, is_main = self.args, self.plan.dp_sgd, self.accelerator.is_main_process
         state = start_dp_sgd(self.unet, args)
         self._restore(state)
         self.unet.train()
-        steps = run_on_main_process(lambda: self._affordable_steps(state.step))
+        steps = run_on_main_process(lambda: self._affordable_steps(planned, state.step))
         last = state.step + steps
-        if last < self.plan.dp_sgd.steps:
+        if last < planned.steps:
             self._log(
                 logging.WARNING,
-                f"DP-SGD stops after {last} of {self.plan.dp_sgd.steps} steps: the next one would pass the target "
+                f"DP-SGD stops after {last} of {planned.steps} steps: the next one would pass the target "
                 f"epsilon {args.target_epsilon:g}.",
             )
         if steps > 0:
@@ -386,7 +420,7 @@ class DPCurriculumTrainer:
                 state.optimizer,
                 self.loss,
                 self.records,
-                replace(self.plan.dp_sgd, steps=steps),
+                replace(planned, steps=steps),
                 self.ledger,
                 noise_multiplicity=args.noise_multiplicity,
                 max_physical_batch_size=args.max_physical_batch_size,
@@ -404,11 +438,11 @@ class DPCurriculumTrainer:
             state.ema.copy_to(self.unet.parameters())
         return True
 
-    def _affordable_steps(self, taken: int) -> int:
-        remaining = self.plan.dp_sgd.steps - taken
-        return 0 if remaining == 0 else self.ledger.affordable_steps(replace(self.plan.dp_sgd, steps=remaining))
+    def _affordable_steps(self, planned: Mechanism, taken: int) -> int:
+        remaining = planned.steps - taken
+        return 0 if remaining == 0 else self.ledger.affordable_steps(replace(planned, steps=remaining))
 
-    def _is_behind_us(self, stage: WarmUpStage) -> bool:
+    def _is_behind_us(self, stage: Stage) -> bool:
         """Whether the run continues from a checkpoint of a later stage."""
         return self.checkpoint is not None and self._place(self.checkpoint.stage) > self._place(stage.name)
 

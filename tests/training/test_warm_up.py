@@ -5,7 +5,7 @@ import torch
 
 from diffusers_dp_curriculum import DPCurriculumConfig
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
-from diffusers_dp_curriculum.mechanisms.released_images import ReleasedImages
+from diffusers_dp_curriculum.mechanisms.releases import ReleasedImages
 from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import make_augmentation, start_warm_up, warm_up
 from helpers import tiny_records, tiny_scheduler, tiny_unet

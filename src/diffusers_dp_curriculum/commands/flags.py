@@ -2,10 +2,11 @@
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..checks import AUTO
 from ..errors import DPCurriculumError
 from ..options import Option, declared_options
 
@@ -44,10 +45,10 @@ def _add(group: Any, option: Option) -> None:
         return
     group.add_argument(
         f"--{option.name}",
-        type=option.item_type,
+        type=_auto_or(option.item_type) if option.may_be_auto else option.item_type,
         nargs="+" if option.is_list else None,
         default=option.default,
-        metavar=METAVARS[option.item_type],
+        metavar=("auto|" if option.may_be_auto else "") + METAVARS[option.item_type],
         help=help,
     )
 
@@ -59,6 +60,14 @@ def _parse_bool(text: str) -> bool:
     if text.lower() in ("no", "false", "f", "n", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+
+
+def _auto_or(number: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        return text if text == AUTO else number(text)
+
+    parse.__name__ = number.__name__  # which argparse shows in its message about a wrong value
+    return parse
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:

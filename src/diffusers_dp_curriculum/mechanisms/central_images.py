@@ -1,6 +1,6 @@
 """Mechanism 1: central images, noisy aggregates of random samples of each class.
 
-This is one of the two places that read sensitive records. "From Easy to Hard" (DP-FETA, S&P 2025, arXiv:2504.01395)
+This is one of the three places that read sensitive records. "From Easy to Hard" (DP-FETA, S&P 2025, arXiv:2504.01395)
 introduces mean and mode images; the queries here bound what zeroing out one record changes: nothing is divided by a
 private count, and the sensitivity is fixed before any record is read.
 """
@@ -17,10 +17,11 @@ from ..checks import MODE_BINS, STATISTIC
 from ..data.dataset_info import DatasetInfo
 from ..data.image_dataset import ImageDataset, to_image_dataset
 from ..errors import InputError
+from ..pictures import enlarge
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
 from .randomness import MechanismRandomness
-from .released_images import ReleasedImages
+from .releases import Release, ReleasedImages
 
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class CentralImageQueries:
         InputError: If a value is out of range.
     """
 
-    released: ClassVar[type[ReleasedImages]] = CentralImageDataset
+    release_type: ClassVar[type[Release]] = CentralImageDataset
     images_per_class: int = 5
     statistic: str = "mean"
     noise_multiplier: float = 5.0
@@ -206,7 +207,7 @@ class CentralImageQueries:
                 counts.append(_counts(released))
         channels, height, width = info.image_shape
         images = torch.cat(pooled).float().view(-1, channels, height // self.pool_factor, width // self.pool_factor)
-        images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+        images = enlarge(images, height)
         labels = torch.arange(info.num_labels).repeat(self.images_per_class)
         class_counts = (torch.stack(counts).mean(0) / self.sample_rate).clamp(min=0).tolist() if counts else None
         return CentralImageDataset(images, labels, mechanism, records.class_names, class_counts)

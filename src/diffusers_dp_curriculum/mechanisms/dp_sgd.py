@@ -1,6 +1,6 @@
-"""Mechanism 2: DP-SGD with noise multiplicity, on Opacus' optimizer.
+"""Mechanism 3: DP-SGD with noise multiplicity, on Opacus' optimizer.
 
-This is one of the two places that read sensitive records. Per step each record takes part independently with
+This is one of the three places that read sensitive records. Per step each record takes part independently with
 probability q; its gradient is the mean over K noise draws and is clipped once (DPDM, Dockhorn et al., TMLR 2023,
 arXiv:2210.09929), so that K does not change the sensitivity. Opacus' optimizer, made exact in `dp_optimizer.py`, clips,
 sums, adds noise and divides by the expected batch size.

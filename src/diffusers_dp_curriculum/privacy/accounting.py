@@ -228,9 +228,8 @@ def calibrate_noise_multiplier(
     prior_epsilon = compute_epsilon(prior, delta, accountant)
     if prior_epsilon >= target_epsilon:
         raise InputError(
-            f"The central images alone cost epsilon {prior_epsilon:.3f}, which leaves nothing of the target "
-            f"{target_epsilon:g} for DP-SGD: raise `central_noise_multiplier`, or lower `central_sample_rate` or "
-            "`central_images_per_class`."
+            f"What comes before {mechanism.name} costs epsilon {prior_epsilon:.3f}, which leaves nothing of the target "
+            f"{target_epsilon:g} for it: raise the noise multipliers before it, or the target."
         )
 
     def epsilon(sigma: float) -> float:

@@ -31,6 +31,7 @@ MODEL_FILES = {
     r"privacy\.json": "privacy.json",
     r"samples\.png": "samples.png",
     r"central_images\.png": None,
+    r"frequency_images\.png": None,
     r"model_index\.json": "model_index.json",
     r"pipeline\.py": None,
     r"scheduler/scheduler_config\.json": "scheduler/scheduler_config.json",

@@ -19,6 +19,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card_template.md"
 IN_WORDS = {
     "central_images_mean": "the central images (DP means)",
     "central_images_mode": "the central images (DP modes)",
+    "frequency_features": "the frequency features",
     "dp_sgd": "training by DP-SGD",
 }
 TAGS = ["diffusers", "differential-privacy", "dp-sgd", "opacus", "image-generation"]

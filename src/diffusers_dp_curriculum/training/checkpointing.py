@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from diffusers.training_utils import EMAModel
 from ..config import DPCurriculumConfig
 from ..errors import InputError, StorageError
 from ..files import sync
-from ..mechanisms.released_images import ReleasedImages
+from ..mechanisms.releases import Release
 from ..privacy.ledger import PrivacyLedger
 from .planning import Plan
-from .stages import WarmUpStage
+from .stages import RELEASES
 
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,11 @@ class TrainingState:
         stage (`str`): The name of the stage, such as `"central_images"` or `"dp_sgd"`.
         unet (`torch.nn.Module`): The network.
         optimizer (`torch.optim.Optimizer`): The optimizer of the stage.
-        ema (`EMAModel`): The exponential moving average of the weights.
+        ema (`EMAModel`): The exponential moving average of the weights of what is trained.
         lr_scheduler (`torch.optim.lr_scheduler.LRScheduler`, *optional*):
             The learning-rate schedule, if the stage has one.
         step (`int`): The number of steps taken in this stage.
+        generator (`torch.nn.Module`, *optional*): The auxiliary generator, if it is what the stage trains.
     """
 
     stage: str
@@ -51,39 +52,42 @@ class TrainingState:
     ema: EMAModel
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
     step: int = 0
+    generator: torch.nn.Module | None = None
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        """`torch.nn.Module`: What the stage trains: the generator if there is one, else the network."""
+        return self.unet if self.generator is None else self.generator
 
     def advance(self) -> None:
         """Update the learning rate, the average and the step count after a step of the optimizer."""
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
-        self.ema.step(self.unet.parameters())
+        self.ema.step(self.trained.parameters())
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and plain values, without the name of the stage."""
-        return {
-            "unet": self.unet.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
-            "step": self.step,
-        }
+        parts = {name: part for name, part in self._parts() if part is not None}
+        return {name: part.state_dict() for name, part in parts.items()} | {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what [`state_dict`] returned, on whatever device the network is now."""
-        self.unet.load_state_dict(state["unet"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
+        for name, part in self._parts():
+            if part is not None:
+                part.load_state_dict(state[name])
         self.ema.to(next(self.unet.parameters()).device)
-        if self.lr_scheduler is not None:
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.step = state["step"]
 
+    def _parts(self) -> list[tuple[str, Any]]:
+        names = ("unet", "generator", "optimizer", "ema", "lr_scheduler")
+        return [(name, getattr(self, name)) for name in names]
 
-def make_ema(unet: torch.nn.Module, config: DPCurriculumConfig) -> EMAModel:
+
+def make_ema(network: torch.nn.Module, config: DPCurriculumConfig) -> EMAModel:
     """Create the exponential moving average of the weights; each stage has its own."""
     return EMAModel(
-        unet.parameters(),
+        network.parameters(),
         decay=config.ema_max_decay,
         use_ema_warmup=True,
         inv_gamma=config.ema_inv_gamma,
@@ -104,7 +108,7 @@ class Checkpoint:
         check (`int`):
             The ledger's check when the checkpoint was written, which tells it from a checkpoint of a copy of the run.
         plan (`Plan`): The run's plan; its noise multiplier was calibrated once and does not change.
-        released (`dict[str, ReleasedImages]`): What each warm-up stage has released so far, by the name of the stage.
+        released (`dict[str, Release]`): What the stages have released so far, and the images made of it, by name.
     """
 
     name: str
@@ -113,7 +117,7 @@ class Checkpoint:
     position: int
     check: int
     plan: Plan
-    released: dict[str, ReleasedImages]
+    released: dict[str, Release]
 
 
 class Checkpoints:
@@ -123,7 +127,6 @@ class Checkpoints:
         directory (`Path`):
             The directory of the checkpoints. Beside it lies the run's secret key for the checksum of the records.
         identity (`dict`): The settings that must not change when the run is resumed, from [`run_identity`].
-        stages (`Sequence[WarmUpStage]`): The warm-up stages of the run.
         records_checksum (`Callable[[bytes], str]`):
             Computes the checksum of the sensitive records for a key; the records must not change either.
         total_limit (`int`, *optional*): How many checkpoints to keep, the newest ones; all by default.
@@ -133,13 +136,11 @@ class Checkpoints:
         self,
         directory: Path,
         identity: dict[str, Any],
-        stages: Sequence[WarmUpStage],
         records_checksum: Callable[[bytes], str],
         total_limit: int | None = None,
     ):
         self.directory = directory
         self.identity = identity
-        self.stages = stages
         self.records_checksum = records_checksum
         self.total_limit = total_limit
         self._checksums: dict[bytes, str] = {}
@@ -150,7 +151,7 @@ class Checkpoints:
         state: TrainingState,
         ledger: PrivacyLedger,
         plan: Plan,
-        released: Mapping[str, ReleasedImages],
+        released: Mapping[str, Release],
     ) -> Path:
         """Write `checkpoint-{number}`, replacing any checkpoint of that name; existing checkpoints survive a crash.
 
@@ -206,11 +207,7 @@ class Checkpoints:
         self._check_same_run(path, metadata["identity"])
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-            released = {
-                stage.name: stage.queries.released.load_from_disk(path / stage.name)
-                for stage in self.stages
-                if stage.name in metadata["released"]
-            }
+            released = {name: RELEASES[name].load_from_disk(path / name) for name in metadata["released"]}
         except Exception as error:  # of many types; torch's message would advise loading without safety checks
             raise StorageError(
                 f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint."

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +17,11 @@ from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import on_trial
 from ..mechanisms.dp_optimizer import dp_optimizer_class
 from ..mechanisms.randomness import MechanismRandomness
-from ..memory import PeakMemory, dp_sgd_memory, largest_share, warm_up_memory
+from ..memory import PeakMemory, dp_sgd_memory, enough_memory, largest_share, warm_up_memory
+from .auxiliary_generator import fit_generator, start_generator
 from .checkpointing import TrainingState
 from .optimization import start_dp_sgd
-from .stages import WarmUpStage, warm_up_stages
+from .stages import GeneratorStage, Stage, WarmUpStage
 from .warm_up import start_warm_up, warm_up
 
 
@@ -57,6 +60,7 @@ def estimate(
     gradients_of: GradientsOf,
     info: DatasetInfo,
     config: DPCurriculumConfig,
+    stages: Sequence[Stage],
     precision: Precision = FULL_PRECISION,
 ) -> Estimate:
     """Run a few steps of each stage on random images, and extrapolate to the whole run.
@@ -71,6 +75,7 @@ def estimate(
         gradients_of (`Callable`): Computes the per-record gradients of noise draws.
         info (`DatasetInfo`): The public description of the data set.
         config (`DPCurriculumConfig`): The hyper-parameters.
+        stages (`Sequence[Stage]`): The stages before DP-SGD.
         precision (`Precision`, *optional*): Autocast type and loss scale of the warm-up stages.
 
     Returns:
@@ -86,21 +91,42 @@ def estimate(
     with dp_sgd_memory(config):
         reserve = [torch.empty_like(tensor) for tensor in network]
     seconds, step_bytes = 0.0, 0
-    for stage in warm_up_stages(config):
+    for stage in stages:
         if stage.train_steps > 0:
-            with warm_up_memory(stage.batch_size), on_trial(unet), PeakMemory(device) as memory:
-                step = _warm_up_step(unet, loss, info, stage, config, precision)
+            with _memory_of(stage), on_trial(unet), PeakMemory(device) as memory:
+                if isinstance(stage, GeneratorStage):
+                    step = _generator_step(unet, info, stage, config)
+                else:
+                    step = _warm_up_step(unet, loss, info, stage, config, precision)
             seconds, step_bytes = seconds + stage.train_steps * step, max(step_bytes, memory.num_bytes)
-    with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory:
-        step = _dp_sgd_step(unet, loss, gradients_of, info, config)
+    if config.max_train_steps > 0:
+        with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory:
+            step = _dp_sgd_step(unet, loss, gradients_of, info, config)
+        seconds, step_bytes = seconds + config.max_train_steps * step, max(step_bytes, memory.num_bytes)
     del reserve
     return Estimate(
-        seconds + config.max_train_steps * step,
-        max(step_bytes, memory.num_bytes),
+        seconds,
+        step_bytes,
         sum(tensor.nbytes for tensor in network),
         math.prod(info.images_shape),
         device.type == "cuda",
     )
+
+
+def _memory_of(stage: Stage) -> AbstractContextManager[None]:
+    if isinstance(stage, GeneratorStage):
+        return enough_memory("The generator of frequency images", "lower `frequency_features`")
+    return warm_up_memory(stage.batch_size, stage.name.replace("images", "batch_size"))
+
+
+def _generator_step(
+    unet: torch.nn.Module, info: DatasetInfo, stage: GeneratorStage, config: DPCurriculumConfig
+) -> float:
+    """Measure the seconds of one step of fitting a generator to features, here of zeros."""
+    device = next(unet.parameters()).device
+    state = start_generator(unet, info, stage, config)
+    features = stage.queries.without_records(info)
+    return _second_step(device, lambda steps: fit_generator(state, features, replace(stage, train_steps=steps), config))
 
 
 def _warm_up_step(
@@ -113,14 +139,20 @@ def _warm_up_step(
 ) -> float:
     """Measure the seconds of one warm-up step."""
     device = next(unet.parameters()).device
-    mechanism = stage.queries.mechanism(info)
-    images = torch.rand(info.num_labels * mechanism.steps, *info.image_shape)
-    released = stage.queries.released(images, torch.arange(len(images)) % info.num_labels, mechanism)
+    images = torch.rand(info.num_labels, *info.image_shape)
+    released = stage.images(images, torch.arange(len(images)))
     state = _without_learning(start_warm_up(unet, stage, config))
+    return _second_step(
+        device, lambda steps: warm_up(state, loss, released, replace(stage, train_steps=steps), config, precision)
+    )
+
+
+def _second_step(device: torch.device, train_until: Callable[[int], object]) -> float:
+    """The seconds of the faster of two steps, since the first one also pays for allocations."""
     durations = []
-    for number in (1, 2):  # the first one also pays for allocations
+    for number in (1, 2):
         start = _now(device)
-        warm_up(state, loss, released, replace(stage, train_steps=number), config, precision)
+        train_until(number)
         durations.append(_now(device) - start)
     return min(durations)
 

@@ -11,6 +11,7 @@ from ..data.dataset_info import DatasetInfo
 from ..errors import InputError
 from ..mechanisms.dp_sgd import dp_sgd_mechanism
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
+from .frequency_choice import FrequencyChoice, choose_frequency_features
 from .stages import warm_up_stages
 
 
@@ -23,19 +24,29 @@ class Plan:
         delta (`float`): Delta of the whole run.
         accountant (`str`): `"prv"` or `"rdp"`.
         warm_ups (`tuple[Mechanism, ...]`): The queries of the warm-up stages, in order; empty for DP-SGD alone.
-        dp_sgd (`Mechanism`): The DP-SGD steps.
+        dp_sgd (`Mechanism`, *optional*): The DP-SGD steps; None if the run ends after the warm-up.
         epsilon_after (`dict[int, float]`):
             Epsilon spent, previous runs included, after some numbers of DP-SGD steps; the keys include 0 and the last.
+        frequency (`FrequencyChoice`): The size of the frequency query.
         previous (`tuple[Mechanism, ...]`): The mechanisms that the counted previous runs have executed.
+        noise_without_frequency (`float`, *optional*):
+            The noise multiplier that DP-SGD would have without the frequency query, which tells what the query costs.
     """
 
     target_epsilon: float
     delta: float
     accountant: str
     warm_ups: tuple[Mechanism, ...]
-    dp_sgd: Mechanism
+    dp_sgd: Mechanism | None
     epsilon_after: dict[int, float]
+    frequency: FrequencyChoice
     previous: tuple[Mechanism, ...] = ()
+    noise_without_frequency: float | None = None
+
+    @property
+    def dp_sgd_steps(self) -> int:
+        """`int`: The number of DP-SGD steps."""
+        return 0 if self.dp_sgd is None else self.dp_sgd.steps
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Plan":
@@ -45,9 +56,12 @@ class Plan:
             content (`dict`): The fields of a plan.
         """
         mechanisms = {name: tuple(Mechanism(**fields) for fields in content[name]) for name in ("warm_ups", "previous")}
-        epsilon_after = {int(steps): epsilon for steps, epsilon in content["epsilon_after"].items()}
-        dp_sgd = Mechanism(**content["dp_sgd"])
-        return cls(**{**content, **mechanisms, "dp_sgd": dp_sgd, "epsilon_after": epsilon_after})
+        parts = {
+            "dp_sgd": None if content["dp_sgd"] is None else Mechanism(**content["dp_sgd"]),
+            "epsilon_after": {int(steps): epsilon for steps, epsilon in content["epsilon_after"].items()},
+            "frequency": FrequencyChoice(**content["frequency"]),
+        }
+        return cls(**{**content, **mechanisms, **parts})
 
     def epsilon_spent(self, executed: Sequence[Mechanism]) -> float:
         """An upper bound on epsilon after what this run has executed, previous runs included.
@@ -58,47 +72,55 @@ class Plan:
         Args:
             executed (`Sequence[Mechanism]`): What this run has executed; the previous runs are in the plan.
         """
-        steps = sum(mechanism.steps for mechanism in executed if mechanism.name == self.dp_sgd.name)
-        others = [mechanism for mechanism in executed if mechanism.name != self.dp_sgd.name]
-        later = next((after for after in sorted(self.epsilon_after) if after >= steps), None)
-        if later is None:
-            return self.target_epsilon
-        dp_sgd = [replace(self.dp_sgd, steps=later)] if later > 0 else []
+        steps, dp_sgd = 0, []
+        others = list(executed)
+        if self.dp_sgd is not None:
+            steps = sum(mechanism.steps for mechanism in executed if mechanism.name == self.dp_sgd.name)
+            others = [mechanism for mechanism in executed if mechanism.name != self.dp_sgd.name]
+            later = next((after for after in sorted(self.epsilon_after) if after >= steps), None)
+            if later is None:
+                return self.target_epsilon
+            dp_sgd = [replace(self.dp_sgd, steps=later)] if later > 0 else []
         return min(self._epsilon(*self.previous, *others, *dp_sgd), self.target_epsilon)
 
     def _epsilon(self, *mechanisms: Mechanism) -> float:
         return compute_epsilon(mechanisms, self.delta, self.accountant)
 
     def __str__(self) -> str:
-        previous, included = "", ""
+        lines = [f"target          epsilon {self.target_epsilon:g} at delta {self.delta:g}, for zeroing out one record"]
         if self.previous:
-            previous = f"  previous runs   epsilon {self._epsilon(*self.previous):.3f} alone\n"
-            included = ", previous runs included"
-        warm_ups = "".join(
-            f"  warm-up         {queries.name}: {queries.steps} queries, noise multiplier "
-            f"{queries.noise_multiplier:g}, sample rate {queries.sample_rate:g}, epsilon "
-            f"{self._epsilon(queries):.3f} alone\n"
-            for queries in self.warm_ups
-        )
+            lines.append(f"previous runs   epsilon {self._epsilon(*self.previous):.3f} alone")
+        lines += [f"warm-up         {self._in_words(queries)}" for queries in self.warm_ups]
         if not self.warm_ups:
-            warm_ups = "  warm-up         none (DP-SGD alone)\n"
-        return (
-            f"  target          epsilon {self.target_epsilon:g} at delta {self.delta:g}, for zeroing out one record\n"
-            f"{previous}"
-            f"{warm_ups}"
-            f"  DP-SGD          {self.dp_sgd.steps} steps, noise multiplier {self.dp_sgd.noise_multiplier:.4f}, sample "
-            f"rate {self.dp_sgd.sample_rate:.4g}, clipping norm {self.dp_sgd.sensitivity:g}\n"
-            f"  whole run       epsilon {self.epsilon_after[self.dp_sgd.steps]:.3f} by the {self.accountant} accountant"
+            lines.append("warm-up         none (DP-SGD alone)")
+        if self.frequency.reason:
+            lines.append(f"                no frequency features: {self.frequency.reason}")
+        if self.dp_sgd is None:
+            lines.append("DP-SGD          none, the run ends after the warm-up")
+        else:
+            without = self.noise_without_frequency
+            lines.append(
+                f"DP-SGD          {self.dp_sgd.steps} steps, noise multiplier {self.dp_sgd.noise_multiplier:.4f}"
+                f"{'' if without is None else f' ({without:.4f} without the frequency features)'}, sample rate "
+                f"{self.dp_sgd.sample_rate:.4g}, clipping norm {self.dp_sgd.sensitivity:g}"
+            )
+        included = ", previous runs included" if self.previous else ""
+        lines.append(
+            f"whole run       epsilon {self.epsilon_after[self.dp_sgd_steps]:.3f} by the {self.accountant} accountant"
             f"{included}"
         )
+        return "\n".join(f"  {line}" for line in lines)
+
+    def _in_words(self, queries: Mechanism) -> str:
+        number = f"{queries.steps} {'query' if queries.steps == 1 else 'queries'}"
+        return (
+            f"{queries.name}: {number}, noise multiplier {queries.noise_multiplier:.4g}, sample rate "
+            f"{queries.sample_rate:g}, epsilon {self._epsilon(queries):.3f} alone"
+        )
 
 
-def make_plan(
-    config: DPCurriculumConfig,
-    info: DatasetInfo,
-    previous: Sequence[Mechanism] = (),
-) -> Plan:
-    """Plan a run and calibrate its DP-SGD noise.
+def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[Mechanism] = ()) -> Plan:
+    """Plan a run: choose the size of the frequency query, and calibrate the noise of DP-SGD.
 
     Args:
         config (`DPCurriculumConfig`): The hyper-parameters.
@@ -110,34 +132,25 @@ def make_plan(
         `Plan`: The mechanisms of the run, with the calibrated noise multiplier.
 
     Raises:
-        InputError: If delta is too large, a batch is larger than the data set, or the target leaves nothing for DP-SGD.
+        InputError:
+            If delta is too large, a batch is larger than the data set, there is nothing to train on, or the target
+            leaves nothing for one of the stages.
     """
-    dataset_size = info.num_records
-    if config.target_delta >= 1 / dataset_size:
-        raise InputError(
-            f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / dataset_size:.3g}, and from 1/N on "
-            "publishing a whole record would count as private: give a smaller one."
-        )
-    if config.train_batch_size > dataset_size:
-        raise InputError(
-            f"`train_batch_size` {config.train_batch_size} is larger than the data set ({dataset_size} records): give "
-            "at most the number of records."
-        )
-    warm_ups = tuple(stage.queries.mechanism(info) for stage in warm_up_stages(config))
+    _check_sizes(config, info)
+    central = _queries(replace(config, frequency_features=0), info)
+    frequency = choose_frequency_features(config, info, [*previous, *central])
+    warm_ups = _queries(frequency.put_into(config), info)
+    _check_budget(config, previous, warm_ups)
     before = [*previous, *warm_ups]
-    if previous:
-        _check_budget_remains(config, previous, before)
-    # A placeholder noise multiplier, until the calibration below finds the real one.
-    dp_sgd = dp_sgd_mechanism(1.0, config.train_batch_size, dataset_size, config.max_train_steps, config.max_grad_norm)
-    sigma = calibrate_noise_multiplier(config.target_epsilon, config.target_delta, dp_sgd, before, config.accountant)
-    dp_sgd = replace(dp_sgd, noise_multiplier=sigma)
-    milestones = {int(step) for step in np.linspace(0, config.max_train_steps, 11)}
-    epsilon_after = {
-        steps: compute_epsilon(
-            before + ([replace(dp_sgd, steps=steps)] if steps else []), config.target_delta, config.accountant
-        )
-        for steps in sorted(milestones)
-    }
+    dp_sgd, without = None, None
+    if config.max_train_steps > 0:
+        dp_sgd = _calibrated_dp_sgd(config, info, before)
+        if warm_ups != central:
+            without = _calibrated_dp_sgd(config, info, [*previous, *central]).noise_multiplier
+    epsilon_after = {}
+    for steps in sorted({int(step) for step in np.linspace(0, config.max_train_steps, 11)}):
+        so_far = [replace(dp_sgd, steps=steps)] if dp_sgd is not None and steps > 0 else []
+        epsilon_after[steps] = compute_epsilon([*before, *so_far], config.target_delta, config.accountant)
     return Plan(
         config.target_epsilon,
         config.target_delta,
@@ -145,18 +158,58 @@ def make_plan(
         warm_ups,
         dp_sgd,
         epsilon_after,
+        frequency,
         tuple(previous),
+        without,
     )
 
 
-def _check_budget_remains(
-    config: DPCurriculumConfig, previous: Sequence[Mechanism], before: Sequence[Mechanism]
-) -> None:
-    """Refuse previous runs that, alone or with the warm-up queries, use up the whole target."""
-    for what, mechanisms in (("previous runs", previous), ("previous runs and the warm-up queries", before)):
+def _queries(config: DPCurriculumConfig, info: DatasetInfo) -> tuple[Mechanism, ...]:
+    return tuple(stage.queries.mechanism(info) for stage in warm_up_stages(config) if stage.queries is not None)
+
+
+def _calibrated_dp_sgd(config: DPCurriculumConfig, info: DatasetInfo, before: Sequence[Mechanism]) -> Mechanism:
+    """DP-SGD with the smallest noise multiplier that meets the target after the mechanisms before it."""
+    # A placeholder noise multiplier, until the calibration finds the real one.
+    dp_sgd = dp_sgd_mechanism(
+        1.0, config.train_batch_size, info.num_records, config.max_train_steps, config.max_grad_norm
+    )
+    sigma = calibrate_noise_multiplier(config.target_epsilon, config.target_delta, dp_sgd, before, config.accountant)
+    return replace(dp_sgd, noise_multiplier=sigma)
+
+
+def _check_sizes(config: DPCurriculumConfig, info: DatasetInfo) -> None:
+    """Refuse a delta or a batch that does not fit the number of records, and a run that trains on nothing."""
+    if config.target_delta >= 1 / info.num_records:
+        raise InputError(
+            f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / info.num_records:.3g}, and from 1/N on "
+            "publishing a whole record would count as private: give a smaller one."
+        )
+    if config.max_train_steps > 0 and config.train_batch_size > info.num_records:
+        raise InputError(
+            f"`train_batch_size` {config.train_batch_size} is larger than the data set ({info.num_records} records): "
+            "give at most the number of records."
+        )
+
+
+def _check_budget(config: DPCurriculumConfig, previous: Sequence[Mechanism], warm_ups: Sequence[Mechanism]) -> None:
+    """Refuse previous runs and warm-up queries that leave nothing of the target for what follows."""
+    if config.max_train_steps == 0 and not warm_ups:
+        raise InputError("There is no stage to train in: raise `max_train_steps`, or turn a warm-up stage on.")
+    new_target = "raise `target_epsilon`, or do not run on these records again"
+    fewer_queries = (
+        "raise `central_noise_multiplier` or `frequency_noise_multiplier`, or lower `central_sample_rate` or "
+        "`central_images_per_class`"
+    )
+    for what, mechanisms, advice in (
+        ("previous runs", previous, new_target),
+        ("warm-up queries", warm_ups, fewer_queries),
+        ("previous runs and the warm-up queries", [*previous, *warm_ups], new_target),
+    ):
         epsilon = compute_epsilon(mechanisms, config.target_delta, config.accountant)
-        if epsilon >= config.target_epsilon:
+        may_take_all = config.max_train_steps == 0 and mechanisms is not previous  # nothing has to be left for DP-SGD
+        if epsilon > config.target_epsilon or (epsilon == config.target_epsilon and not may_take_all):
             raise InputError(
                 f"The {what} alone cost epsilon {epsilon:.3f}, which leaves nothing of the target "
-                f"{config.target_epsilon:g} for DP-SGD: raise `target_epsilon`, or do not run on these records again."
+                f"{config.target_epsilon:g}: {advice}."
             )

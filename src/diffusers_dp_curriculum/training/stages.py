@@ -1,33 +1,42 @@
 """The curriculum: the list of stages that a run goes through before DP-SGD.
 
-A warm-up stage releases labelled images from the records through the ledger, and then trains on them in the ordinary
-way. Plan, time estimate, checkpoints, progress bars and published pictures all follow from the list that
-[`warm_up_stages`] returns. DP-SGD is the last stage of every run.
+A stage releases something from the records through the ledger, and then trains on it in the ordinary way: the network
+on labelled images, or a generator that makes such images. Plan, time estimate, checkpoints, progress bars and published
+pictures all follow from the list that [`warm_up_stages`] returns. DP-SGD is the last stage of every run.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from ..checks import AUTO
 from ..config import DPCurriculumConfig
-from ..mechanisms.central_images import CentralImageQueries
-from ..mechanisms.released_images import ImageQueries
+from ..mechanisms.central_images import CentralImageDataset, CentralImageQueries
+from ..mechanisms.frequency_features import FrequencyFeatureQuery, FrequencyFeatures, FrequencyImageDataset
+from ..mechanisms.releases import Queries, Release, ReleasedImages
 
 
 DP_SGD = "dp_sgd"  # the name of the last stage
+# Everything that stages release or make of releases, by name: what a checkpoint may hold.
+RELEASES: dict[str, type[Release]] = {
+    release.name: release for release in (CentralImageDataset, FrequencyFeatures, FrequencyImageDataset)
+}
 
 
 @dataclass(frozen=True)
 class WarmUpStage:
-    """A stage of ordinary training on images that its queries release.
+    """A stage of ordinary training of the network on released images.
 
     Args:
-        queries (`ImageQueries`): The queries to the records.
+        images (`type[ReleasedImages]`): The class of the images.
+        queries (`Queries`, *optional*): The queries that release the images; None if the stage before makes them.
         train_steps (`int`): Number of training steps, which cost no privacy.
         batch_size (`int`): Images per step, over all processes.
         learning_rate (`float`): Learning rate of Adam.
         augmentation (`str`): Name of the random variations of the images, see [`make_augmentation`].
     """
 
-    queries: ImageQueries
+    images: type[ReleasedImages]
+    queries: Queries | None
     train_steps: int
     batch_size: int
     learning_rate: float
@@ -36,39 +45,79 @@ class WarmUpStage:
     @property
     def name(self) -> str:
         """`str`: The name in checkpoints and file names, such as `"central_images"`."""
-        return self.queries.released.name
+        return self.images.name
 
     @property
     def title(self) -> str:
-        """`str`: The name in messages, such as `"central images"`."""
-        return self.name.replace("_", " ")
+        """`str`: What the progress bar says, such as `"Warm-up on central images"`."""
+        return f"Warm-up on {self.name.replace('_', ' ')}"
 
 
-def warm_up_stages(config: DPCurriculumConfig) -> list[WarmUpStage]:
-    """The warm-up stages that a config asks for, in order.
+@dataclass(frozen=True)
+class GeneratorStage:
+    """A stage that fits an auxiliary generator to released frequency features; the next stage trains on its images.
 
     Args:
-        config (`DPCurriculumConfig`): The hyper-parameters.
+        queries (`FrequencyFeatureQuery`): The query that releases the features.
+        train_steps (`int`): Number of steps of fitting, which cost no privacy.
+    """
+
+    queries: FrequencyFeatureQuery
+    train_steps: int
+    name: ClassVar[str] = "auxiliary_generator"
+    title: ClassVar[str] = "Generator of frequency images"
+
+
+Stage = WarmUpStage | GeneratorStage
+
+
+def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
+    """The stages before DP-SGD that a config asks for, in order.
+
+    Args:
+        config (`DPCurriculumConfig`):
+            The hyper-parameters; [`choose_frequency_features`] has replaced `"auto"` among them by numbers.
 
     Returns:
-        `list[WarmUpStage]`: The stages; empty for DP-SGD alone.
+        `list[Stage]`: The stages; empty for DP-SGD alone.
     """
-    stages = []
+    stages: list[Stage] = []
     if config.central_statistic != "none":
+        central = CentralImageQueries(
+            images_per_class=config.central_images_per_class,
+            statistic=config.central_statistic,
+            noise_multiplier=config.central_noise_multiplier,
+            sample_rate=config.central_sample_rate,
+            pool_factor=config.central_pool_factor,
+            mode_bins=config.central_mode_bins,
+        )
         stages.append(
             WarmUpStage(
-                CentralImageQueries(
-                    images_per_class=config.central_images_per_class,
-                    statistic=config.central_statistic,
-                    noise_multiplier=config.central_noise_multiplier,
-                    sample_rate=config.central_sample_rate,
-                    pool_factor=config.central_pool_factor,
-                    mode_bins=config.central_mode_bins,
-                ),
+                CentralImageDataset,
+                central,
                 train_steps=config.central_train_steps,
                 batch_size=config.central_batch_size,
                 learning_rate=config.central_learning_rate,
                 augmentation=config.central_augmentation,
+            )
+        )
+    assert config.frequency_features != AUTO
+    if config.frequency_features != 0:
+        frequency = FrequencyFeatureQuery(
+            num_features=int(config.frequency_features),
+            noise_multiplier=float(config.frequency_noise_multiplier),
+            kernel_widths=config.frequency_kernel_widths,
+            seed=config.seed,
+        )
+        stages.append(GeneratorStage(frequency, config.frequency_generator_steps))
+        stages.append(
+            WarmUpStage(
+                FrequencyImageDataset,
+                None,
+                train_steps=config.frequency_train_steps,
+                batch_size=config.frequency_batch_size,
+                learning_rate=config.frequency_learning_rate,
+                augmentation="none",
             )
         )
     return stages

@@ -1,4 +1,4 @@
-"""Ordinary training on the images that the queries of a warm-up stage released. It costs no privacy."""
+"""Ordinary training on released images. It costs no privacy."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,8 @@ from ..config import DPCurriculumConfig
 from ..distributed import num_processes, process_index
 from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.precision import FULL_PRECISION, Precision
-from ..mechanisms.released_images import ReleasedImages
+from ..mechanisms.releases import ReleasedImages
+from ..pictures import enlarge
 from .checkpointing import TrainingState, make_ema
 from .stages import WarmUpStage
 
@@ -81,7 +82,7 @@ def warm_up(
             From [`start_warm_up`] or a checkpoint. The network is trained in place; with `config.use_ema` it has the
             averaged weights at the end.
         loss (`DenoisingLoss`): Makes noise draws from images.
-        released (`ReleasedImages`): The images that the stage's queries released.
+        released (`ReleasedImages`): The released images, which are enlarged if the network's are larger.
         stage (`WarmUpStage`): Steps, batch size and augmentation.
         config (`DPCurriculumConfig`): `seed` and `use_ema` are used.
         precision (`Precision`, *optional*): Autocast type and loss scale.
@@ -99,7 +100,7 @@ def warm_up(
     while state.step < stage.train_steps:
         torch.manual_seed(int(np.random.SeedSequence([config.seed, state.step]).generate_state(1)[0]))
         chosen = torch.randint(len(released), (stage.batch_size,))
-        images = vary(released.images[chosen].to(device)) * 2 - 1
+        images = enlarge(vary(released.images[chosen].to(device)), unet.config.sample_size) * 2 - 1
         draws = loss.draw(images, released.labels[chosen].to(device), noise_multiplicity=1).flatten()
         error = torch.zeros((), device=device)
         if len(share) > 0:
