@@ -15,6 +15,7 @@ from diffusers_dp_curriculum.data.dataset_info import DatasetInfo
 from diffusers_dp_curriculum.data.image_dataset import ImageDataset
 from diffusers_dp_curriculum.mechanisms import central_images
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDataset, CentralImageQueries
+from diffusers_dp_curriculum.mechanisms.frequency_features import FrequencyFeatures
 from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
 from helpers import records_of_one_value, tiny_records
 from helpers.dp_sgd_steps import fixed_draws, make_dp_sgd, parameters
@@ -145,6 +146,21 @@ def test_one_record_among_many_moves_the_sums_by_at_most_the_sensitivity(setting
 
 
 @ambient
+def test_frequency_features_are_what_they_are_without(setting):
+    """With hardly any noise: the sums to their last digit."""
+    records = tiny_records()
+
+    def query():
+        return FrequencyFeatures.from_dataset(records, 60, 1e-9, ledger=PrivacyLedger(1e-5))
+
+    expected = query()
+    with SETTINGS[setting]():
+        features = query()
+    assert torch.allclose(features.sums, expected.sums, atol=1e-7)
+    assert (features.sums.dtype, features.sums.device.type) == (torch.float64, "cpu")
+
+
+@ambient
 def test_a_private_step_is_what_it_is_without(setting):
     expected, mechanism = (make_dp_sgd(noise_multiplier=1e-9, batch_size=60) for _ in range(2))
     for either in (expected, mechanism):
@@ -193,4 +209,4 @@ def test_no_mechanism_can_be_recorded_without_arithmetic_of_its_own():
             if isinstance(node, ast.Call) and getattr(node.func, "attr", None) in calls:
                 calls[node.func.attr].append(path.name)
     assert calls["record"] == []
-    assert sorted(calls["begin"]) == ["central_images.py", "dp_sgd.py"]
+    assert sorted(calls["begin"]) == ["central_images.py", "dp_sgd.py", "frequency_features.py"]

@@ -31,6 +31,10 @@ class Variant:
 NOISE_OF_CENTRAL = (
     "return sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)"
 )
+NOISE_OF_FREQUENCY = (
+    "released = sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)"
+)
+FREQUENCY = "mechanisms/test_frequency_features.py"
 NOISE_OF_DP_SGD = "self.normal(p.summed_grad.shape, self.generator)"
 BEFORE_NOISE = """\
         for p in self.params:
@@ -115,6 +119,84 @@ VARIANTS = [
         "            with execution.step():",
         "            list(_poisson_sample(records, 1.0, None))\n            with execution.step():",
         "mechanisms/test_central_images.py::test_the_ledger_entry_comes_before_the_release",
+    ),
+    Variant(
+        "frequency features without noise",
+        "mechanisms/frequency_features.py",
+        NOISE_OF_FREQUENCY,
+        "released = sums",
+        f"{FREQUENCY}::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "frequency features with half the noise",
+        "mechanisms/frequency_features.py",
+        NOISE_OF_FREQUENCY,
+        NOISE_OF_FREQUENCY.replace("sums +", "sums + 0.5 *"),
+        f"{FREQUENCY}::test_noise_has_the_standard_deviation_that_the_ledger_says",
+    ),
+    Variant(
+        "frequency features with noise from a seed",
+        "mechanisms/frequency_features.py",
+        "noise = randomness.generator()",
+        "noise = torch.Generator().manual_seed(self.seed)\n        randomness.secure_rng = False",
+        f"{FREQUENCY}::test_noise_is_independent_between_coordinates_classes_and_queries",
+    ),
+    Variant(
+        "frequency features with the noise on the mean over the true class count",
+        "mechanisms/frequency_features.py",
+        NOISE_OF_FREQUENCY,
+        NOISE_OF_FREQUENCY + " * (sums[:, -1:] / COUNT_WEIGHT).clamp(min=1)",
+        f"{FREQUENCY}::test_noise_is_on_the_sums_and_does_not_follow_the_size_of_a_class",
+    ),
+    Variant(
+        "frequency features with one noise for all classes",
+        "mechanisms/frequency_features.py",
+        "randomness.normal(sums.shape, noise)",
+        "randomness.normal(sums[:1].shape, noise)",
+        f"{FREQUENCY}::test_noise_is_independent_between_coordinates_classes_and_queries",
+    ),
+    Variant(
+        "frequency features with exact counts",
+        "mechanisms/frequency_features.py",
+        NOISE_OF_FREQUENCY,
+        NOISE_OF_FREQUENCY + " * (torch.arange(sums.shape[1]) < sums.shape[1] - 1)",
+        f"{FREQUENCY}::test_counts_are_noisy_numbers_of_records",
+    ),
+    Variant(
+        "frequencies drawn from the records",
+        "mechanisms/frequency_features.py",
+        "            sums = _feature_sums(records, frequencies)",
+        "            frequencies = frequencies * (1 + records.images.float().std() / 255)\n"
+        "            sums = _feature_sums(records, frequencies)",
+        f"{FREQUENCY}::test_frequencies_follow_from_the_seed_alone",
+    ),
+    Variant(
+        "frequency features without the normalisation",
+        "mechanisms/frequency_features.py",
+        "torch.cat([phases.cos(), phases.sin()], dim=1) / len(frequencies) ** 0.5",
+        "torch.cat([phases.cos(), phases.sin()], dim=1)",
+        f"{FREQUENCY}::test_one_record_moves_the_sums_by_the_sensitivity_and_no_more",
+    ),
+    Variant(
+        "frequency features of a record in two pieces",
+        "mechanisms/frequency_features.py",
+        "for index in torch.arange(len(records)).split(at_once):",
+        "for index in torch.arange(len(records)).unfold(0, min(at_once, len(records)), max(at_once - 1, 1)):",
+        f"{FREQUENCY}::test_a_record_adds_the_same_whatever_the_others_are_and_in_whichever_piece",
+    ),
+    Variant(
+        "frequency features whose count adds more than the sensitivity knows",
+        "mechanisms/frequency_features.py",
+        "COUNT_WEIGHT * counts]",
+        "3 * COUNT_WEIGHT * counts]",
+        f"{FREQUENCY}::test_one_record_moves_the_sums_by_the_sensitivity_and_no_more",
+    ),
+    Variant(
+        "frequency features released before the ledger has the entry",
+        "mechanisms/frequency_features.py",
+        "        with execution.step():\n            sums = _feature_sums(records, frequencies)",
+        "        sums = _feature_sums(records, frequencies)\n        with execution.step():",
+        f"{FREQUENCY}::test_the_ledger_entry_comes_before_the_release",
     ),
     Variant(
         "DP-SGD without noise",

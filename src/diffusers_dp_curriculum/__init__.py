@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
     from .errors import DPCurriculumError, HubError, InputError, StorageError, TrainingError
     from .mechanisms.central_images import CentralImageDataset
+    from .mechanisms.frequency_features import FrequencyFeatures, FrequencyImageDataset
     from .mechanisms.randomness import MechanismRandomness
     from .presets import load_preset
     from .privacy.accounting import Mechanism, compute_epsilon
@@ -34,6 +35,8 @@ __all__ = [
     "DPCurriculumError",
     "DPCurriculumTrainer",
     "DatasetInfo",
+    "FrequencyFeatures",
+    "FrequencyImageDataset",
     "HubError",
     "ImageDataset",
     "InputError",
@@ -64,6 +67,8 @@ _MODULES = {
     "DPCurriculumError": "errors",
     "DPCurriculumTrainer": "trainer",
     "DatasetInfo": "data.dataset_info",
+    "FrequencyFeatures": "mechanisms.frequency_features",
+    "FrequencyImageDataset": "mechanisms.frequency_features",
     "HubError": "errors",
     "ImageDataset": "data.image_dataset",
     "InputError": "errors",

@@ -118,8 +118,13 @@ class FrequencyFeatures(Release):
         return query.release(records, ledger, randomness or MechanismRandomness())
 
     def means(self) -> torch.Tensor:
-        """The estimated mean features of each class, `(classes, D)` float32; a class counts as one record at least."""
-        return (self.sums / self.counts.clamp(min=1)[:, None]).float()
+        """The estimated mean features of each class, `(classes, D)` float32.
+
+        A mean of vectors of norm 1 has a norm of at most 1; an estimate that has a larger one, of a class with few
+        records, is scaled down.
+        """
+        means = self.sums / self.counts.clamp(min=1)[:, None]
+        return (means / means.norm(dim=1, keepdim=True).clamp(min=1)).float()
 
 
 class FrequencyImageDataset(ReleasedImages):
