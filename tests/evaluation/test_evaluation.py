@@ -146,7 +146,7 @@ def test_a_reference_that_does_not_fit_is_refused(train, message):
 def test_too_few_samples_and_unknown_classifiers_are_refused():
     with pytest.raises(InputError, match="only 5 samples"):
         measure(part(UNSEEN, 0, 5))
-    with pytest.raises(InputError, match="no classifier 'vgg'"):
+    with pytest.raises(InputError, match='`classifiers` is "vgg": choose cnn or resnet'):
         measure(UNSEEN, ["vgg"])
 
 

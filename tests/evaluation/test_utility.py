@@ -73,7 +73,7 @@ def test_the_epoch_that_counts_is_chosen_on_the_images_that_were_held_out():
 @pytest.mark.parametrize(
     ("images", "labels", "options", "message"),
     [
-        (TRAIN.images, TRAIN.labels, {"architecture": "vgg"}, "no classifier 'vgg'"),
+        (TRAIN.images, TRAIN.labels, {"architecture": "vgg"}, '`architecture` is "vgg": choose cnn or resnet'),
         (TRAIN.images.float(), TRAIN.labels, {}, "pass uint8 images"),
         (TRAIN.images, TRAIN.labels[:-1], {}, "N labels"),
         (TRAIN.images, TRAIN.labels + 1, {}, "not between 0 and 9"),

@@ -41,7 +41,7 @@ def test_ledger_refuses_bad_input(delta, accountant, message):
 def test_what_would_pass_the_target_is_refused_unrecorded():
     ledger = PrivacyLedger(1e-5, target_epsilon=8.0)
     ledger.record(CENTRAL)
-    with pytest.raises(InputError, match=r"100 steps of dp_sgd would pass the target epsilon 8: at most \d+ fit"):
+    with pytest.raises(InputError, match=r"100 steps of dp_sgd would pass the target epsilon 8: plan at most \d+\."):
         ledger.check_affordable(DP_SGD)
     assert ledger.mechanisms == [CENTRAL]
     steps = ledger.affordable_steps(DP_SGD)
@@ -132,7 +132,7 @@ def test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_m
     assert ledger.epsilon() == compute_epsilon(all_mechanisms(previous), 1e-5, "rdp")
     assert 0 < ledger.affordable_steps(DP_SGD) < alone.affordable_steps(DP_SGD) == 100
     alone.check_affordable(DP_SGD)
-    with pytest.raises(InputError, match=r"would pass the target epsilon .*: at most \d+ fit"):
+    with pytest.raises(InputError, match=r"would pass the target epsilon .*: plan at most \d+\."):
         ledger.check_affordable(DP_SGD)
     ledger.record(STEP)
     ledger.close()

@@ -84,14 +84,14 @@ def load_image_folder(
     if any(path.parent.parent != root for path in images):
         raise _not_all_in_classes(root)
     classes = class_names or directories
-    if strange := sorted({path.parent.name for path in images} - set(classes)):
+    with_images = {path.parent.name for path in images}
+    if strange := sorted(with_images - set(classes)):
         raise InputError(
             f"The directories {', '.join(strange)} hold images but are none of the classes {', '.join(classes)}: add "
             "them to `class_names`, or move them elsewhere."
         )
     for name in classes:
-        left_out = files.left_out_of(root / name)
-        if left_out and not any(path.parent.name == name for path in images):
+        if name not in with_images and (left_out := files.left_out_of(root / name)):
             raise InputError(
                 f"The directory of the class {name} holds nothing that can be used, only {files.count(left_out)}: "
                 "convert that to PNG or JPEG, or move it elsewhere."

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
+from ..checks import CLASSIFIER
 from ..data.image_dataset import ImageDataset
 from ..errors import InputError
 
@@ -78,16 +79,6 @@ def make_resnet(channels: int, num_classes: int) -> nn.Module:
 ARCHITECTURES = {"cnn": make_cnn, "resnet": make_resnet}
 
 
-def check_architecture(architecture: str) -> None:
-    """Refuse the name of a classifier that does not exist.
-
-    Raises:
-        InputError: If there is no classifier of that name.
-    """
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"There is no classifier {architecture!r}: choose one of {', '.join(ARCHITECTURES)}.")
-
-
 def train_classifier(
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -125,7 +116,7 @@ def train_classifier(
     Raises:
         InputError: If the architecture is unknown, images and labels do not fit together, or there are too few images.
     """
-    check_architecture(architecture)
+    CLASSIFIER.check("architecture", architecture)
     if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
         raise InputError(
             f"The images are {images.dtype} of shape {tuple(images.shape)} and the labels of shape "

@@ -20,7 +20,7 @@ from .counted_runs import CountedRun, count_once
 from .journal import Released, read_released
 from .ledger import PUBLIC_ASSUMPTIONS, package_versions
 from .publishability import check_epsilon, check_same_run, journal_in, leaves_out
-from .statement import PrivacyStatement, make_statement, scope_in_words
+from .statement import PrivacyStatement, make_statement, scope_in_words, scope_of
 
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def compose(
         runs,
         delta,
         accountant,
-        scope=f"The figure is for {len(runs)} run{'s' * (len(runs) > 1)}: further runs on the same records add up.",
+        scope=scope_of(f"{len(runs)} run{'s' * (len(runs) > 1)}"),
         dataset_size=sizes[0] if all(size == sizes[0] for size in sizes) else None,
         not_private=None,
         remarks=[text for found in statements for text in found.statement.remarks if text != LOOSE],

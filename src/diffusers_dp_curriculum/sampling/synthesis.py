@@ -19,13 +19,14 @@ from huggingface_hub import CommitInfo
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..checks import FILE_FORMAT, at_least
 from ..errors import InputError
 from ..privacy.publishability import check_statement
 from ..privacy.statement import PrivacyStatement
 from ..sharing.cards import update as update_card
 from ..sharing.dataset_card import make_dataset_card
 from ..sharing.hub import push_dataset
-from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayout, parquet_bytes
+from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayout, parquet_bytes, parquet_file
 from .preview import check_sampling
 
 
@@ -88,9 +89,8 @@ class SyntheticDataset(datasets.Dataset):
                 "`generate_dataset` its `privacy_json`."
             )
         with tempfile.TemporaryDirectory() as directory:
-            card = update_card(
-                self.card, _card(self, self.privacy)
-            )  # columns may have been removed since it was rendered
+            # Rendered again, as columns may have been removed since.
+            card = update_card(self.card, _card(self, self.privacy))
             Path(directory, "README.md").write_text(card, encoding="utf-8")
             Path(directory, "privacy.json").write_text(self.privacy.to_json(), encoding="utf-8")
             Path(directory, "data").mkdir()
@@ -98,7 +98,7 @@ class SyntheticDataset(datasets.Dataset):
             for index in range(num_shards):
                 shard = self.shard(num_shards, index, contiguous=True).flatten_indices()
                 table = datasets.table.embed_table_storage(shard.data.table)
-                Path(directory, f"data/train-{index:05d}-of-{num_shards:05d}.parquet").write_bytes(parquet_bytes(table))
+                Path(directory, parquet_file(index, num_shards)).write_bytes(parquet_bytes(table))
             return push_dataset(
                 directory,
                 repo_id,
@@ -209,10 +209,8 @@ def generate_dataset(
     if min(counts) < 0 or sum(counts) < 1 or batch_size < 1:
         raise InputError(f"`images_per_class` is {images_per_class} and `batch_size` is {batch_size}: give at least 1.")
     check_sampling(pipeline.scheduler, class_names is not None, num_inference_steps, guidance_scale, s_churn)
-    if seed < 0:
-        raise InputError(f"`seed` is {seed}: give 0 or more.")
-    if file_format not in ("parquet", "imagefolder"):
-        raise InputError(f'`file_format` is {file_format!r}: choose "parquet" or "imagefolder".')
+    at_least(0).check("seed", seed)
+    FILE_FORMAT.check("file_format", file_format)
     if privacy_json is not None and not Path(privacy_json).is_file():
         raise InputError(f"`privacy_json` is {privacy_json}, which is not a file: give the path of one.")
     privacy = None if privacy_json is None else check_statement(Path(privacy_json))

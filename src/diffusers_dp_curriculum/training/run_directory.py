@@ -180,6 +180,5 @@ def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun
 
 def _has_run(paths: RunPaths) -> bool:
     """Whether anything can have been released; a process killed at its start leaves at most an empty journal."""
-    return any(path.name not in FILES_BEFORE_RELEASE for path in paths.private.iterdir()) or (
-        paths.journal.exists() and paths.journal.stat().st_size > 0
-    )
+    other_files = any(path.name not in FILES_BEFORE_RELEASE for path in paths.private.iterdir())
+    return other_files or journal_in(paths.output_dir) is not None
