@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reference_is_public=args.reference_is_public,
     )
     print(table(evaluation.measures))
-    print(f"The report is {args.output_dir / 'report.html'}; the figures are in report.json beside it.")
+    print(f"The report is {args.output_dir / 'report.html'}; the numbers are in report.json beside it.")
     if not args.reference_is_public:
         print(NOT_PRIVATE)
     return 0
