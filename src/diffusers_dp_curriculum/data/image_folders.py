@@ -71,7 +71,7 @@ def load_image_folder(
         )
 
     directories = _directories(root)
-    if unconditional or (len(directories) < 2 and (class_names is None or not directories)):
+    if unconditional or len(directories) < (2 if class_names is None else 1):
         if several_directories and not unconditional:
             raise _not_all_in_classes(root)
         if class_names is not None and not unconditional:
@@ -81,9 +81,16 @@ def load_image_folder(
             )
         return Source(_records(images, None, None), provenance=files.provenance())
 
+    classes = class_names or directories
+    _check_classes(root, images, classes, files)
+    dataset = _records(images, [path.parent.name for path in images], classes)
+    return Source(dataset, dataset.features, FROM_DIRECTORIES, files.provenance())
+
+
+def _check_classes(root: Path, images: list[Path], classes: list[str], files: FileInventory) -> None:
+    """Refuse images outside of the directories of the classes, and a class none of whose files can be used."""
     if any(path.parent.parent != root for path in images):
         raise _not_all_in_classes(root)
-    classes = class_names or directories
     with_images = {path.parent.name for path in images}
     if strange := sorted(with_images - set(classes)):
         raise InputError(
@@ -96,8 +103,6 @@ def load_image_folder(
                 f"The directory of the class {name} holds nothing that can be used, only {files.count(left_out)}: "
                 "convert that to PNG or JPEG, or move it elsewhere."
             )
-    dataset = _records(images, [path.parent.name for path in images], classes)
-    return Source(dataset, dataset.features, FROM_DIRECTORIES, files.provenance())
 
 
 def find_split(directory: Path, split: str) -> Path:
