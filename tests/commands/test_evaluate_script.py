@@ -1,4 +1,4 @@
-"""The command line, as a user meets it."""
+"""The command `dp-curriculum evaluate`."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def run(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A pipeline of ten classes and its budget."""
+    """The directory of a pipeline with ten classes, and of its privacy.json."""
     directory = tmp_path_factory.mktemp("run") / "model"
     ClassConditionalPipeline(tiny_unet(num_classes=10), tiny_scheduler()).save_pretrained(directory)
     write_privacy_json(directory / "privacy.json")
