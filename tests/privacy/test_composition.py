@@ -248,7 +248,7 @@ def test_a_model_and_a_data_set_of_one_name_are_both_counted(hub, tmp_path, reco
     [
         ("alice/nothing", "is no path, and there is no repository with a privacy.json of this name on the Hub: check"),
         ("no such file.json", "no such file.json is no path, and there is no repository"),
-        ("empty", "holds neither a privacy.json nor the journal of a run: give a directory of one"),
+        ("empty", "holds neither a privacy.json nor the journal of a run: give the directory of a run"),
         ("begun", "holds neither a privacy.json nor the journal"),
         ("damaged", "Line 1 of .* is damaged"),
         ("notes.json", "cannot be read .it holds a list.: give a privacy.json"),

@@ -60,7 +60,7 @@ def load_image_folder(
     if not images:
         others = files.left_out_of(root)
         found = f", only {files.count(others)}" if others else ""
-        raise InputError(f"{root} holds no images{found}: pass the directory that does as `train_data_dir`.")
+        raise InputError(f"{root} holds no images{found}: pass the directory with the images as `train_data_dir`.")
     several_directories = in_several_directories(images)
 
     has_metadata = len(images) < len(files.used)
@@ -76,8 +76,8 @@ def load_image_folder(
             raise _not_all_in_classes(root)
         if class_names is not None and not unconditional:
             raise InputError(
-                f"Class names are given but {root} has no directories: put the images of each class into one of its "
-                "own, or leave out `class_names`."
+                f"Class names are given but {root} has no directories: put the images of each class into a directory "
+                "of its own, or leave out `class_names`."
             )
         return Source(_records(images, None, None), provenance=files.provenance())
 

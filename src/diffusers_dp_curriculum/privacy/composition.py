@@ -182,7 +182,7 @@ def _in_file(path: Path, name: str) -> FoundStatement:
 def _in_directory(directory: Path, name: str) -> FoundStatement:
     journal, file = journal_in(directory), directory / "privacy.json"
     if journal is None and not file.is_file():
-        raise InputError(f"{name} holds neither a privacy.json nor the journal of a run: give a directory of one.")
+        raise InputError(f"{name} holds neither a privacy.json nor the journal of a run: give the directory of a run.")
     if journal is None:
         return _in_file(file, name)
     released = read_released(journal)
