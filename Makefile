@@ -7,7 +7,7 @@ help:  ## list the targets
 test:  ## the default tests, some minutes on two cores
 	pytest -n 2 --dist loadfile
 
-slow:  ## training, audits and kills of real runs, for hours; TESTS=tests/test_presets.py takes one file
+slow:  ## training, audits and kills of real runs, for hours; TESTS=tests/presets/test_presets.py takes one file
 	pytest -m slow $(TESTS)
 
 lint:  ## style and formatting

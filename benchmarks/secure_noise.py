@@ -2,8 +2,8 @@
 
     python benchmarks/secure_noise.py
 
-The two alternate on one thread, and the medians of the processor time are compared. The noise takes the same time for
-every batch size, so its share falls as the batch grows.
+Steps of the two kinds alternate on one thread, and the medians of the processor time are compared. The noise takes the
+same time for every batch size, so its share falls as the batch grows.
 """
 
 import statistics
@@ -38,9 +38,8 @@ def make_dp_sgd(size: int, channels: tuple[int, int], batch_size: int, draws: in
         gradients_of=lambda batch: per_record_gradients(unet, batch, "folded"),
         randomness=MechanismRandomness(secure_rng=secure_rng),
     )
-    dp_sgd.batches = iter(
-        [list(range(batch_size))] * (REPETITIONS + 1)
-    )  # instead of Poisson batches: equal work per step
+    # Instead of Poisson batches, so that each step has equal work.
+    dp_sgd.batches = iter([list(range(batch_size))] * (REPETITIONS + 1))
     return dp_sgd
 
 

@@ -44,7 +44,7 @@ class HuggingFaceDocstrings(griffe.Extension):
 
 
 def _plain(annotation: str) -> str:
-    """The types alone; whether an argument may be left out, and what it is then, the signature says."""
+    """The types alone, without "optional" and the default, which the signature shows."""
     annotation = re.sub(r"\[`~?([\w.]+)`\]", r"\1", annotation)
     return re.sub(r", (\*optional\*.*|defaults to .*)", "", annotation).replace("`", "")
 

@@ -19,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from diffusers_dp_curriculum import CentralImageDataset, PrivacyLedger, load_image_dataset
+from diffusers_dp_curriculum import CentralImageDataset, PrivacyLedger, load_image_dataset, load_preset
 
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-WARM_UP_STEPS = 400  # of the preset
+WARM_UP_STEPS = load_preset("digits")["central_train_steps"]
 COLUMNS = 5
 
 
 def train(run: Path) -> None:
-    """README's first command, once."""
+    """Run README's first command, unless its result is there."""
     if not (run / "samples.png").is_file():
         launch = [sys.executable, "-m", "accelerate.commands.launch", ROOT / "examples" / "train_dp_curriculum.py"]
         options = ["--output_dir", run, "--save_images_steps", "100", "--resume_from_checkpoint", "latest"]
@@ -37,7 +37,7 @@ def train(run: Path) -> None:
 
 
 def picture_of_the_run(stages: dict[str, Image.Image]) -> None:
-    """The first columns of each grid side by side."""
+    """Draw the first columns of the grid of each stage side by side."""
     figure, axes = plt.subplots(1, len(stages), figsize=(2.5 * len(stages), 4.7), layout="constrained")
     for axis, (title, grid) in zip(axes, stages.items(), strict=True):
         cell = grid.height // 10  # ten classes
@@ -48,7 +48,7 @@ def picture_of_the_run(stages: dict[str, Image.Image]) -> None:
 
 
 def central_images_with_more_and_less_noise(noise_multipliers: list[float]) -> None:
-    """One mean image a class for each noise multiplier, and what it costs."""
+    """Draw one mean image per class for each noise multiplier, with its epsilon."""
     digits = load_image_dataset(dataset_name="digits")
     figure, axes = plt.subplots(len(noise_multipliers), 1, figsize=(6.6, 3.2), layout="constrained")
     for axis, noise_multiplier in zip(axes, noise_multipliers, strict=True):
@@ -64,9 +64,9 @@ def central_images_with_more_and_less_noise(noise_multipliers: list[float]) -> N
 
 
 def main() -> None:
-    """Train, unless that is done, and draw."""
+    """Train if needed, and draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("outputs/pictures/digits"), help="where the run is, or goes")
+    parser.add_argument("--run", type=Path, default=Path("outputs/pictures/digits"), help="directory of the run")
     run = parser.parse_args().run
     train(run)
     central, samples = Image.open(run / "central_images.png"), Image.open(run / "samples.png")

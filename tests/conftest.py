@@ -18,20 +18,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 @pytest.fixture
 def messages(caplog):
-    """What the library tells a person, as `messages.text`."""
+    """The messages that the library logs, as `messages.text`."""
     caplog.set_level(logging.INFO, logger="diffusers_dp_curriculum")
     return caplog
 
 
 @pytest.fixture
 def fresh_accelerator():
-    """Accelerate keeps its precision for the whole process otherwise."""
+    """Reset the state of Accelerate, which otherwise keeps its first precision for the whole process."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub on loopback, and this process logged in to it."""
+    """A Hub on this machine, to which this process is logged in."""
     with HubServer() as hub:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
@@ -43,7 +43,7 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def recompute(capsys):
-    """Run `dp-curriculum epsilon`: its status, and what it prints."""
+    """A function that runs `dp-curriculum epsilon`, and returns the exit status and what was printed."""
 
     def run(*arguments):
         status = cli.main(["epsilon", *map(str, arguments)])

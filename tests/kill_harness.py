@@ -1,8 +1,8 @@
-"""Kill a run at points of chance, resume it, and repeat until it is done; then see that nothing is wrong.
+"""Kill a run at random moments, resume it, and repeat until it is finished; then check the finished run.
 
     python tests/kill_harness.py DIRECTORY [--kills 20] [--processes 1]
 
-Every kill is a SIGKILL to all processes of the run, at a moment of chance after it has started its work.
+Every kill is a SIGKILL to all processes of the run, at a random moment after the run has written to its journal.
 """
 
 import argparse
@@ -40,7 +40,7 @@ trainer = DPCurriculumTrainer(smallest_unet(), tiny_scheduler(), args, tiny_reco
 after_step = trainer._after_step
 
 def after_a_pause(*state, **flags):
-    time.sleep(0.15)  # or a fast machine would be done before the last kill
+    time.sleep(0.15)  # otherwise a fast machine would finish the run before the last kill
     return after_step(*state, **flags)
 
 trainer._after_step = after_a_pause
@@ -64,7 +64,7 @@ def size_of(journal):
 
 
 def start(directory, num_processes=1, steps=15):
-    """Start the run, in a process group of its own, and wait until it begins to work."""
+    """Start the run in a process group of its own, and wait until it has written to its journal."""
     journal = directory / "model" / "private" / "journal.jsonl"
     size_before = size_of(journal)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
@@ -76,14 +76,14 @@ def start(directory, num_processes=1, steps=15):
         env=environment,
         start_new_session=True,
     )
-    while size_of(journal) == size_before:  # it begins with an entry, that of a resume if nothing else
-        assert process.poll() is None, f"The run could not go on: {(directory / 'stderr').read_text()}"
+    while size_of(journal) == size_before:  # a new run writes the header, a resumed run an event
+        assert process.poll() is None, f"The run ended before it began to work: {(directory / 'stderr').read_text()}"
         time.sleep(0.01)
     return process
 
 
 def kill(process):
-    """SIGKILL to the run and all its processes, each of which the launcher has given a process group of its own."""
+    """Send SIGKILL to the launcher and to each process of the run; every one has a process group of its own."""
     everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in everybody:
         one.kill()
@@ -91,7 +91,7 @@ def kill(process):
 
 
 def kill_until_done(directory, kills, num_processes=1, steps=15, longest=3.0):
-    """Returns for each attempt that was killed how many steps of DP-SGD its journal knew."""
+    """Kill and resume the run, then let it finish; return the DP-SGD steps in the journal after each kill."""
     left = []
     journal = directory / "model" / "private" / "journal.jsonl"
 
@@ -100,7 +100,7 @@ def kill_until_done(directory, kills, num_processes=1, steps=15, longest=3.0):
 
     while len(left) < kills:
         process = start(directory, num_processes, steps)
-        # On a slow machine, too, the second half of the kills is for the second stage.
+        # The second half of the kills has to hit DP-SGD, on slow machines as well.
         while len(left) >= kills / 2 and steps_of_dp_sgd() == 0 and process.poll() is None:
             time.sleep(0.05)
         try:
@@ -118,7 +118,7 @@ def kill_until_done(directory, kills, num_processes=1, steps=15, longest=3.0):
 
 
 def check(output_dir, steps=15):
-    """What must hold of a finished run, however often it was killed."""
+    """Check a finished run: its statement counts all releases, no partial file is left, and the pipeline samples."""
     statement = json.loads((output_dir / "privacy.json").read_text())
     journal = Journal(output_dir / "private" / "journal.jsonl")
     counted = [(mechanism.name, mechanism.steps) for mechanism in journal.counted()]
@@ -146,4 +146,4 @@ if __name__ == "__main__":
     many = 8 * options.kills  # steps of each stage, so that the kills are spread over both
     left = kill_until_done(options.directory, options.kills, options.processes, many)
     check(options.directory / "model", many)
-    print(f"killed {len(left)} times, after {left} steps of DP-SGD; resumed each time, and all is well at the end")
+    print(f"Killed {len(left)} times, after {left} DP-SGD steps, and resumed each time: the finished run is correct.")

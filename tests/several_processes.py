@@ -1,4 +1,4 @@
-"""What `test_distributed.py` launches: facts about a step and about a run, written by the main process.
+"""The script that `test_distributed.py` launches: the main process writes the facts that all processes found.
 
 accelerate launch --multi_gpu --num_processes 2 several_processes.py DIRECTORY
 """
@@ -25,7 +25,7 @@ from helpers.runs import make_config
 
 
 def run_of_five_steps(directory):
-    """A whole run, with sampling, noise and draws held fixed by the insecure seed."""
+    """A whole run, in which sampling, noise and draws follow from the insecure seed."""
     torch.manual_seed(process_index())  # the network of the main process is the one that is trained
     trainer = DPCurriculumTrainer(
         unet=tiny_unet(),
@@ -35,7 +35,7 @@ def run_of_five_steps(directory):
             insecure_noise_seed=3,
             max_train_steps=5,
             max_physical_batch_size=3,
-            central_train_steps=0,  # its Adam blows rounding up where a gradient is zero; see `gradient_of_warm_up`
+            central_train_steps=0,  # Adam enlarges rounding errors where a gradient is zero; see `gradient_of_warm_up`
         ),
         train_dataset=tiny_records(),
     )
@@ -51,7 +51,7 @@ def run_of_five_steps(directory):
 
 
 def released_sum(mechanism):
-    """What the optimizer under Opacus' gets, times the expected batch size: without the rounding of a weight's step."""
+    """The gradient that DP-SGD hands to the optimizer, times the expected batch size; weights would be rounded."""
     gradients = []
     step = mechanism.optimizer.original_optimizer.step
     mechanism.optimizer.original_optimizer.step = lambda: (
@@ -68,7 +68,7 @@ def summed_clipped_gradient():
 
 
 def sum_before_the_noise():
-    """What the noise is added to, on the process that adds it; one record at a time, so that gradients are the same."""
+    """The sum before the noise, on the process that adds it; one record at a time, so that gradients are equal."""
     mechanism = make_dp_sgd(batch_size=30, mode="loop", randomness=MechanismRandomness(insecure_noise_seed=5))
     summed, add_noise = [], ExactDPOptimizer.add_noise
 
@@ -104,14 +104,14 @@ def noise_of_empty_batches(secure_rng):
 
 
 def step_with_empty_shares():
-    """A batch of one record: all processes but the first have nothing to do, and take the same step."""
+    """A batch of one record: all processes but the first have an empty share, and take the same step."""
     mechanism = make_dp_sgd(noise_multiplier=1e-9, randomness=MechanismRandomness(insecure_noise_seed=5))
     mechanism.batches = iter([[7]])
     return released_sum(mechanism)
 
 
 def records_of_steps():
-    """For three steps the records that each process takes."""
+    """The records that this process takes in each of three steps."""
     mechanism = make_dp_sgd(physical=1000)
     taken = []
     original = mechanism._set_grad_samples

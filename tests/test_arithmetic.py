@@ -1,4 +1,4 @@
-"""Whatever the caller has set for computations of its own, a mechanism computes as its sensitivity was proved."""
+"""A mechanism computes under the settings for which its sensitivity is proved, whatever the caller has set."""
 
 import ast
 import contextlib
@@ -110,7 +110,7 @@ def test_within_the_context_nothing_is_set_and_afterwards_all_of_it_is(setting):
 @ambient
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
 def test_central_images_are_what_they_are_without(setting, statistic):
-    """With hardly any noise: the statistic to its last digit, of records whose sums float32 could not hold."""
+    """With hardly any noise the release is the exact statistic, here of records whose sums need more than float32."""
     records = records_of_one_value(77)
 
     def query():
@@ -127,7 +127,7 @@ def test_central_images_are_what_they_are_without(setting, statistic):
 @ambient
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
 def test_one_record_among_many_moves_the_sums_by_at_most_the_sensitivity(setting, statistic, monkeypatch):
-    """As the mechanism computes them: what it hands to the noise, with and without the record."""
+    """Compares the sums that the mechanism adds noise to, with and without the record."""
     records, released = records_of_one_value(255), []
     for name in ("_mean_sums", "_mode_votes"):
         original = getattr(central_images, name)
@@ -137,7 +137,7 @@ def test_one_record_among_many_moves_the_sums_by_at_most_the_sensitivity(setting
             lambda *inputs, original=original: released.append(original(*inputs)) or released[-1],
         )
     with SETTINGS[setting]():
-        for count in range(3000, 2980, -1):  # what is rounded stands still for some records, and then jumps
+        for count in range(3000, 2980, -1):  # a rounded sum stays the same for some records, and then jumps
             fewer = ImageDataset(records.images[:count], records.labels[:count], records.class_names)
             CentralImageDataset.from_dataset(fewer, 1, statistic, 1.0, 1.0, ledger=PrivacyLedger(1e-5))
     sensitivity = CentralImageQueries(1, statistic, 1.0, 1.0).mechanism(DatasetInfo(1, 1, 8)).sensitivity
@@ -175,7 +175,7 @@ def test_a_private_step_is_what_it_is_without(setting):
 
 @ambient
 def test_records_are_sampled_at_the_rate_of_the_ledger(setting):
-    """In bfloat16 there are 256 random numbers, by which a rate of 0.0043 becomes one of 0.0062."""
+    """In bfloat16 there are only 256 random numbers, and a rate of 0.0043 would become 0.0062."""
     mechanism = make_dp_sgd(records=tiny_records(20_000), batch_size=86, steps=40)
     sizes = []
     mechanism._set_grad_samples = lambda piece: sizes.append(len(piece))
@@ -201,7 +201,7 @@ def test_a_whole_run_is_as_it_would_be_without(tmp_path, setting):
 
 
 def test_no_mechanism_can_be_recorded_without_arithmetic_of_its_own():
-    """`PrivacyLedger.begin` is the one way that the package uses."""
+    """The package records mechanisms through `PrivacyLedger.begin` alone."""
     package = Path(diffusers_dp_curriculum.__file__).parent
     calls = {"begin": [], "record": []}
     for path in package.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""The options of a run: declared once, checked whenever a config is made, and a token that nothing shows."""
+"""The options of a run are declared once and checked whenever a config is made, and nothing shows the token."""
 
 import copy
 import pickle

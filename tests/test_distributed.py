@@ -1,4 +1,4 @@
-"""Real launches of two and three processes beside one: the same mechanism, whatever their number."""
+"""Launches of one, two and three processes execute the same mechanism."""
 
 import os
 import subprocess
@@ -11,8 +11,8 @@ from helpers import TESTS
 
 
 def launch(num_processes, script, *arguments):
-    """`accelerate launch` on this machine's CPU, as a user would; a single process without a process group."""
-    several = ["--multi_gpu"] if num_processes > 1 else []  # which is its name on a CPU, too
+    """Run `accelerate launch` on this machine's CPU; a single process gets no process group."""
+    several = ["--multi_gpu"] if num_processes > 1 else []  # on a CPU the flag is the same
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(num_processes)),
         *("--main_process_port", "0", script, *arguments),
@@ -25,7 +25,7 @@ PATH = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    """What each process of a launch found, by the number of processes."""
+    """A function from a number of processes to the facts that each process of such a launch found."""
     known = {}
 
     def of(num_processes):
@@ -41,7 +41,7 @@ def facts(tmp_path_factory):
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_step_is_the_same_whatever_the_number_of_processes(facts, count):
-    """Sampling, noise and draws held fixed."""
+    """Sampling, noise and draws follow from a seed here."""
     alone, together = facts(1)[0][0], facts(count)[0]
     assert len(together) == count
     for name in ("gradient", "empty_shares", "warm_up"):
@@ -70,7 +70,7 @@ def test_noise_of_the_released_sum_does_not_depend_on_the_number_of_processes(fa
 
 
 def test_noise_is_added_once_to_the_whole_sum_in_double_precision(facts):
-    """Whatever were added later, or rounded before, would not be hidden by the noise."""
+    """The noise would not hide anything that is added after it or rounded before it."""
     (alone,), (main, other) = ([of_process["before_the_noise"] for of_process in facts(count)[0]] for count in (1, 2))
     assert other is None
     assert alone.dtype == main.dtype == torch.float64

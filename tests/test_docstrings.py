@@ -1,4 +1,4 @@
-"""The public names say what they take, give and raise."""
+"""The docstrings of public names explain every argument."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from diffusers_dp_curriculum.options import declared_options
 
 
 def public_functions():
-    """Every public function, class and method with arguments of its own."""
+    """Every public function, class and method that has arguments, with the docstring that explains them."""
     for name in diffusers_dp_curriculum.__all__:
         thing = getattr(diffusers_dp_curriculum, name)
         if isinstance(thing, str) or (inspect.isclass(thing) and issubclass(thing, Enum)):

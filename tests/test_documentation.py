@@ -1,9 +1,9 @@
 """Every code block of the documentation is executed, scaled down where it would take long.
 
-Python blocks of a page share their names, and a block of text right below one is what it prints. `dp-curriculum` and
-scripts are executed in this process, by their own flags and those of SCALED_DOWN behind them; `pip`, `pytest`,
-`mkdocs`, `ruff` and `mypy` are what `.ci/run` is for, and only looked at here. What cannot be executed says why in a
-comment above it, as in `<!-- not run: needs a cluster -->`; its flags must exist all the same.
+The Python blocks of a page share their variables, and a block of text right below one is what it prints. Commands of
+`dp-curriculum` and scripts are executed in this process, with the flags of SCALED_DOWN added after their own. The
+arguments of `pip` and `pytest` are only checked, since `.ci/run` executes those commands. A block that cannot be
+executed says why in a comment above it, such as `<!-- not run: needs a cluster -->`; its flags must exist all the same.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BLOCK = re.compile(
 )
 INLINE = re.compile(r"`((?:python|accelerate launch|dp-curriculum|pytest|mkdocs)\s[^`]+)`")
 
-# Flags that make minutes or hours a second; the last of two flags counts.
+# Flags that shorten minutes or hours to a second; of a flag given twice the last one counts.
 SCALED_DOWN = {
     "train": "--accountant rdp --central_train_steps 2 --central_batch_size 4 --train_batch_size 4 --max_train_steps 2 "
     "--noise_multiplicity 1 --num_inference_steps 2 --block_out_channels 8 --central_noise_multiplier 20",
@@ -44,7 +44,7 @@ SCALED_DOWN = {
     "--gradient_canaries 100 --image_canaries 100",
 }
 
-# What is not here or would take minutes, and what is executed instead. (Loading from the Hub is test_hub.py's.)
+# Replacements for what is not available here or would take minutes. (test_hub.py loads from the Hub.)
 INSTEAD = {
     "bash": {
         "USER/NAME": "alice/name",
@@ -66,7 +66,7 @@ CLASSES = ["T-shirt", "bag", "boot", "coat", "dress", "pullover", "sandal", "shi
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run that is small and whole."""
+    """The directory of a small finished run."""
     path = tmp_path_factory.mktemp("trained") / "model"
     records = tiny_records(count=60, num_classes=10)
     records.class_names = CLASSES
@@ -89,7 +89,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def reader(trained, hub, tmp_path, monkeypatch):
-    """Where a reader would be who has got to the page: a model under the names that the pages use, and images."""
+    """The directory of a reader of the pages: models under the names that the pages use, and images."""
     for name in ("my-model", "OUTPUT_DIR"):
         shutil.copytree(trained, tmp_path / name)
     for index, record in enumerate(tiny_records(count=80, size=30).images):
@@ -125,12 +125,12 @@ def commands(code: str) -> list[list[str]]:
 
 
 class Parsed(Exception):  # noqa: N818
-    """Raised in place of whatever a script does once it has read its flags."""
+    """Raised in place of what a script does after it has parsed its flags."""
 
 
 @contextlib.contextmanager
 def parsing_only(what: str, monkeypatch):
-    """Within it a program ends when it has read its flags, which must all be known to it."""
+    """A context in which a program ends after it has parsed its flags; unknown flags fail the test."""
     parse = argparse.ArgumentParser.parse_known_args
 
     def parse_and_leave(parser, args=None, namespace=None):
@@ -144,7 +144,7 @@ def parsing_only(what: str, monkeypatch):
 
 
 def run_sub_command(command: str, arguments: list[str], monkeypatch, parse_only: bool) -> None:
-    """Run a sub-command of `dp-curriculum`, or as far as to its flags."""
+    """Run a sub-command of `dp-curriculum`, or only parse its flags."""
     if command == "--help":
         return
     assert command in cli.COMMANDS, f"There is no command {command}"
@@ -154,15 +154,15 @@ def run_sub_command(command: str, arguments: list[str], monkeypatch, parse_only:
         return
     arguments = [*arguments, *SCALED_DOWN.get(command, "").split()]
     if "--plan" in arguments:
-        arguments += ["--output_dir", "not-there-yet"]  # as my-model is, which comes later
+        arguments += ["--output_dir", "not-there-yet"]  # a plan is for a new directory, and my-model exists already
     elif command == "train" and "--output_dir" in arguments:
-        # The reader makes it now.
+        # On the page, this command makes the directory, which the fixture has made already.
         shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)
     assert cli.run(command, arguments) == 0, f"{command} {' '.join(arguments)}"
 
 
 def run_script(script: str, arguments: list[str], monkeypatch, parse_only: bool) -> None:
-    """Run a script as `python` does, or as far as to its flags."""
+    """Run a script as `python` does, or only parse its flags."""
     if script == "examples/train_dp_curriculum.py":  # a short name for the sub-command
         run_sub_command("train", arguments, monkeypatch, parse_only)
         return
@@ -203,7 +203,7 @@ def run_command(words: list[str], monkeypatch, parse_only: bool = False) -> None
         case ["srun", "bash", "-c", line]:
             run_command(*commands(re.sub(r"\$(\w+|\(\(.*?\)\))", "1", line)), monkeypatch, parse_only)
         case _:
-            pytest.fail(f"The documentation has a command that this test knows nothing of: {words}")
+            pytest.fail(f"The documentation has a command that this test does not know: {words}")
 
 
 def run_python(code: str, names: dict, page: str) -> str:

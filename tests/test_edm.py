@@ -14,7 +14,7 @@ from helpers import tiny_records, tiny_scheduler, tiny_unet
 
 
 def test_both_schedulers_sample_what_the_network_learned():
-    """Two classes, bright above or bright below, learned from in some hundred steps without DP."""
+    """Learn two classes, bright above or bright below, in 150 steps without DP, and sample them."""
     torch.manual_seed(0)
     images = torch.full((2, 1, 8, 8), -0.5)
     images[0, :, :4] = images[1, :, 4:] = 0.5
@@ -36,7 +36,7 @@ def test_both_schedulers_sample_what_the_network_learned():
 
 
 def test_a_run_with_edm(tmp_path):
-    """Both stages, the card and the published pipeline."""
+    """A run with the EDM loss goes through both stages, and writes its card and its pipeline."""
     config = DPCurriculumConfig(
         output_dir=str(tmp_path / "model"),
         accountant="rdp",
@@ -75,7 +75,7 @@ def test_a_data_set_by_churn_or_by_the_other_solver(tmp_path):
     generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=2.0)
     settings = json.loads((tmp_path / "churned" / "generation.json").read_text())
     assert (settings["s_churn"], settings["s_tmin"], settings["s_tmax"]) == (2.0, 0.05, 50.0)
-    for other in (3.0, 0.0):  # half of it churned, half not
+    for other in (3.0, 0.0):  # otherwise half of the images would have another churn
         with pytest.raises(InputError, match=r"other settings \(s_churn"):
             generate_dataset(pipeline, 1, output_dir=tmp_path / "churned", num_inference_steps=4, s_churn=other)
     generate_dataset(pipeline, 1, output_dir=tmp_path / "plain", num_inference_steps=4)

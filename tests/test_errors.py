@@ -1,4 +1,4 @@
-"""The errors that the library raises on purpose: of one family, and told apart by who can do something about them."""
+"""The errors that the library raises on purpose have one base class, four kinds, and one grammar."""
 
 import ast
 import pickle
@@ -56,8 +56,8 @@ ARGUMENTS = [name for name in DPCurriculumConfig.__dataclass_fields__ if "_" in 
 
 
 def messages(path):
-    """The texts of the errors that a module makes, as far as they stand in it; `{}` stands for what is filled in."""
-    kinds = NAMES | ({"ValueError"} if path.name == "pipeline.py" else set())  # which travels without this package
+    """The messages in the source of a module; `{}` stands for what is filled in."""
+    kinds = NAMES | ({"ValueError"} if path.name == "pipeline.py" else set())  # which runs without this package
     for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not (isinstance(call, ast.Call) and call.args):
             continue
@@ -69,7 +69,7 @@ def messages(path):
 
 
 def is_message(text):
-    return bool(re.fullmatch(r"(?s)[^\n]+: [^\n]+\.", text)) or text == "{}: {}"  # of which another message is the end
+    return bool(re.fullmatch(r"(?s)[^\n]+: [^\n]+\.", text)) or text == "{}: {}"  # the second part is another message
 
 
 def test_messages_say_what_is_wrong_and_after_a_colon_what_to_do():
@@ -84,7 +84,7 @@ def test_messages_say_what_is_wrong_and_after_a_colon_what_to_do():
 def test_messages_name_arguments_in_backticks_and_no_flags():
     for path in SOURCE.rglob("*.py"):
         if path.name == "cli.py" or path.parent.name == "commands":
-            continue  # they speak of flags
+            continue  # their messages name flags
         for text in messages(path):
             assert not re.search(r"(^|[\s`])--\w", text), f"{path.name}: {text}"
             bare = re.sub("`[^`]*`", "", text)

@@ -14,7 +14,7 @@ PACKAGE = Path(diffusers_dp_curriculum.__file__).parent
 
 
 def modules_with_examples():
-    """The modules whose source has an example; importing all of them would take longer than what is executed."""
+    """The modules whose source has an example; importing all modules would take longer than the examples."""
     for path in sorted(PACKAGE.rglob("*.py")):
         if ">>> " in path.read_text(encoding="utf-8"):
             parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -22,7 +22,7 @@ def modules_with_examples():
 
 
 def examples():
-    """An example has no names but those that it imports, so that it can be copied from the documentation."""
+    """The examples; each has only the names that it imports itself, so that a reader can copy it."""
     for module in modules_with_examples():
         for found in doctest.DocTestFinder(exclude_empty=True).find(module, globs={}):
             if found.examples:

@@ -1,4 +1,4 @@
-"""Results are written where nothing is."""
+"""Results are written to new or empty directories alone."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Messages of the library, which name arguments, in terms of a command's flags."""
+"""The command line rewrites messages, which name arguments, to name its flags."""
 
 import pytest
 

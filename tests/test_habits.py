@@ -1,4 +1,4 @@
-"""The files that contributors and GitHub go by agree with the repository and with each other."""
+"""The files for contributors and for GitHub agree with the repository and with each other."""
 
 import re
 import shlex
@@ -51,7 +51,7 @@ def test_there_are_workflows_for_each_change_and_for_the_night():
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_ask_for_little_and_end(workflow):
     content = yaml.safe_load(workflow.read_text("utf-8"))
-    assert content[True], "`on` is what YAML 1.1 takes for a truth value"
+    assert content[True], "YAML 1.1 reads the key `on` as True"
     assert content["permissions"] == {"contents": "read"}
     assert content["concurrency"]["cancel-in-progress"] is True
     for job in content["jobs"].values():

@@ -1,4 +1,4 @@
-"""The tests lie as the package does, and share what they share through `helpers`."""
+"""The directories of tests are those of the package, and tests import helpers, not each other."""
 
 import ast
 from pathlib import Path
@@ -8,12 +8,12 @@ from helpers import TESTS
 
 
 def imported(path):
-    """The names of the modules that a file imports, anywhere in it and in the programs that it holds as text."""
+    """The names of the modules that a file imports, also in programs that it holds as text."""
     found, texts = set(), [path.read_text(encoding="utf-8")]
     while texts:
         try:
             nodes = list(ast.walk(ast.parse(texts.pop())))
-        except (SyntaxError, ValueError):  # a text that is no program
+        except (SyntaxError, ValueError):  # not a program
             continue
         for node in nodes:
             if isinstance(node, ast.Import):
@@ -32,7 +32,7 @@ def test_no_test_module_is_imported():
 
 
 def test_directories_of_tests_are_rooms_of_the_package():
-    """Or of what is no part of it: the benchmarks and the scripts."""
+    """Only the benchmarks are outside of the package."""
     (package,) = diffusers_dp_curriculum.__path__
     rooms = {path.name for path in Path(package).iterdir() if path.is_dir()}
     with_tests = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}

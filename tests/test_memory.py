@@ -1,4 +1,4 @@
-"""What a piece of work adds to the memory of a process."""
+"""The measured peak of memory is what a piece of work adds to a process."""
 
 import subprocess
 import sys
@@ -34,6 +34,6 @@ print(memory.num_bytes)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere freed memory is not given back")
 def test_gaps_that_earlier_work_has_left_hide_nothing_and_its_peak_counts_for_nothing():
-    """As large images leave them, which were decoded before; in a process where nothing else has left any."""
+    """Decoding images leaves gaps of freed memory; a new process has no others."""
     measured = int(subprocess.check_output([sys.executable, "-c", GAPS], text=True))
     assert 48 * MIB <= measured < 300 * MIB

@@ -1,4 +1,4 @@
-"""Networks and noise schedulers from plain numbers."""
+"""Networks and noise schedulers are built from plain numbers, and impossible ones are refused."""
 
 import inspect
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The package as others get it: a wheel, installed where the repository is not."""
+"""The package as users get it: a wheel, installed without the repository."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "src" / "diffusers_dp_curriculum"
 def site(tmp_path_factory):
     """A directory that holds what the wheel installs."""
     directory = tmp_path_factory.mktemp("wheel")
-    # A copy without what earlier builds have left: setuptools would put it into the wheel.
+    # A copy without the output of earlier builds, which setuptools would put into the wheel.
     sources = directory / "sources"
     shutil.copytree(REPOSITORY, sources, ignore=shutil.ignore_patterns(".*", "build", "outputs", "*.egg-info"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

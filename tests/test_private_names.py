@@ -1,4 +1,4 @@
-"""Names of other libraries that begin with an underscore can go with any of their versions.
+"""Names of other libraries that begin with an underscore can disappear in any of their versions.
 
 Each use in the package is listed here with its reason, and its library has an upper bound in pyproject.toml. A name
 counts as the package's own if the package defines it: as a function, a class, a variable or an attribute of `self`.
@@ -30,7 +30,7 @@ KNOWN = {
     },
 }
 
-OF_PYTHON = {"_actions": ("commands/flags.py", "argparse tells in no other way which flags a parser has")}
+OF_PYTHON = {"_actions": ("commands/flags.py", "argparse has no public list of a parser's flags")}
 
 
 def is_private(name: str) -> bool:
@@ -46,7 +46,7 @@ def is_super(node: ast.AST) -> bool:
 
 
 def own_names(tree: ast.AST) -> list[str]:
-    """Private names that a module defines, each as often as it does."""
+    """The private names that a module defines, each as often as the module defines it."""
     names = []
     for node in ast.walk(tree):
         match node:
@@ -60,7 +60,7 @@ def own_names(tree: ast.AST) -> list[str]:
 
 
 def used_names(tree: ast.AST) -> list[tuple[str, bool]]:
-    """Private names that a module takes from elsewhere, and whether from the class above its own."""
+    """The private names that a module uses, and whether through `super()`."""
     names = []
     for node in ast.walk(tree):
         match node:
@@ -75,7 +75,7 @@ def used_names(tree: ast.AST) -> list[tuple[str, bool]]:
 
 
 def foreign_names(sources: dict[str, str]) -> set[tuple[str, str]]:
-    """The files and the private names of other libraries in them. Calling a method above one's own is a use, too."""
+    """Pairs of a file and a private name of another library in it; a call through `super()` is a use as well."""
     trees = {file: ast.parse(source) for file, source in sources.items()}
     own = [name for tree in trees.values() for name in own_names(tree)]
     return {

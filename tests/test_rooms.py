@@ -1,4 +1,4 @@
-"""The walls between the rooms of the package, read from the imports in its source."""
+"""The rules between the rooms of the package, checked against the imports in its source."""
 
 import ast
 from pathlib import Path
@@ -24,14 +24,14 @@ RULES = {
     "presets": {"mechanisms", "training", "data"},
 }
 
-# Who may hold the images, besides `data`, where their type is defined: what they release goes through a ledger, or is
-# said to be not private.
+# Who may import the type that holds images, besides `data`, which defines it: what these release goes through a ledger,
+# or is declared not private.
 IMAGES = "ImageDataset"
 MAY_HOLD_IMAGES = {"__init__.py", "trainer.py", "mechanisms", "auditing", "evaluation"}
 
 
 def imports():
-    """Each import of the package: file, the dotted name inside the package that it is of, and the names imported."""
+    """Each import in the package: the file, the module as parts of its dotted name, and the imported names."""
     for path in sorted(PACKAGE.rglob("*.py")):
         here = path.relative_to(PACKAGE).parent.parts
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -49,11 +49,11 @@ def imports():
 
 def absolute(module):
     parts = module.split(".")
-    return parts[1:] if parts[0] == PACKAGE.name else ["/", *parts]  # "/" is outside of the package
+    return parts[1:] if parts[0] == PACKAGE.name else ["/", *parts]  # "/" marks a module outside of the package
 
 
 def rooms_of(module, names):
-    """`from . import x` names rooms, `from .x import y` lies in one."""
+    """The rooms of an import: `from . import x` names them, and in `from .x import y` it is x."""
     return {module[0]} if module and module[0] else set(names)
 
 
@@ -85,7 +85,7 @@ def test_nothing_imports_examples_or_benchmarks():
 
 
 def test_rooms_do_not_import_each_other_in_a_circle():
-    """Each room can be read with those below it alone."""
+    """Remove rooms that import none of the remaining ones, until no room remains."""
     rooms = {path.parent.name for path in PACKAGE.glob("*/*.py")}
     below = {room: set() for room in rooms}
     for path, module, _ in imports():

@@ -1,4 +1,4 @@
-"""What is published, printed or raised says nothing of the sensitive records but what the mechanisms release."""
+"""What is published, printed or raised tells nothing about the records beyond what the mechanisms release."""
 
 import io
 import json
@@ -23,7 +23,7 @@ SCRIPT = REPOSITORY / "examples" / "train_dp_curriculum.py"
 NUM_RECORDS, EXPECTED_BATCH = 900, 700
 NAME, COMMENT = "patient-4711", "diagnosis-0815"
 
-# The script as a user runs it, with an observer that notes what must not get out.
+# The script as a user runs it, with an observer that writes down what must not leak.
 OBSERVED_RUN = """
 import json, runpy, sys
 from pathlib import Path
@@ -66,7 +66,7 @@ finally:
 
 
 def write_marked_photos(directory):
-    """Photographs with marks in their names, their metadata and (being noise) their pixels."""
+    """Write images of noise with marks in their names and metadata; return their pixels, which are marks as well."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (NUM_RECORDS, 8, 8, 3), dtype=np.uint8)
     comment = PngImagePlugin.PngInfo()
@@ -112,7 +112,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outside(run):
-    """Every published byte, pictures as their pixels too, and all that was printed."""
+    """Every published file, the pixels of every picture, and everything that was printed."""
     finished, published, _, _ = run
     assert finished.returncode == 0, finished.stderr
     assert {str(name) for name in published} >= {"README.md", "privacy.json", "samples.png", "pipeline.py"}
@@ -130,18 +130,18 @@ def places_of(mark, outside):
 
 def test_neither_names_nor_metadata_nor_pixels_get_out(run, outside):
     marks = [NAME.encode(), COMMENT.encode(), b"photos"]
-    for row in run[3][:, 3]:  # of each image, 8 pixels: as bytes, and as the floats that a network sees
+    for row in run[3][:, 3]:  # 8 pixels of each image, as bytes and as the floats that a network gets
         marks += [row.tobytes(), (row[:, 0] / 127.5 - 1).astype(np.float32).tobytes()]
     assert [(mark, places_of(mark, outside)) for mark in marks if places_of(mark, outside)] == []
 
 
-# How far the reading of the files is, which is of all of them, and how fast bars go (docs/privacy.md speaks of that).
+# Progress bars over all files, and the speed of progress bars (docs/privacy.md explains what speed reveals).
 PROGRESS = re.compile(
     rb"(?:Decoding images|Downloading data|Generating train split):[^\r\n]*|[\d:]+<[\d:?]+, +[\d.?]+[^,\]]*"
 )
 
-VERSION = re.compile(rb"\d+(?:\.\d+){2,}")  # of which 2.13 is no number, though it may be a norm's
-RANDOM_NAME = re.compile(rb'"[0-9a-f]{16}"')  # of a run or of a session of it
+VERSION = re.compile(rb"\d+(?:\.\d+){2,}")  # versions: 2.13 in one of them could look like a norm
+RANDOM_NAME = re.compile(rb'"[0-9a-f]{16}"')  # the random name of a run or of a session
 
 
 def numbers_in(content):
@@ -161,14 +161,14 @@ def test_neither_losses_nor_norms_nor_batch_sizes_get_out(run, outside):
     assert len(noted["losses"]) >= 15
     secret = {form for size in noted["batch sizes"] for form in (f"{size}", f"{size:,}")}
     secret = secret.union(*map(forms_of, noted["losses"] + noted["norms"]))
-    # One of some thousand norms can look like what is planned: a noise multiplier of 0.7997, say.
+    # One of several thousand norms can equal a public number by chance, such as a noise multiplier of 0.7997.
     statement = json.loads(outside[Path("privacy.json")])
     planned = [statement["epsilon"]]
     planned += [
         mechanism[name] for mechanism in statement["mechanisms"] for name in ("noise_multiplier", "sample_rate")
     ]
     secret -= {f"{EXPECTED_BATCH}", f"{NUM_RECORDS}"}.union(*map(forms_of, planned))
-    # Nor do numbers tell anything that were known before: 0.995 is a constant of every DDPMScheduler.
+    # Constants are public as well: every DDPMScheduler has 0.995.
     secret -= numbers_in(json.dumps(dict(build_scheduler().config)).encode())
     texts = {
         name: content for name, content in outside.items() if Path(str(name)).suffix in ("", ".md", ".json", ".py")
@@ -181,7 +181,7 @@ def test_neither_losses_nor_norms_nor_batch_sizes_get_out(run, outside):
 
 
 def test_a_traceback_stays_at_home(tmp_path):
-    """An error in the middle of a step, whose message has a batch size, a name and pixels."""
+    """Raises an error within a step, whose message has a batch size, a name and pixels."""
     finished, published, _, _ = observed_run(tmp_path, breaks="yes")
     assert finished.returncode != 0
     assert b"error: Training broke off with a RuntimeError" in finished.stderr

@@ -1,4 +1,4 @@
-"""The whole path on a small scale: what is refused, what is written, and what the ledger says of it."""
+"""Small whole runs: what is refused, what is written, and what the ledger records."""
 
 import copy
 import json
@@ -134,7 +134,7 @@ def test_privacy_json_is_there_when_all_the_rest_is(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError("No space left on device")
 
-    for _ in range(2):  # new, and over a pipeline that was saved before
+    for _ in range(2):  # the first time, and over an earlier pipeline
         with monkeypatch.context() as broken:
             broken.setattr(Image.Image, "save", no_space)
             with pytest.raises(OSError, match="No space"):
@@ -146,7 +146,7 @@ def test_privacy_json_is_there_when_all_the_rest_is(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("use_ema", [True, False])
 def test_pictures_on_the_way_change_nothing(tmp_path, use_ema):
-    """Training continues from its own weights, not from the average that a picture is made of."""
+    """After a picture, training continues with its own weights, not with the average that the picture shows."""
     weights = []
     for name, every in (("without", None), ("with", 1)):
         torch.manual_seed(3)
@@ -254,7 +254,7 @@ def test_two_runs_with_one_seed_share_neither_central_images_nor_weights(tmp_pat
 
 
 def test_two_runs_with_one_seed_agree_in_all_but_what_the_mechanisms_draw(tmp_path, monkeypatch):
-    """Initial weights and, given the same central images, the warm-up to its last weight; not a step of DP-SGD."""
+    """Initial weights and, with equal central images, the warm-up are equal; DP-SGD differs from the first step on."""
     given = CentralImageDataset.from_dataset(tiny_records(), 5, ledger=PrivacyLedger(1e-5))
     original, original_warm_up = CentralImageQueries.release, trainer_module.warm_up
     monkeypatch.setattr(CentralImageQueries, "release", lambda *args: original(*args) and given)
@@ -344,7 +344,7 @@ def test_plan_is_printed_before_anything_is_read(tmp_path, messages, monkeypatch
 
 
 def test_the_warm_up_sees_central_images_alone(tmp_path, monkeypatch):
-    """Every image that the loss is drawn for before the first DP-SGD step is a central one, white here."""
+    """The central images are white here, and so is every image that the loss gets before the first DP-SGD step."""
     trainer = make_trainer(tmp_path / "model")
     release, draw = CentralImageQueries.release, trainer.loss.draw
 
@@ -366,7 +366,7 @@ def test_the_warm_up_sees_central_images_alone(tmp_path, monkeypatch):
 
 
 def test_one_trainer_and_one_network_learn_from_the_records_once(finished, tmp_path):
-    """Twice the spending under one epsilon is what a second run would be."""
+    """A second run would spend the budget twice under one epsilon."""
     with pytest.raises(InputError, match="has run already"):
         finished.train()
     with pytest.raises(InputError, match="learned from sensitive records in another run"):
@@ -383,7 +383,7 @@ def test_records_are_queried_as_often_as_the_ledger_says(tmp_path, monkeypatch):
 
 
 def test_no_published_file_says_where_anything_was(tmp_path):
-    """A network loaded from a directory remembers it; nobody else should."""
+    """A network that was loaded from a directory knows its path, which must not be published."""
     tiny_unet().save_pretrained(tmp_path / "secret place")
     trainer = make_trainer(tmp_path / "model", unet=UNet2DModel.from_pretrained(tmp_path / "secret place"))
     trainer.train()
@@ -397,14 +397,14 @@ def test_no_published_file_says_where_anything_was(tmp_path):
 
 @pytest.mark.slow
 def test_the_launcher_can_ask_for_a_compiler(tmp_path, monkeypatch):
-    """As `accelerate launch --dynamo_backend` does, by its environment variable."""
+    """`accelerate launch --dynamo_backend` sets an environment variable, as this test does."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
     unet = tiny_unet(dropout=0.5)
     dropout = unet.mid_block.resnets[0].dropout
     modes = []
     monkeypatch.setattr(compilation, "make_fx", lambda f: modes.append((unet.training, dropout.training)) or make_fx(f))
     make_trainer(tmp_path / "model", unet=unet).train()
-    assert modes == [(True, False), (True, True)]  # to be compared with the loop, and then once and for all
+    assert modes == [(True, False), (True, True)]  # for the comparison with the loop, and for training
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(InputError, match="only float32 can be compiled"):
         make_trainer(tmp_path / "other", mixed_precision="bf16")
@@ -507,7 +507,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, make, message
     ],
 )
 def test_a_schedule_that_only_the_last_picture_would_break_on_is_refused(tmp_path, settings, message):
-    """One step of it can be sampled, at timestep 0 or 1."""
+    """A trial of a single step would not notice, as its timestep is 0 or 1."""
     scheduler = DDPMScheduler(num_train_timesteps=20, **settings)
     with pytest.raises(InputError, match=message):
         DPCurriculumTrainer(

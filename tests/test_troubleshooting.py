@@ -11,13 +11,11 @@ from helpers.repository import PACKAGE, read
 
 
 QUOTES = re.findall(r"^```text\n(.*?)\n```$", read("docs/troubleshooting.md"), re.MULTILINE | re.DOTALL)
-LEAST_LETTERS = 10  # of a message without what differs: less could be any message
+LEAST_LETTERS = 10  # without the parts that vary; a shorter text could match any message
 
 
 def messages(source: str) -> list[str]:
-    """The texts of a module, with `...` for what is put into them. A message that the command line rewrites to name
-    flags is the same but for backticks, which are left out.
-    """
+    """The texts in the source of a module, without backticks, and with `...` for what is filled in."""
     texts, nodes = [], list(ast.walk(ast.parse(source)))
     pieces = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in nodes:
@@ -36,7 +34,7 @@ def plain(text: str) -> str:
 
 
 def is_printed(quote: str, text: str) -> bool:
-    """Whether a message reads so, as a whole or up to its first colon."""
+    """Whether a message matches the quote, as a whole or up to its first colon."""
     for words in (text, text.split(": ")[0]):
         literal = [re.escape(word) for word in words.split("...")]
         if len("".join(words.split("..."))) >= LEAST_LETTERS and re.fullmatch(".+".join(literal), quote):

@@ -1,4 +1,4 @@
-"""The notebook, cell by cell in a kernel of its own."""
+"""The notebook is executed cell by cell, in a kernel of its own."""
 
 import nbclient
 import nbformat

@@ -109,9 +109,10 @@ TIMESTEP_SAMPLING = one_of("log_normal", "uniform")
 NOISE_LEVEL_STD = above(0)
 LABEL_DROPOUT = PROBABILITY_BELOW_ONE
 
-# Sampling.
+# Sampling, and the files of a synthetic data set.
 GUIDANCE_SCALE = at_least(0)
 S_CHURN = at_least(0)
+FILE_FORMAT = one_of("parquet", "imagefolder")
 
 # The classifiers that measure utility.
 CLASSIFIER = one_of("cnn", "resnet")

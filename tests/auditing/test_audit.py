@@ -1,4 +1,4 @@
-"""The audit: it lets the mechanism pass as it is, and finds out a mechanism that says more noise than it adds."""
+"""The audit does not refute the mechanism as it is, and refutes one that adds less noise than it claims."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_som
 
 
 def test_a_mechanism_without_noise_is_found_out():
-    # Of 500 present canaries one in 2^12 would be sampled in none of 12 steps, and leave no trace.
+    # More steps, since one in 2^12 canaries would be sampled in none of 12 steps, and leave no trace.
     audit = small_audit(actual_noise=0.0, steps=2 * STEPS)
     white_box = audit.bounds[0]
     assert white_box.correct == white_box.guesses
@@ -57,7 +57,7 @@ def test_a_mechanism_without_noise_is_found_out():
 
 
 def test_an_absent_canary_leaves_no_trace_and_a_present_one_the_clipping_norm():
-    """Without noise, what a step releases of each canary is its clipped gradient, or nothing."""
+    """Without noise, a step releases the clipped gradient of each present canary, and 0 for each absent one."""
     audit = small_audit(actual_noise=0.0, sample_rate=1.0, steps=1)
     # The score of one step without sampling is (released - 1/2) / sigma^2, in units of the clipping norm.
     released = audit.scores["white-box"] * audit.mechanism.noise_multiplier**2 + 0.5

@@ -1,4 +1,4 @@
-"""What right guesses prove: true claims survive, false ones do not."""
+"""The bounds that right guesses prove refute false claims, and do not refute true ones."""
 
 import math
 
@@ -21,13 +21,13 @@ def right_guesses(scores, present, guesses):
 
 
 def attacked_gaussian(generator, canaries, sigma, guesses):
-    """Right guesses about canaries that each add 1, or nothing, to a number of their own."""
+    """The number of right guesses about canaries that each add 1, or 0, to a noisy number of their own."""
     present = generator.random(canaries) < 0.5
     return right_guesses(present + sigma * generator.standard_normal(canaries), present, guesses)
 
 
 def test_only_right_guesses_have_the_bound_of_pure_privacy_in_closed_form():
-    """Without delta, r right guesses of r have the probability p^r: 5 % of it is the bound."""
+    """Without delta, r guesses are all right with probability p^r; the bound is where this is 5 %."""
     success = 0.05 ** (1 / 200)
     assert one_run_bound(1000, 200, 200, delta=0.0) == pytest.approx(math.log(success / (1 - success)), abs=0.01)
 
@@ -41,7 +41,7 @@ def test_coin_flips_prove_nothing_and_more_right_guesses_prove_more():
 
 
 def test_a_claim_of_pure_privacy_survives_as_often_as_the_confidence_says():
-    """Randomized response is what the bound is exact for."""
+    """The mechanism is randomized response, for which the bound is exact."""
     generator = np.random.default_rng(1)
     success = 1 / (1 + math.exp(-1.5))
     correct = generator.binomial(1000, success, size=400)
@@ -59,7 +59,7 @@ def test_the_privacy_profile_is_that_of_an_independent_implementation(mechanism)
     accountant.compose(dp_event.PoissonSampledDpEvent(mechanism.sample_rate, event), mechanism.steps)
     for number in range(0, len(epsilons) // 2, len(epsilons) // 20):
         independent = accountant.get_delta(epsilons[number])
-        # `epsilons` are moved up by 0.02, so a little above in delta, never below.
+        # `epsilons` are 0.02 too large, so that delta is a little above the exact one, and never below.
         assert independent * 0.999 - 1e-9 <= deltas[number] <= 1.1 * independent + 1e-7
 
 

@@ -1,4 +1,4 @@
-"""The benchmark against DP-SGD alone: that it compares like with like, goes on where it was, and reports."""
+"""The comparison with DP-SGD alone: equal passes, resuming, and the report."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ import curriculum_vs_dpsgd as benchmark
 
 
 def write_idx(directory):
-    """Forty and twenty images of 8x8 under the names of MNIST's files."""
+    """Write 40 training and 20 test images of 8x8 pixels under the names of MNIST's files."""
     generator = np.random.default_rng(0)
     directory.mkdir()
     for prefix, count in (("train", 40), ("t10k", 20)):
@@ -98,5 +98,5 @@ def test_every_arm_runs_and_is_reported(tmp_path, monkeypatch, capsys):
 
     (output / "cells" / "real-no-0.json").unlink()
     capsys.readouterr()
-    benchmark.main()  # goes on with what is missing
+    benchmark.main()  # runs the missing cell
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(": done")] == ["real-no-0: done"]

@@ -1,4 +1,4 @@
-"""What the default recipe promises, over three seeds.
+"""The quality of the default recipe, over three seeds.
 
 `pytest -m slow tests/benchmarks/test_digits_recipe.py` takes half an hour.
 """
@@ -32,7 +32,7 @@ def test_digits_are_good_and_better_than_dp_sgd_alone(tmp_path):
 
 
 def test_real_digits_score_as_real_digits_do():
-    """The yardstick itself: a forest on real digits, and the distance of real digits to others."""
+    """Check the measures themselves, on real digits and on inverted ones."""
     train = digits.load_image_dataset(dataset_name="digits")
     images, labels = train.images.float() / 255, train.labels.numpy()
     assert digits.forest_accuracy(images, labels) >= 0.96

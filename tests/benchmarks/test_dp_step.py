@@ -1,4 +1,4 @@
-"""The benchmark of a DP-SGD step: that it measures what it says, and that the page shows what was measured."""
+"""The benchmark of a DP-SGD step runs, and the documentation shows its results."""
 
 import contextlib
 import json

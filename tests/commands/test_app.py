@@ -1,4 +1,4 @@
-"""The page, as a person with a browser meets it, and as a program does."""
+"""The page of `dp-curriculum app`, opened in a browser and called by a program."""
 
 import io
 import json

@@ -10,7 +10,7 @@ from diffusers_dp_curriculum.commands import env
 
 
 def test_nothing_that_tells_of_people_or_places_is_printed(tmp_path):
-    """In a process of its own: Accelerate settles where its configuration is when it is imported."""
+    """In a new process, since Accelerate finds the place of its configuration when it is imported."""
     home = tmp_path / "home" / "dr-secret-person"
     config = home / "hf" / "accelerate" / "default_config.yaml"
     config.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it."""
+"""The command `dp-curriculum evaluate`."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def run(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A pipeline of ten classes and its budget."""
+    """The directory of a pipeline with ten classes, and of its privacy.json."""
     directory = tmp_path_factory.mktemp("run") / "model"
     ClassConditionalPipeline(tiny_unet(num_classes=10), tiny_scheduler()).save_pretrained(directory)
     write_privacy_json(directory / "privacy.json")
@@ -111,7 +111,7 @@ def test_a_generated_data_set_is_compared_with_a_folder_of_images(file_format, m
         (["--reference", "digits", "--scheduler", "Magic"], "is Magic: choose one of"),
         (["--reference", "digits", "--class_names", *"abcdefghij"], "name the real ones alike"),
         (["--reference", "digits", "--output_dir", str(Path(__file__).parent)], "choose another as `output_dir`"),
-        (["--reference", "."], "holds no images: pass the directory that does as `reference`"),
+        (["--reference", "."], "holds no images: pass the directory with the images as `reference`"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_sampled_or_written(

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it."""
+"""The command `dp-curriculum train`, started by the launcher and called in this process."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def write_image_folder(path, count=12, size=(9, 11)):
 
 
 def test_image_folder_to_pipeline_and_data_set(tmp_path):
-    """A user's own colour photographs, through the real launcher, to a synthetic data set."""
+    """Train on a folder of colour images through the launcher, and generate a data set."""
     write_image_folder(tmp_path / "photos")
     (tmp_path / "photos" / "cat" / "unread.heic").touch()
     output_dir = tmp_path / "model"
@@ -237,7 +237,7 @@ def test_a_found_list_of_classes_is_refused_unless_it_is_named_or_accepted(tmp_p
 
 @pytest.mark.parametrize("flag", ["edm_sigma_data", "class_names", "accept_found_classes"])
 def test_flags_that_are_published_say_so(flag):
-    """The help must not lead anybody to measure the records."""
+    """The help must not lead a user to measure the records."""
     options = {option.name: option.help for option in declared_options(train.ScriptArguments)}
     assert "publish" in options[flag].lower()
     assert "must not be measured on the records" in options["edm_sigma_data"]

@@ -1,4 +1,4 @@
-"""No list of classes follows from which records there are unless the user accepts that."""
+"""A list of classes that may depend on which records there are is refused unless the user accepts it."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def quiet():
 
 @pytest.fixture
 def load(tmp_path):
-    """`datasets.load_dataset` with a cache of its own."""
+    """`datasets.load_dataset` with a cache below `tmp_path`."""
 
     def load(*args, **options):
         return datasets.load_dataset(*args, split="train", cache_dir=str(tmp_path / "cache"), **options)
@@ -39,7 +39,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def found(tmp_path, load):
-    """Six images of which `datasets` has read the classes, as a user loads them."""
+    """Six images with classes that `datasets` has read from their directories."""
     write_images(tmp_path / "photos" / "cat", GREY[:3])
     write_images(tmp_path / "photos" / "dog", GREY[3:])
     return load("imagefolder", data_dir=str(tmp_path / "photos"))
@@ -82,7 +82,7 @@ def again(dataset, tmp_path):
 
 
 def turned(dataset):
-    """The images anew, as bytes without a name."""
+    """The same images rotated, which are bytes without a file name."""
     return dataset.map(lambda record: {"image": record["image"].rotate(90)})
 
 
@@ -226,7 +226,7 @@ for options in json.loads(sys.argv[1]):
 
 @pytest.fixture
 def on_hub(hub, tmp_path):
-    """Load data sets of given files in a process of its own, with one set of options after the other."""
+    """A function that puts files on the Hub, and loads them in another process with each set of options."""
 
     def load_from_hub(repositories, *options, **variables):
         for name, files in repositories.items():

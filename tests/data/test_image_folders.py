@@ -22,7 +22,7 @@ def quiet():
 
 
 def test_image_files_with_class_directories(tmp_path):
-    root = tmp_path / "images [1]"  # a name that is a pattern
+    root = tmp_path / "images [1]"  # a name that glob would read as a pattern
     write_images(root / "dog", GREY[:2])
     write_images(root / "cat", GREY[2:5])
     dataset = load_image_dataset(train_data_dir=str(root))
@@ -161,7 +161,7 @@ def test_directories_that_are_links_are_read(photos, tmp_path):
     (photos / "dog").rename(tmp_path / "elsewhere")
     (photos / "dog").symlink_to(tmp_path / "elsewhere")
     assert load(photos).labels.bincount().tolist() == [5, 5]
-    (photos / "cat" / "up").symlink_to(photos)  # would never end
+    (photos / "cat" / "up").symlink_to(photos)  # a link to a parent directory
     assert load(photos).provenance["left out"] == "1 without suffix (linked to a directory that is read already)"
     (photos / "cat" / "up").unlink()
     (photos / "hound").symlink_to(tmp_path / "elsewhere")  # each image would be two records
@@ -189,7 +189,7 @@ def test_a_class_of_which_nothing_can_be_used_is_refused(photos, name, options):
     for path in (photos / "dog").iterdir():
         path.unlink()
     write_files(photos / "dog", ".gitkeep", ".DS_Store")
-    assert load(photos, **options).class_names == CLASSES  # an empty class, which the owner has arranged
+    assert load(photos, **options).class_names == CLASSES  # an empty directory is a class, too
     write_files(photos / "dog", name)
     with refused("The directory of the class dog holds nothing that can be used, only 1 ") as caught:
         load(photos, **options)
@@ -209,7 +209,7 @@ def test_a_directory_beside_the_named_classes_may_hold_anything_but_images(photo
 
 @contextlib.contextmanager
 def somebody_else():
-    """Whoever runs the tests may read everything if it is the superuser."""
+    """A context in which the tests run without the rights of root, which may read everything."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)

@@ -1,4 +1,4 @@
-"""What libraries say of single records reaches neither the log nor the terminal."""
+"""Messages of libraries about single records reach neither the log nor the terminal."""
 
 import io
 import logging
@@ -22,7 +22,7 @@ MARK = "patient-4711"
 
 @pytest.fixture
 def heard(capfd):
-    """What is said by some work to a user who wants to be told everything."""
+    """A function that runs some work, and returns all its warnings, log messages and output on the terminal."""
 
     def listen(work):
         log = io.StringIO()
@@ -49,7 +49,8 @@ def palette_with_transparency():
 
 
 def damaged_exif():
-    exif = b"II*\0\x08\0\0\0" + b"\x05\0\x12\x01\x03\0\x01\0\0\0\x06"  # five entries, of which the first breaks off
+    # It announces five entries, and ends within the first.
+    exif = b"II*\0\x08\0\0\0" + b"\x05\0\x12\x01\x03\0\x01\0\0\0\x06"
     return encoded(COLOUR[0], format="JPEG", exif=b"Exif\0\0" + exif)
 
 
@@ -79,7 +80,7 @@ def test_an_image_of_which_libraries_speak_is_loaded_in_silence(image, heard, mo
         picture.getexif()
         picture.convert("RGB")
 
-    assert heard(decode_and_convert)  # or it would prove nothing
+    assert heard(decode_and_convert)  # otherwise the next line would prove nothing
     assert heard(lambda: to_image_dataset(make_dataset([image]), resolution=8)) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""The measures and their report, on digits and on samples that are known to be copies, noise or real."""
+"""The measures and the report, for samples that are copies, noise, or real digits."""
 
 import base64
 import json
@@ -67,7 +67,7 @@ def test_copies_of_training_images_are_found_each_with_its_original():
 
 
 class Rows(torch.nn.Module):
-    """Features that mirrored images share, and whose last digits depend on the batch, as those of networks do."""
+    """Features that are equal for mirrored images, and whose last digits depend on the batch, as with networks."""
 
     def forward(self, images):
         return images.float().mean(dim=-1).flatten(1) * (1 + 1e-6 * len(images))
@@ -103,7 +103,7 @@ def test_utility_is_the_accuracy_on_real_test_images_of_classifiers_that_saw_non
 
 
 def test_the_real_test_images_decide_nothing():
-    """Other test labels change what is reported, and by as much as they must: the classifier is the same."""
+    """With other test labels the classifier is the same, and only its confusion matrix changes."""
     shifted = ImageDataset(TEST.images, (TEST.labels + 1) % 10, TEST.class_names)
     few = part(DIGITS, 0, 100)
     first, second = (
@@ -146,7 +146,7 @@ def test_a_reference_that_does_not_fit_is_refused(train, message):
 def test_too_few_samples_and_unknown_classifiers_are_refused():
     with pytest.raises(InputError, match="only 5 samples"):
         measure(part(UNSEEN, 0, 5))
-    with pytest.raises(InputError, match="no classifier 'vgg'"):
+    with pytest.raises(InputError, match='`classifiers` is "vgg": choose cnn or resnet'):
         measure(UNSEEN, ["vgg"])
 
 

@@ -43,7 +43,7 @@ def tiny_dinov2():
 
 
 def test_features_are_those_of_the_model_on_normalised_colour_images(tmp_path):
-    """16x16 images need no resizing here, so the preprocessing can be written down."""
+    """Images of 16x16 are not resized here, so that the preprocessing is a formula."""
     model = tiny_dinov2()
     found = extract_features(load_feature_extractor(save(model, tmp_path)), GREY)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_pixels_are_the_image_in_0_to_1_and_large_images_are_averaged():
 
 
 def test_a_model_with_weights_that_would_be_random_is_refused(tmp_path):
-    """A classifier is saved without the pooling that its features would come from."""
+    """A classifier is saved without the pooling layer, whose output would be the features."""
     path = save(ViTForImageClassification(ViTConfig(**TINY, **PATCHES)), tmp_path)
     with pytest.raises(InputError, match=r"lack pooler\.dense\.\w+, which would be random"):
         load_feature_extractor(path)

@@ -16,7 +16,7 @@ from diffusers_dp_curriculum.evaluation.nearest import distances_to_nearest
 
 
 def clouds(real=700, synthetic=640, features=24, dtype=torch.float32, offset=0.0):
-    """More of either than rows are taken at once, and of different numbers."""
+    """Two clouds of points, of different sizes, both larger than the number of rows taken at once."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(features, features, generator=generator) / features**0.5
     return (

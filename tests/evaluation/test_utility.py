@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_classifier_and_leaves_the_global_generator
 
 
 def test_the_epoch_that_counts_is_chosen_on_the_images_that_were_held_out():
-    """With half of the labels at random, the images it was trained on get right what the held-out ones cannot."""
+    """Labels of random images can only be memorised, so that only training images are classified well."""
     images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(60) % 2
     memorised = train_classifier(images, labels, 2, epochs=60, batch_size=20, selection_share=0.4)
@@ -73,7 +73,7 @@ def test_the_epoch_that_counts_is_chosen_on_the_images_that_were_held_out():
 @pytest.mark.parametrize(
     ("images", "labels", "options", "message"),
     [
-        (TRAIN.images, TRAIN.labels, {"architecture": "vgg"}, "no classifier 'vgg'"),
+        (TRAIN.images, TRAIN.labels, {"architecture": "vgg"}, '`architecture` is "vgg": choose cnn or resnet'),
         (TRAIN.images.float(), TRAIN.labels, {}, "pass uint8 images"),
         (TRAIN.images, TRAIN.labels[:-1], {}, "N labels"),
         (TRAIN.images, TRAIN.labels + 1, {}, "not between 0 and 9"),

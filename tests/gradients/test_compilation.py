@@ -19,7 +19,7 @@ from helpers.wrong_kernels import wrong_for_one_parameter
 
 @pytest.mark.parametrize("num_classes", [3, None])
 def test_compiled_gradients_follow_the_parameters_and_take_smaller_batches(num_classes):
-    """`aot_eager` takes the whole way of a compiler but for the making of machine code."""
+    """The backend `aot_eager` does all that a compiler does except generating machine code."""
     torch.manual_seed(0)
     unet = smallest_unet(num_classes=num_classes)
     unet.conv_in.bias.requires_grad_(False)
@@ -37,7 +37,7 @@ def small_draws():
 
 
 def test_each_mode_of_the_layers_has_its_own_trace():
-    """Dropout is in the trace of training mode, and not in that which it is compared with the loop in."""
+    """The trace of training mode has dropout, and the trace for the comparison with the loop has none."""
     network, draws = Small(dropout=0.5), small_draws()
     gradients_of = CompiledGradients(network, num_records=3, backend="aot_eager")
     for training in (True, False, True):

@@ -20,7 +20,7 @@ def test_targets_recover_the_image(prediction_type):
         for k in range(4):
             timestep = draws.timesteps[record, k]
             if timestep > 950:
-                continue  # almost all noise: dividing by the signal left is not accurate
+                continue  # almost all noise, so that dividing by the remaining signal is inaccurate
             output = scheduler.step(draws.target[record, k], timestep, draws.noisy[record, k])
             assert torch.allclose(output.pred_original_sample, images[record], atol=2e-3)
 

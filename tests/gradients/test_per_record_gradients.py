@@ -1,4 +1,4 @@
-"""Per-record gradients: both modes against a naive float64 loop, for any network; what cannot be folded is not."""
+"""Per-record gradients of both modes agree with a simple float64 loop; networks without rules take the loop."""
 
 import copy
 from functools import partial
@@ -42,7 +42,7 @@ def test_both_modes_agree_with_a_naive_float64_loop(seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_under_autocast_the_modes_agree_and_are_as_exact_as_ordinary_training(seed):
-    """What bfloat16 costs is the network's own rounding, the same as in a backward pass without any privacy."""
+    """The error in bfloat16 is the rounding of the network itself, as in an ordinary backward pass."""
     unet = random_unet(seed)
     draws = make_draws(unet, count=8)
     expected = clipped_sum(naive_gradients(unet, draws), 0.1)
@@ -87,21 +87,21 @@ class UnknownLayer(Wrapped):
 
 
 class ParameterAsInput(Wrapped):
-    """A parameter is what a layer works on."""
+    """A parameter is the input of a layer."""
 
     def before(self, noisy):
         return noisy + F.linear(self.conv.weight, noisy.new_ones(3, 3)).mean()
 
 
 class Detour(Wrapped):
-    """A parameter is used both by a layer and behind its back."""
+    """A parameter is used by a layer and also outside of it."""
 
     def before(self, noisy):
         return self.conv(noisy) + self.conv.weight.sum()
 
 
 class RowsMoved(Wrapped):
-    """A layer sees the records' rows in another order than they came."""
+    """A layer gets the rows in another order than that of the records."""
 
     def before(self, noisy):
         return self.conv(noisy.roll(1, 0)).roll(-1, 0)
@@ -112,7 +112,7 @@ class Unused(Wrapped):
 
 
 class ZeroOutput(Detour):
-    """Fresh, it answers zero, so that the gradients behind its last layer are zero in any mode."""
+    """Its initial output is zero, so that all gradients before its last layer are zero in either mode."""
 
     def __init__(self):
         super().__init__()
@@ -177,7 +177,7 @@ def test_a_mode_that_is_asked_for_is_taken():
 
 
 def test_many_draws_of_large_images_take_the_loop_on_a_cpu():
-    """There it is as fast, in the memory of one record; 8 draws of 28x28 are not enough."""
+    """The loop is as fast there, and takes the memory of one record; 8 draws of 28x28 are not enough work."""
     unet = tiny_unet(size=28)
     draws = make_draws(unet, count=2, noise_multiplicity=1)
     assert choose_mode(unet, draws, 8, "auto") == "folded"
@@ -228,7 +228,7 @@ def test_rounding_is_not_taken_for_another_gradient(seed, dtype, loss_scale):
 
 
 def test_modes_are_compared_in_training_mode(monkeypatch):
-    """What a layer does there alone has no rule here."""
+    """This layer does something without a rule, in training mode alone."""
 
     class Scaled(Detour):
         def before(self, noisy):
@@ -244,7 +244,7 @@ def test_dropout_is_no_difference_between_the_modes():
 
 
 def spoilt(unet, change):
-    """Gradients that are right but for one parameter."""
+    """A function to gradients that are wrong for one parameter."""
 
     def gradients_of(draws):
         gradients = per_record_gradients(unet, draws, "folded")
@@ -265,7 +265,7 @@ def test_other_gradients_are_noticed(change):
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("strength", [1, 1e-3])
 def test_gradients_that_depend_on_other_records_are_refused(count, strength):
-    """Also where dropout has another mask for each record."""
+    """The network has dropout, with another mask for each record."""
     unet = tiny_unet(dropout=0.5)
     draws = make_draws(unet, count)
     mixed = spoilt(unet, lambda gradient: gradient - strength * gradient.mean(dim=0))
@@ -275,7 +275,7 @@ def test_gradients_that_depend_on_other_records_are_refused(count, strength):
 
 
 def test_a_little_of_other_records_is_not_taken_for_rounding(monkeypatch):
-    """Five percent, where bfloat16 may round away twelve."""
+    """Five percent of other records are noticed, although bfloat16 may round by twelve percent."""
     sums = folded_layers._sum_positions
 
     def mixed(rows, num_records):
@@ -289,7 +289,7 @@ def test_a_little_of_other_records_is_not_taken_for_rounding(monkeypatch):
 
 
 def test_a_record_that_has_no_finite_gradient_hides_no_other():
-    """The logarithm of label 0 is none, in a Fourier embedding of labels."""
+    """A Fourier embedding takes the logarithm of label 0, which is not finite."""
     torch.manual_seed(0)
     unet = tiny_unet(class_embed_type="timestep", time_embedding_type="fourier")
     draws = make_draws(unet, 3)
@@ -322,7 +322,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_rules(name):
-    """Each rule alone, with inputs that are not contiguous, as attention makes them."""
+    """Each rule is tried alone, with inputs that are not contiguous, as in attention."""
     layer, shape = copy.deepcopy(LAYERS[name][0]), LAYERS[name][1]
     torch.manual_seed(0)
     for parameter in layer.parameters():

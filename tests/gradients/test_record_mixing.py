@@ -1,4 +1,4 @@
-"""Networks that mix records, or keep anything of them, are refused by the layer's name; others stay as they are."""
+"""Networks that mix records, or keep anything of them, are refused with the layer's name; others are unchanged."""
 
 import random
 from collections import deque
@@ -29,7 +29,7 @@ def some_rows(count=3, channels=1, null_label=3):
 
 
 class Layer(Wrapped):
-    """A UNet behind a layer of its own, which is called `layer`."""
+    """A UNet whose input first goes through another layer, called `layer`."""
 
     def __init__(self, layer):
         super().__init__()
@@ -40,7 +40,7 @@ class Layer(Wrapped):
 
 
 class WhenTrained(torch.nn.Module):
-    """Does what `mix` does, in training mode alone, where it can have parameters and buffers as `add` gives them."""
+    """A layer that calls `mix` in training mode alone; `add` can give it parameters and buffers."""
 
     def __init__(self, mix, add=lambda module: None):
         super().__init__()
@@ -52,7 +52,7 @@ class WhenTrained(torch.nn.Module):
 
 
 class GradientsMixed(torch.autograd.Function):
-    """The identity, but on the way back."""
+    """The identity in the forward pass; the backward pass mixes records."""
 
     @staticmethod
     def forward(ctx, rows):
@@ -64,7 +64,7 @@ class GradientsMixed(torch.autograd.Function):
 
 
 class EmbeddingMixed(torch.nn.Module):
-    """Mixes gradients where they lead to embeddings, and to nothing of the image."""
+    """Mixes the gradients of an embedding, which lead to no part of the image."""
 
     def __init__(self, embedding):
         super().__init__()
@@ -251,7 +251,7 @@ def test_layers_that_keep_something_of_a_batch_are_refused_by_name(mix, add, nam
 
 
 def test_a_state_that_no_answer_shows_is_refused():
-    """Nothing uses it, but it would be published."""
+    """The output does not depend on the buffer, but the buffer would be published."""
     network = Layer(WhenTrained(lambda module, rows: (running_mean(module, rows), rows)[1], KEEPERS["a buffer"][1]))
     with pytest.raises(InputError, match="the buffer layer.kept, .* would be published"):
         check_records_stay_apart(network, some_rows())
@@ -314,7 +314,7 @@ def test_networks_that_treat_each_record_alone_pass_and_stay_as_they_are(make, p
     network = make().eval()
     parameters = list(network.parameters())
     parameters[0].grad = torch.ones_like(parameters[0])
-    next(network.children()).train()  # modes are those of each layer
+    next(network.children()).train()  # each layer has a mode of its own
     modes = [module.training for module in network.modules()]
     before = set(vars(network)), [(p.detach().clone(), p.requires_grad) for p in parameters]
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
@@ -345,7 +345,7 @@ def test_a_trainer_refuses_them_before_anything_is_written(tmp_path, options):
 @pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_a_trainer_tries_the_network_in_the_precision_that_trains(tmp_path, precision):
-    """A layer that mixes in bfloat16 alone."""
+    """The layer mixes records in bfloat16 alone."""
 
     def mix(module, rows):
         return rows - rows.mean(dim=0, keepdim=True) if rows.dtype == torch.bfloat16 else rows

@@ -1,4 +1,4 @@
-"""The function that a run takes its gradients from is tried where and as the run will use it, and needs no more."""
+"""The gradient function of a run is tried under the conditions of the run, and takes no more memory than the run."""
 
 from functools import partial
 
@@ -74,7 +74,7 @@ def test_no_pass_that_keeps_activations_has_more_rows_than_in_training(tmp_path,
 
 
 def test_the_loop_of_large_images_is_tried_a_row_at_a_time():
-    """A CPU takes it by itself, and then no pass of training has two rows."""
+    """A CPU chooses the loop by itself, and then no pass of training has two rows."""
     rows, network = [], Small()
     network.register_forward_hook(lambda _, inputs, output: rows.extend([len(inputs[0])] * torch.is_grad_enabled()))
     config = make_config("nowhere", noise_multiplicity=1)
@@ -92,7 +92,7 @@ def test_a_network_is_left_as_it_was(tmp_path):
 
 
 class MixesItsGradient(torch.autograd.Function):
-    """A scale whose own gradient is mixed, in a layer whose outputs and inputs have the right ones."""
+    """A multiplication whose gradient is mixed for the factor alone, and right for the rows."""
 
     @staticmethod
     def forward(ctx, rows, scale):

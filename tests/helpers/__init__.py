@@ -11,7 +11,7 @@ from diffusers_dp_curriculum.data.image_dataset import ImageDataset
 
 
 REPOSITORY = Path(__file__).parents[2]
-TESTS = REPOSITORY / "tests"  # where processes start that import helpers
+TESTS = REPOSITORY / "tests"  # the working directory of processes that import helpers
 
 # The files of a published pipeline that has classes and central images, besides what keeps private/ from publication.
 PUBLISHED = [
@@ -73,7 +73,7 @@ def records_of_one_value(value):
 
 
 def write_privacy_json(path, **changes):
-    """A privacy.json as a run writes it, but for the changes."""
+    """Write a privacy.json as a run does, with some entries changed, and return its path."""
     ledger = PrivacyLedger(1e-5, "rdp")
     ledger.record(Mechanism("central_images_mean", 5.0, 0.1, 5, 4.0))
     ledger.record(Mechanism("dp_sgd", 2.0, 0.1, 10, 1.0))
@@ -82,14 +82,14 @@ def write_privacy_json(path, **changes):
 
 
 def write_run(directory, *mechanisms, saved=True, delta=1e-5, accountant="rdp", **options):
-    """The directory of a run as far as its budget goes: the journal, and privacy.json if it was saved."""
+    """Write the journal of a run and, if it was saved, its privacy.json; return the directory of the run."""
     (directory / "private").mkdir(parents=True)
     ledger = PrivacyLedger(delta, accountant, directory / "private" / "journal.jsonl", **options)
     return _execute(ledger, directory, mechanisms, saved)
 
 
 def resume_run(directory, *mechanisms, saved=True):
-    """Resume what `write_run` wrote, where it stopped."""
+    """Resume the run that `write_run` wrote after its last event, and return its directory."""
     journal = directory / "private" / "journal.jsonl"
     position = len(journal.read_text().splitlines())
     return _execute(PrivacyLedger.resume(journal, position), directory, mechanisms, saved)

@@ -64,7 +64,7 @@ class Browser:
         return value
 
     def text(self) -> str:
-        """What a reader of the page sees of text."""
+        """The visible text of the page."""
         return self.run("document.body.innerText")
 
     def screenshot(self, path: Path) -> None:

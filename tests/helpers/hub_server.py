@@ -1,7 +1,7 @@
-"""A Hub on loopback: as much of the Hub's HTTP protocol as pushing, listing and loading repositories takes.
+"""A Hub on this machine: the part of the Hub's HTTP protocol that pushing, listing and loading repositories needs.
 
-It is spoken to by the real clients (`huggingface_hub`, `diffusers`, `datasets`), and misbehaves when asked to:
-[`HubServer.fail`] answers requests with an error, [`HubServer.cut`] hangs up in the middle of one.
+The real clients (`huggingface_hub`, `diffusers`, `datasets`) talk to it. [`HubServer.fail`] makes it answer requests
+with an error, and [`HubServer.cut`] makes it hang up in the middle of one.
 """
 
 import base64
@@ -61,7 +61,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong the next `times` times that a request line matches."""
+    """A fault that happens to the next `times` requests whose line matches."""
 
     pattern: re.Pattern
     status: int | None  # None hangs up
@@ -76,9 +76,9 @@ class HubServer:
     Attributes:
         url: Its address, for `HF_ENDPOINT`.
         repos: The repositories by type (`"model"` or `"dataset"`) and id.
-        tokens: Whose each token is, and whether it may write.
+        tokens: The owner of each token, and whether the token may write.
         requests: The request lines so far.
-        chunk_size: From how many bytes on an object is uploaded in parts of so many; None for never.
+        chunk_size: Larger objects are uploaded in parts of this many bytes; None for no parts.
     """
 
     def __init__(self):
@@ -114,7 +114,7 @@ class HubServer:
         self.faults.append(Fault(re.compile(pattern), None, "", times, after_bytes))
 
     def environment(self, cache: Path, **variables: str) -> dict[str, str]:
-        """Of a process that knows this Hub and no other, and has no token unless one is given."""
+        """The environment of a process that knows this Hub alone, and has no token unless one is given."""
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
             "HF_ENDPOINT": self.url,
@@ -125,7 +125,7 @@ class HubServer:
         }
 
     def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
-        """What `main` holds."""
+        """The files on the branch `main`."""
         return self.repos[repo_type, repo_id].files
 
     def commits(self, repo_id: str, repo_type: str = "model") -> list[Commit]:
@@ -514,7 +514,7 @@ def _metadata(readme: str) -> dict:
 
 
 def _metadata_errors(readme: str) -> list[dict]:
-    """What the Hub says of a card's header; a few of its rules."""
+    """The errors that the Hub reports for the metadata of a card, by a few of its rules."""
     try:
         card = _metadata(readme)
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""Networks that tests of gradients are about."""
+"""Networks for the tests of gradients."""
 
 import random
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from helpers import tiny_unet
 
 
-# Pairs that meet: each block type of the down path with its counterpart.
+# Each block type of the down path, with its counterpart of the up path.
 BLOCKS = {
     "DownBlock2D": "UpBlock2D",
     "AttnDownBlock2D": "AttnUpBlock2D",
@@ -19,7 +19,7 @@ SKIP_BLOCKS = {"SkipDownBlock2D": "SkipUpBlock2D", "AttnSkipDownBlock2D": "AttnS
 
 
 def random_unet(seed):
-    """A network with a configuration drawn from what `UNet2DModel` can be asked for."""
+    """A network with a random configuration of `UNet2DModel`."""
     pick = random.Random(seed)
     torch.manual_seed(seed)
     if skip := pick.random() < 0.25:
@@ -56,7 +56,7 @@ def random_unet(seed):
 
 
 class Wrapped(torch.nn.Module):
-    """A UNet with something before it, which is what is tried here."""
+    """A UNet whose input first goes through `before`, which subclasses define."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +73,7 @@ class Wrapped(torch.nn.Module):
 
 
 class Small(torch.nn.Module):
-    """Compiled in a second."""
+    """A network that is compiled in a second."""
 
     def __init__(self, dropout=0.0):
         super().__init__()

@@ -1,11 +1,11 @@
-"""Copies of the process of the tests, which have imported everything already."""
+"""Forks of the process of the tests, which have imported everything already."""
 
 import os
 import sys
 
 
 def fork(work):
-    """The number of a copy of this process that does `work`, prints nothing, and exits with what it returns."""
+    """Fork a process that calls `work`, prints nothing and exits with the returned code; return its number."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Per-record gradients as a loop in float64 takes them, and how far others are from them."""
+"""Per-record gradients computed by a simple loop in float64, and the distance of others from them."""
 
 import copy
 from functools import partial
@@ -17,7 +17,7 @@ def make_draws(unet, count=5, noise_multiplicity=3, classes=3):
     loss = DenoisingLoss(tiny_scheduler(), null_label=null_label)
     images = torch.rand(count, config.in_channels, size, size) * 2 - 1
     draws = loss.draw(images, torch.arange(count) % classes, noise_multiplicity)
-    # A Fourier embedding takes the logarithm of what it embeds, and a learned one has no timestep 1,000.
+    # A Fourier embedding takes the logarithm of its input, and a learned one has no timestep 1,000.
     draws.timesteps = draws.timesteps.clamp(1, 999)
     if config.class_embed_type == "timestep":
         draws.labels = draws.labels.clamp(min=1)
@@ -28,7 +28,7 @@ BF16 = Precision(partial(torch.autocast, "cpu", torch.bfloat16))
 
 
 def naive_gradients(unet, draws):
-    """Float64, one record and one draw at a time, then the mean over the draws."""
+    """The gradients in float64: one record and one draw at a time, then the mean over the draws."""
     unet = copy.deepcopy(unet).double()
     if unet.config.class_embed_type == "timestep":  # diffusers leaves this embedding in float32
         unet.class_embedding.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
@@ -54,7 +54,7 @@ def flat(gradients):
 
 
 def relative_errors(gradients, expected):
-    """Of each record: the length of the difference over that of the gradient."""
+    """For each record, the norm of the difference over the norm of the expected gradient."""
     assert gradients.keys() == expected.keys()
     return (flat(gradients) - flat(expected)).norm(dim=1) / flat(expected).norm(dim=1)
 

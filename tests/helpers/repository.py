@@ -1,4 +1,4 @@
-"""What the files of the repository say, for the tests that compare them with each other."""
+"""The content of files of the repository, for tests that compare them with each other."""
 
 import sys
 from typing import Any

@@ -33,7 +33,7 @@ def make_trainer(output_dir, unet=None, records=None, **options):
 
 
 def interrupted(output_dir, after, **options):
-    """A run that SIGTERM reaches during the step after which it has taken `after` in both stages."""
+    """Start a run, and send it SIGTERM in the step with number `after`, counted over both stages."""
     trainer = make_trainer(output_dir, **options)
     original = trainer._after_step
 

@@ -1,4 +1,4 @@
-"""How much memory tensors take, counted by themselves: the same on any machine, whatever else is done on it."""
+"""The memory of tensors, counted from their sizes, which is the same on any machine."""
 
 import weakref
 
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 class TensorMemory(TorchDispatchMode):
     """A context that counts the operations in it, and the bytes of the tensors that they make.
 
-    `num_bytes` is the most that were alive at a time, as `PeakMemory` has it for all memory of a process.
+    `num_bytes` is the largest number of bytes that were alive at a time, as in `PeakMemory` for a whole process.
     """
 
     def __init__(self, device=None):
@@ -20,7 +20,7 @@ class TensorMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.operations += 1
-        for storage in storages((args, kwargs)):  # what was there before takes nothing
+        for storage in storages((args, kwargs)):  # tensors from before the context do not count
             self._remember(storage, 0)
         result = func(*args, **(kwargs or {}))
         for storage in storages(result):
@@ -29,7 +29,7 @@ class TensorMemory(TorchDispatchMode):
         return result
 
     def _remember(self, storage, size):
-        key = storage._cdata  # its address, which another one may have once it is freed
+        key = storage._cdata  # its address, which another storage may get when this one is freed
         if key in self._known:
             return
 

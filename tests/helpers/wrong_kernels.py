@@ -1,4 +1,4 @@
-"""Kernels and compilers that compute something else than they should."""
+"""Kernels and compilers that compute wrong results."""
 
 import torch
 
@@ -9,7 +9,7 @@ per_record_rows = folded_layers._per_record
 
 
 def wrong_in_bfloat16(inputs, num_records):
-    """Draws and records confused, as by a kernel that is wrong in one type alone."""
+    """Confuse draws and records in bfloat16, like a kernel that is wrong in one type alone."""
     rows = (
         inputs.reshape(num_records, -1, *inputs.shape[1:]).transpose(0, 1) if inputs.dtype == torch.bfloat16 else inputs
     )
@@ -17,7 +17,7 @@ def wrong_in_bfloat16(inputs, num_records):
 
 
 def wrong_for_one_parameter(graph, inputs):
-    """A compiler whose code is wrong for the last of its results."""
+    """Compile a graph into code that is wrong for its last result."""
 
     def run(*inputs):
         *results, last = graph(*inputs)

@@ -1,4 +1,4 @@
-"""Mechanism 1: what one record can change, what noise there is, and what is released."""
+"""Mechanism 1: the change by one record, the noise, and the released images."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def random_records(count=40, channels=1, size=8, classes=3):
 
 
 def summed(records, statistic, pool_factor=1):
-    """What a query adds noise to, at sample rate 1."""
+    """The sums of a query at sample rate 1, before the noise."""
     if statistic == "mean":
         return central_images._mean_sums(records, 1.0, pool_factor, torch.Generator())
     return central_images._mode_votes(records, 1.0, pool_factor, 8, torch.Generator())
@@ -44,14 +44,14 @@ def test_one_record_moves_the_sum_by_at_most_the_sensitivity(statistic, channels
     )
     moved = (summed(records, statistic, pool_factor) - summed(without_first(records), statistic, pool_factor)).norm()
     assert moved <= sensitivity * (1 + 1e-4)
-    if fill != "random":  # black and white images attain the bound: it is not loose either
+    if fill != "random":  # black and white images attain the bound, so that it is tight
         assert moved >= sensitivity * (1 - 1e-4)
 
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
 @pytest.mark.parametrize("others", ["elsewhere", "none"])
 def test_the_only_record_of_a_class_moves_no_more_than_any_other(statistic, others):
-    """Adding it to an empty class, or to an empty data set, is where a division or a branch would show."""
+    """With an empty class or an empty data set, a division or a branch would change more."""
     records = random_records(count=40 if others == "elsewhere" else 1)
     records.labels[1:] = 1
     records.labels[0] = 2
@@ -64,7 +64,7 @@ def test_the_only_record_of_a_class_moves_no_more_than_any_other(statistic, othe
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
 def test_no_image_among_many_moves_the_sums_by_more_than_the_sensitivity(statistic):
-    """A search for the worst record: random ones, extreme ones, and those that sit on the borders between bins."""
+    """Search for the worst record among random images, black and white ones, and values at the borders of bins."""
     base = random_records(count=5)
     expected = summed(base, statistic)
     sensitivity = CentralImageQueries(1, statistic, 1.0, 1.0).mechanism(DatasetInfo(1, 1, 8)).sensitivity
@@ -84,7 +84,7 @@ def test_a_record_moves_its_own_class_alone(statistic):
 
 
 def released_noise(monkeypatch, statistic, queries=200, secure_rng=False, size=8):
-    """What each query releases before an image is made of it, with nobody sampled: the noise alone."""
+    """The noise of each query: what it releases if no record is sampled, before an image is made of it."""
     released = []
     for name in ("_means", "_modes"):
         monkeypatch.setattr(central_images, name, lambda sums: released.append(sums) or torch.zeros(3, size**2))
@@ -105,7 +105,7 @@ def test_noise_has_the_standard_deviation_that_the_ledger_says(monkeypatch, stat
     assert noise.square().mean().sqrt() == pytest.approx(1, rel=0.004)  # six standard errors of a million numbers
     for label in range(3):
         assert noise[:, label].square().mean().sqrt() == pytest.approx(1, rel=0.007)
-    # Every coordinate's, the counts' too: of 24,576 none in a million tests.
+    # Each of up to 24,576 coordinates, counts included; the limit fails by chance in less than one of a million tests.
     assert abs(noise.flatten(1).square().mean(dim=0) - 1).max() < 7 * (2 / 400) ** 0.5
     assert (noise**4).mean() == pytest.approx(3, abs=0.06)
 
@@ -120,7 +120,7 @@ def test_noise_is_independent_between_coordinates_classes_and_queries(monkeypatc
 
 
 def test_every_query_adds_noise_to_every_class():
-    """Records of one value have a known mean: what is left is noise, of the size that the count allows."""
+    """Records of one value have a known mean, so that the rest is noise, divided by the count."""
     records = records_of_one_value(128)
     central = CentralImageDataset.from_dataset(
         records, 20, noise_multiplier=5.0, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
@@ -140,7 +140,7 @@ def test_queries_are_independent_of_the_seed_and_of_each_other():
 
 
 def test_counts_are_noisy_too():
-    """The error of a count moves all pixels of an image together, further than the pixels' own noise averages to."""
+    """A wrong count changes all pixels of an image together, by more than the mean of the pixels' own noise."""
     records = records_of_one_value(230)
     central = CentralImageDataset.from_dataset(
         records, 60, noise_multiplier=5.0, sample_rate=1.0, ledger=PrivacyLedger(1e-5)
@@ -162,7 +162,7 @@ def test_modes_are_noisy():
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
 def test_each_query_samples_afresh_at_the_rate_of_the_ledger(statistic, monkeypatch):
-    """Every query from all others: of each record it is known which queries took it."""
+    """Find for each record the queries that sampled it, and compare all pairs of queries."""
     count, queries, rate = 20_000, 7, 0.4
     numbers = torch.arange(count)
     images = torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
@@ -188,7 +188,7 @@ def test_each_query_samples_afresh_at_the_rate_of_the_ledger(statistic, monkeypa
 
 
 def test_an_empty_class_is_treated_like_any_other():
-    """It gets noise of its own, too: whether there was a record must not show."""
+    """An empty class gets noise as well, so that nobody can tell whether it has records."""
     records = random_records()
     records.labels[:] = 0
     central = CentralImageDataset.from_dataset(records, 4, sample_rate=1.0, ledger=PrivacyLedger(1e-5))
@@ -313,7 +313,7 @@ def test_is_a_dataset_of_image_and_label():
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])
 def test_a_query_has_no_operation_for_each_record(statistic):
-    """Sixty thousand take a second, since they are summed by a few operations on large tensors."""
+    """Records are summed by a few operations on large tensors, so that 60,000 of them take a second."""
     operations = []
     for count in (200, 400):
         with TensorMemory() as memory:
@@ -326,7 +326,7 @@ def test_a_query_has_no_operation_for_each_record(statistic):
 
 @pytest.mark.parametrize("sample_rate", [1.0, 0.25])
 def test_class_counts_are_those_that_the_mean_queries_release(tmp_path, sample_rate):
-    """With next to no noise the numbers of records; with noise not; kept on disk; a mode query counts nothing."""
+    """Without noise they are the numbers of records. They are kept on disk. Mode queries release none."""
     records = records_of_one_value(100)
     records = ImageDataset(records.images[:1800], records.labels[:1800].clamp(max=1), records.class_names)
 

@@ -1,4 +1,4 @@
-"""Where Opacus' optimizer would be inexact in single precision: norms, sums, reduced types, tails of noise."""
+"""What would be inexact in Opacus' optimizer: norms, sums, smaller types, and the tails of the noise."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_a_constant_gradient_is_clipped_to_the_norm_however_many_values_it_has(v
 
 
 def test_opacus_alone_would_let_it_keep_more():
-    """The reason for clipping ourselves; when this fails, its own would do."""
+    """The reason for our own clipping: if this test fails, that of Opacus is exact enough."""
     parameter = torch.nn.Parameter(torch.zeros(9_437_184))
     parameter.grad_sample = torch.full((1, 9_437_184), 0.1)
     optimizer = DPOptimizer(
@@ -88,7 +88,7 @@ def test_noise_is_added_in_double_precision_times_multiplier_and_norm():
 
 @pytest.mark.parametrize("secure_rng", [False, True])
 def test_normal_numbers_come_from_53_bits(secure_rng):
-    """Those of 24 bits end at 5.8 standard deviations, which a release beyond would give away."""
+    """Numbers from 24 bits end at 5.8 standard deviations, and a release beyond them would reveal a record."""
     randomness = MechanismRandomness(secure_rng=secure_rng)
     normal = randomness.normal((10_000,), randomness.generator())
     assert normal.dtype == torch.float64
@@ -96,7 +96,7 @@ def test_normal_numbers_come_from_53_bits(secure_rng):
 
 
 def hard_to_add_up(kind, values=300_000):
-    """Gradients whose float32 norm comes out too small, each value being lost beside the sum so far."""
+    """Gradients whose float32 norm is too small, since each value is small compared with the sum before it."""
     generator = torch.Generator().manual_seed(0)
     if kind == "constant":
         return torch.full((2, values), 0.1)
@@ -125,11 +125,12 @@ def test_norms_are_never_too_small_and_hardly_too_large(kind, threads):
 
 
 def unlucky_gradients(with_record):
-    """Gradients of norm 1 at most, in whose float32 sum one of them counts twice.
+    """Gradients of norm 1 at most, in whose float32 sum one record counts twice.
 
-    8,191 of them bring 64 sums to 1023.875. There float32 numbers are 2^-14 apart, and 1.2 such steps are rounded to
-    one. The record brings the sums to 1024, from where on numbers are twice as far apart, and the same is rounded to
-    two. After 2,000 small gradients that makes as much as the record itself.
+    8,191 large gradients bring each of 64 sums to 1023.875. There float32 numbers are 2^-14 apart, and a small gradient
+    of 1.2 such steps is rounded to one. The record brings the sums to 1024, where numbers are twice as far apart, and
+    the same small gradient is rounded to two steps. Over 2,000 small gradients the difference grows as large as the
+    record.
     """
     large, record, small = (
         torch.full((8191, 64), 0.125),
@@ -154,7 +155,7 @@ def test_in_a_sum_of_many_records_one_counts_no_more_than_the_norm(physical):
 
 
 def test_in_single_precision_it_would_count_twice():
-    """The reason for summing in float64; when this fails, the gradients above are no test of it."""
+    """The reason for summing in float64: if this test fails, the gradients above test nothing."""
     sums = []
     for with_record in (True, False):
         total = torch.zeros(64)

@@ -1,4 +1,4 @@
-"""Mechanism 2: the gradient of a record, what it may contribute, and the noise of a step."""
+"""Mechanism 2: the gradient of a record, its contribution to the sum, and the noise of a step."""
 
 import copy
 from dataclasses import replace
@@ -19,7 +19,7 @@ from helpers.tensor_memory import TensorMemory
 
 @pytest.mark.parametrize("mode", ["folded", "loop"])
 def test_step_is_mean_over_draws_then_clip_then_sum(monkeypatch, mode):
-    """The whole batch, hardly any noise: the step is the sum of the clipped float64 reference gradients."""
+    """At sample rate 1 with hardly any noise, the step is the sum of the clipped float64 reference gradients."""
     mechanism = make_dp_sgd(noise_multiplier=1e-6, batch_size=60, mode=mode)
     unet = copy.deepcopy(mechanism.model)
     pieces = []
@@ -48,7 +48,7 @@ def test_physical_batch_size_changes_no_result():
 
 
 def released_noise(randomness, steps=30):
-    """What steps with empty batches release of each parameter: the noise alone, `(steps, values)` of deviation 1."""
+    """The noise of each parameter, released by steps with empty batches: `(steps, values)` with deviation 1."""
     mechanism = make_dp_sgd(noise_multiplier=2.0, batch_size=1e-6, max_grad_norm=0.5, randomness=randomness)
     steps = torch.stack([take_step(mechanism) for _ in range(steps)])
     return steps.split([p.numel() for p in mechanism.model.parameters()], dim=1)
@@ -56,13 +56,13 @@ def released_noise(randomness, steps=30):
 
 @pytest.mark.parametrize("secure_rng", [False, True])
 def test_noise_has_the_standard_deviation_that_the_ledger_says(secure_rng):
-    """To half a percent over 1.4 million numbers, which is 8 standard errors; and of each parameter alone."""
+    """Over 1.4 million numbers the limit of half a percent is 8 standard errors; each parameter is tested as well."""
     noises = released_noise(MechanismRandomness(secure_rng=secure_rng))
     together = torch.cat(noises, dim=1)
     assert together.double().square().mean().sqrt() == pytest.approx(1, rel=0.005)
     assert (together.double() ** 4).mean() == pytest.approx(3, abs=0.06)  # Gaussian
     assert min(noise.shape[1] for noise in noises) == 1
-    for noise in noises:  # of 145 parameters none in a million tests
+    for noise in noises:  # by chance one of the 145 parameters fails in one of a million tests
         chance = stats.chi2.cdf(float(noise.double().square().sum()), noise.numel())
         assert 3e-9 < chance < 1 - 3e-9
 
@@ -79,7 +79,7 @@ def test_noise_of_each_step_each_parameter_and_each_value_is_its_own(secure_rng)
 
 
 def correlated(one, other):
-    """Whether two samples are, by Fisher's transformation, at six and a half standard errors."""
+    """Whether two samples are correlated, by Fisher's transformation at six and a half standard errors."""
     if one.numel() < 20:
         return False
     correlation = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1]
@@ -87,7 +87,7 @@ def correlated(one, other):
 
 
 def test_all_that_a_mechanism_draws_follows_from_whole_generators_of_entropy():
-    """Not from 32 bits, which somebody can try one after the other against what was released."""
+    """A state from 32 bits could be found by trying all of them against the release."""
     mechanism = make_dp_sgd()
     sampler = mechanism.batches.gi_frame.f_locals["self"]
     of_the_draws = torch.Generator()
@@ -111,7 +111,7 @@ def test_noise_is_added_once_per_step_however_many_physical_batches():
 
 
 def test_sum_is_divided_by_the_expected_batch_size_not_the_true_one():
-    """The true batch size is private: a batch of one and a batch of four weigh each record alike."""
+    """The true batch size is private, so that a record has the same weight in a batch of one and of four."""
     assert make_dp_sgd(batch_size=20).optimizer.expected_batch_size == pytest.approx(20)
     moved = []
     for batch in ([5], [5, 5, 5, 5]):  # four times the same record: four times the step
@@ -149,7 +149,7 @@ def test_each_record_is_included_at_the_sample_rate_independently_of_the_others(
 
 @pytest.mark.parametrize("pixels", ["huge", "nan", "inf"])
 def test_a_record_that_is_not_finite_contributes_nothing(pixels):
-    """Nor does it keep the others from contributing."""
+    """The other records of the batch still contribute."""
     mechanism = make_dp_sgd()
     target = torch.ones(5, 2, 1, 8, 8)
     target[0] = {"huge": 1e18, "nan": float("nan"), "inf": float("inf")}[pixels]
@@ -170,7 +170,7 @@ def test_a_huge_record_is_clipped_to_the_norm():
 
 
 def test_a_step_that_raised_leaves_nothing_behind(monkeypatch):
-    """Its sums must not be released a second time with the next step's."""
+    """The next step must not release the sums of the failed step a second time."""
     mechanism = make_dp_sgd(noise_multiplier=1e-6, batch_size=60)
     mechanism.loss.draw = fixed_draws
     original, calls = mechanism._set_grad_samples, []
@@ -215,7 +215,7 @@ def test_steps_that_would_pass_the_target_are_refused_before_anything_is_read():
 
 
 def test_a_sample_rate_that_the_sampler_would_exceed_is_refused():
-    """It compares numbers of 24 bits: of 1e-9 it would make 6e-8."""
+    """The sampler compares numbers of 24 bits, so that a rate of 1e-9 would become 6e-8."""
     mechanism = make_dp_sgd()
     ledger = PrivacyLedger(1e-5)
     with pytest.raises(InputError, match="cannot realise the sample rate 1e-09"):
@@ -288,7 +288,7 @@ def test_nothing_random_depends_on_the_seed():
 
 
 def test_memory_does_not_grow_with_the_logical_batch():
-    """Of a physical batch nothing is alive when the next one is taken."""
+    """The tensors of a physical batch are freed before the next one is taken."""
     peaks = []
     for count in (28, 56):
         mechanism = make_dp_sgd(batch_size=count, physical=7)

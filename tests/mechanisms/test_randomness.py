@@ -5,13 +5,13 @@ from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness, e
 
 
 def test_cpu_generators_keep_only_32_bits_of_a_seed():
-    """The reason why the whole state is filled; when this fails, a plain 64-bit seed would do."""
+    """The reason for filling the whole state: if this test fails, a 64-bit seed is enough."""
     draws = [torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5 + 2**32)]
     assert torch.equal(*draws)
 
 
 def test_the_whole_state_is_entropy():
-    """Not 32 bits of it, from which the rest follows."""
+    """The state does not follow from a seed of 32 bits."""
     generator = entropy_generator()
     from_its_seed = torch.Generator().manual_seed(generator.initial_seed())
     words = [state.get_state().numpy()[24:].view(np.uint64)[:624] for state in (generator, from_its_seed)]

@@ -1,4 +1,4 @@
-"""The cryptographic noise: its distribution, where its bits come from, and what its sum does."""
+"""The cryptographic noise: its distribution, its keys, and its definition."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_no_two_calls_agree_whatever_the_seed():
 
 
 def test_every_call_has_a_key_of_its_own(monkeypatch):
-    """The nonce is no secret, and 8 bytes: the key alone keeps the stream from being computed by others."""
+    """The nonce has only 8 random bytes, so that the key has to keep others from computing the stream."""
     keys = []
     monkeypatch.setattr(
         secure_noise, "Cipher", lambda algorithm, mode: keys.append(algorithm.key) or Cipher(algorithm, mode)
@@ -55,7 +55,7 @@ def test_any_shape_and_pieces_of_any_size(monkeypatch):
 
 
 def test_is_half_the_sum_of_four_normals_of_the_cipher_stream(monkeypatch):
-    """With the operating system's entropy held still, the numbers are those of the definition."""
+    """With a fixed key, the numbers are those of the definition."""
     monkeypatch.setattr(secure_noise.os, "urandom", bytes)
     stream = Cipher(algorithms.ChaCha20(bytes(32), bytes(16)), mode=None).encryptor().update(bytes(8 * 8 * 3))
     uniform = (np.frombuffer(stream, dtype=np.uint64) >> np.uint64(11)).astype(float).reshape(2, 4, 3) / 2.0**53

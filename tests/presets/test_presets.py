@@ -1,4 +1,4 @@
-"""The presets: each on a generated data set that has the real one's columns, sizes and labels."""
+"""Each preset is tried on a generated data set with the columns, sizes and labels of the real one."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ CELEBA = {
     "Eyeglasses": datasets.Value("bool"),
     "Male": datasets.Value("bool"),
 }
-# Of each data set on the Hub: its records, and its columns with their features; of an image, its shape.
+# For each data set on the Hub the number of records, and the feature of each column, or the shape of its images.
 SCHEMAS = {
     "mnist": (60_000, GREY),
     "fashion_mnist": (60_000, GREY),
@@ -57,7 +57,7 @@ SCHEMAS = {
 
 
 def generated(schema, count=20):
-    """A data set with a schema of the above: noise with labels in turn."""
+    """A data set with one of these schemas: images of noise, with labels 0 and 1 in turn."""
     generator = np.random.default_rng(0)
     columns, features = {}, {}
     for name, feature in schema.items():
@@ -70,7 +70,7 @@ def generated(schema, count=20):
 
 
 def load(preset, *flags):
-    """What the training script makes of a preset and further flags, on a generated data set."""
+    """The options that the command makes of a preset and further flags, and a generated data set."""
     script, config = parse_arguments(["--preset", preset, *map(str, flags)])
     records = to_image_dataset(
         generated(SCHEMAS[preset][1]),
@@ -112,7 +112,7 @@ def test_every_value_has_its_source(preset):
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_builds_and_plans_on_the_schema(preset):
-    """The network of the stated size, without its weights, and both budgets over all of the real data set's records."""
+    """Build the network without its weights, and plan both budgets for the number of real records."""
     script, config, records = load(preset)
     with torch.device("meta"):
         unet = network_of(script, records.info)
@@ -134,7 +134,7 @@ def test_builds_and_plans_on_the_schema(preset):
         assert plan.epsilon_after[0] < 0.6 * epsilon  # the central images leave room for DP-SGD
 
 
-SMALL = {  # what a CPU can do in seconds; all else is the preset's
+SMALL = {  # flags with which a preset trains in seconds on a CPU
     "central_images_per_class": 2,
     "central_noise_multiplier": 50,
     "central_train_steps": 2,

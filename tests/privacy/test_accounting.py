@@ -22,10 +22,10 @@ from diffusers_dp_curriculum.privacy.accounting import (
 
 
 CENTRAL = Mechanism("central_images_mean", 5.0, 0.1, 5, 9.0)
-# Epsilon above this protects nobody, and dp-accounting takes long to say so.
+# An epsilon above this protects nobody, and dp-accounting takes long to compute it.
 MEANINGLESS = 32
 
-# 72 settings: noise, sample rate, steps and delta over their ranges, every other one behind central queries.
+# 72 settings: noise, sample rate, steps and delta over their ranges, every second one after central queries.
 GRID = [
     ([CENTRAL] * (number % 2) + [Mechanism("dp_sgd", *setting, 1.0)], delta)
     for number, (setting, delta) in enumerate(
@@ -36,7 +36,7 @@ GRID = [
         )
     )
 ]
-# Settings that runs have had, or nearly.
+# Settings of real runs.
 GRID += [
     ([CENTRAL], 1e-5),
     ([Mechanism("dp_sgd", 1.2, 0.17, 100, 1.0)], 1e-5),
@@ -79,7 +79,7 @@ def pld_epsilon(mechanisms, delta, pessimistic):
 
 
 def each_fifth_at_once():
-    """dp-accounting takes seconds and up to minutes for each: the others are for when there is time."""
+    """All settings; four in five are marked as slow, as dp-accounting takes seconds to minutes for each."""
     for number, setting in enumerate(GRID):
         last = setting[0][-1]
         takes_minutes = last.sample_rate < 1e-3 and last.steps > 10_000
@@ -93,15 +93,15 @@ def test_prv_lies_between_the_bounds_of_privacy_loss_distributions(setting):
     try:
         epsilon = compute_epsilon(mechanisms, delta, "prv")
     except InputError:
-        # Refused: only where there is nothing to protect.
+        # Only an epsilon that protects nothing is refused.
         assert independent_rdp_epsilon(mechanisms, delta, RDP_ORDERS) > 1000
         return
     if epsilon > MEANINGLESS:
         assert epsilon <= 1.01 * compute_epsilon(mechanisms, delta, "rdp")
         return
     lower, upper = (pld_epsilon(mechanisms, delta, pessimistic) for pessimistic in (False, True))
-    assert 0.99 * lower <= epsilon <= 1.01 * upper + 2e-4  # the grid is no finer, for what is all but nothing
-    if upper > 0.5:  # the lower bound is a loose one after many steps, the upper one is not
+    assert 0.99 * lower <= epsilon <= 1.01 * upper + 2e-4  # for an epsilon near 0 the grid is no finer than 2e-4
+    if upper > 0.5:  # after many steps the lower bound is loose, and the upper bound tight
         assert epsilon >= 0.99 * upper
 
 
@@ -113,17 +113,17 @@ def test_rdp_agrees_with_an_independent_implementation(setting):
         epsilon = compute_epsilon(mechanisms, delta, "rdp")
     independent = independent_rdp_epsilon(mechanisms, delta, RDP_ORDERS)
     assert epsilon <= 1.005 * independent + 2e-3
-    if epsilon > MEANINGLESS:  # there the best order is a fraction below 2, which dp-accounting takes no pains with
+    if epsilon > MEANINGLESS:  # there the best order is below 2, where dp-accounting is inexact
         return
     assert epsilon >= 0.995 * independent - 2e-3
-    if not caught:  # nothing was said of a loose bound: other orders find none that is better
+    if not caught:  # there was no warning of a loose bound, so that other orders give no better one
         assert epsilon <= 1.005 * independent_rdp_epsilon(mechanisms, delta, None)
 
 
 @pytest.mark.parametrize("order", [1.01, 1.1, 1.5, 2.5, 6.3])
 @pytest.mark.parametrize(("sigma", "rate"), [(0.6, 0.01), (0.9, 0.2), (5.0, 0.2), (1.5, 1e-3)])
 def test_rdp_of_fractional_orders_is_the_integral_that_defines_it(sigma, rate, order):
-    """Mironov et al. 2019, eq. 3: of the mixture that a present record makes, against the noise alone."""
+    """Mironov et al. 2019, eq. 3, for the mixture with a present record against the noise alone."""
 
     def integrand(x):
         absent = stats.norm.logpdf(x, 0, sigma)
@@ -140,11 +140,11 @@ def test_rdp_of_fractional_orders_is_the_integral_that_defines_it(sigma, rate, o
 @pytest.mark.parametrize(("sigma", "steps"), [(0.5, 1), (1, 1), (2, 1), (5, 1), (2, 10), (5, 100), (20, 400)])
 @pytest.mark.parametrize("delta", [1e-5, 1e-8])
 def test_prv_answers_with_its_upper_bound(sigma, steps, delta):
-    """Where the exact epsilon is known (Balle and Wang 2018, arXiv:1805.06530, theorem 8) it is never below it.
+    """The answer is never below the exact epsilon, where that is known (Balle and Wang 2018, arXiv:1805.06530, thm. 8).
 
-    The accountant's estimate lies within some millionths on either side; the bound, its own error above.
+    The accountant's estimate is within some millionths of the exact epsilon, and its upper bound lies above that.
     """
-    one = sigma / steps**0.5  # of a single Gaussian mechanism that is the same as all of them
+    one = sigma / steps**0.5  # the noise of a single Gaussian mechanism that is equivalent to all steps
 
     def delta_of(epsilon):
         upper, lower = stats.norm.cdf(1 / (2 * one) - epsilon * one), stats.norm.cdf(-1 / (2 * one) - epsilon * one)
@@ -220,7 +220,7 @@ def test_what_an_accountant_cannot_bound_is_refused_before_it_exhausts_memory(me
 
 
 def test_prv_is_refused_where_its_rounding_would_reach_delta():
-    """At delta 1e-12 it said 0.839 for these steps, where 0.91 is true."""
+    """At delta 1e-12 PRV would give 0.839 for these steps, where 0.91 is true."""
     mechanism = Mechanism("dp_sgd", 4.0, 1e-3, 300_000, 1.0)
     with pytest.raises(InputError, match="rounding errors may reach 7e-11.* try `accountant` rdp"):
         compute_epsilon([mechanism], 1e-12, "prv")

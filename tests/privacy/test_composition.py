@@ -1,4 +1,4 @@
-"""Several runs on the same records: found wherever they are, counted once, and added up by the script."""
+"""Several runs on the same records are found wherever they are, counted once, and added up."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def together(*mechanisms, delta=1e-5, accountant="rdp"):
 
 
 def anonymous(directory):
-    """As older versions wrote it."""
+    """Rewrite a statement without names of runs, as older versions wrote it; return its path."""
     path = directory / "privacy.json"
     statement = json.loads(path.read_text())
     mechanisms = [{name: value for name, value in entry.items() if name != "run"} for entry in statement["mechanisms"]]
@@ -64,7 +64,7 @@ def test_the_same_run_is_counted_once_wherever_it_is_found(tmp_path, recompute):
     one = write_run(tmp_path / "one", STEPS)
     published = tmp_path / "published"
     published.mkdir()
-    shutil.copy(one / "privacy.json", published)  # as beside a model or a data set
+    shutil.copy(one / "privacy.json", published)  # like the published files of a model or a data set
     early = shutil.copytree(one, tmp_path / "early")
     resume_run(one, STEPS)
     code, printed, _ = recompute(published, one, early, one / "privacy.json")
@@ -95,7 +95,7 @@ def test_a_previous_run_that_is_counted_already_is_counted_once(tmp_path, recomp
         code, printed, _ = recompute(*runs)
         assert not code
         assert together(CENTRAL, STEPS, STEPS) in printed
-    resume_run(one, CENTRAL)  # has more now than the others count of it
+    resume_run(one, CENTRAL)  # has now more releases than the others count
     _, printed, _ = recompute(three, two, one)
     assert together(CENTRAL, CENTRAL, STEPS, STEPS) in printed
     assert f"previous run 2 of {three} is not counted again: {one} is the same run" in printed
@@ -226,7 +226,7 @@ def test_runs_are_found_on_the_hub(hub, tmp_path, recompute, repo_type):
     assert not code
     assert "The statement holds." in printed
     assert together(STEPS, CENTRAL) in recompute("alice/published", two)[1]
-    resume_run(one, STEPS)  # and published again: an earlier download is not what counts
+    resume_run(one, STEPS)  # published again, so that the earlier download is outdated
     hub.edit("alice/published", "privacy.json", (one / "privacy.json").read_bytes(), repo_type)
     assert together(STEPS, STEPS, CENTRAL) in recompute("alice/published", two)[1]
 
@@ -248,7 +248,7 @@ def test_a_model_and_a_data_set_of_one_name_are_both_counted(hub, tmp_path, reco
     [
         ("alice/nothing", "is no path, and there is no repository with a privacy.json of this name on the Hub: check"),
         ("no such file.json", "no such file.json is no path, and there is no repository"),
-        ("empty", "holds neither a privacy.json nor the journal of a run: give a directory of one"),
+        ("empty", "holds neither a privacy.json nor the journal of a run: give the directory of a run"),
         ("begun", "holds neither a privacy.json nor the journal"),
         ("damaged", "Line 1 of .* is damaged"),
         ("notes.json", "cannot be read .it holds a list.: give a privacy.json"),

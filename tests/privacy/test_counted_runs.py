@@ -1,4 +1,4 @@
-"""Which statements of a run count all that another one counts, and which runs are left when each counts once."""
+"""Whether one statement of a run counts all that another counts, and counting each run once."""
 
 import pytest
 
@@ -20,8 +20,8 @@ def run(steps, sessions, name="run"):
         (run(9, {"a": 5, "b": 4}), run(6, {"a": 6}), False),  # the copy was made after 5 releases of the session
         (run(9, {"a": 5, "b": 4}), run(6, {"a": 5, "c": 1}), False),
         (run(9, {"a": 9}), run(9, {"a": 9}, "another run"), False),
-        (run(9, {}, None), run(9, {}, None), False),  # nobody knows
-        (run(8, {"a": 9}), run(9, {"a": 9}), False),  # one of the two was changed
+        (run(9, {}, None), run(9, {}, None), False),  # runs without names cannot be told apart
+        (run(8, {"a": 9}), run(9, {"a": 9}), False),  # one of the two was edited
         (run(9, {"a": 9}), CountedRun("run", {"a": 1}, [Mechanism("dp_sgd", 1.0, 0.1, 1, 1.0)]), False),
     ],
 )
@@ -39,7 +39,7 @@ def test_each_run_is_counted_once_at_its_furthest():
 
 
 def test_a_statement_that_counts_more_replaces_all_that_it_counts():
-    """Also two that neither of which counts the other."""
+    """It replaces two statements of which neither counts the other."""
     found = [run(3, {"a": 3}), run(4, {"a": 2, "b": 2}), run(9, {"a": 3, "b": 6})]
     assert [kept for _, kept in count_once([("", one) for one in found])[0]] == found[2:]
 

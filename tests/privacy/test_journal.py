@@ -1,4 +1,4 @@
-"""What is on disk when, who may write it, and what is made of it after a crash."""
+"""The journal: when events are on disk, who may write it, and what it counts after a crash."""
 
 import errno
 import json
@@ -87,28 +87,28 @@ def test_two_processes_cannot_write_one_journal(path):
     with pytest.raises(InputError, match="Another process is writing"):
         Journal(path)
     release(journal, 1)
-    assert read_released(path).mechanisms == journal.counted() != []  # reading it is not writing it
+    assert read_released(path).mechanisms == journal.counted() != []  # reading needs no lock
     journal.close()
     assert exit_code(fork(refused_to_another)) == 0
 
 
-# What counts after a resume. A number is an unseen release, 1! one that counts at once, a letter a checkpoint, >a a
-# resume from it; v: something was seen.
+# Which releases count after a resume. A number is an unseen release, 1! a release that counts at once, a letter a
+# checkpoint, >a a resume from checkpoint a, and v means that something was seen.
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
         ("1 2 3", [1, 2, 3]),
-        ("1 2 a 3 >a 4", [1, 2, 4]),  # 3 was lost with its process
-        ("1 2 a 3! >a 4", [1, 2, 3, 4]),  # 3 could be seen as it happened
-        ("1 2 a 3 4! 5 >a 6", [1, 2, 3, 4, 6]),  # and what it was made of
-        ("1 a 2 b >a 3", [1, 2, 3]),  # b was there to be looked at, whether it is still there or not
-        ("1 a 2 v >a 3 v >a 4 v", [1, 2, 3, 4]),  # interrupted and looked at, again and again
-        ("1 2 a 3 v >a 4", [1, 2, 3, 4]),  # 3 was in a picture
+        ("1 2 a 3 >a 4", [1, 2, 4]),  # release 3 was lost with its process
+        ("1 2 a 3! >a 4", [1, 2, 3, 4]),  # release 3 counts at once
+        ("1 2 a 3 4! 5 >a 6", [1, 2, 3, 4, 6]),  # release 4 counts at once, and 3, on which it depends
+        ("1 a 2 b >a 3", [1, 2, 3]),  # checkpoint b could be seen, and may have been deleted
+        ("1 a 2 v >a 3 v >a 4 v", [1, 2, 3, 4]),  # interrupted and seen several times
+        ("1 2 a 3 v >a 4", [1, 2, 3, 4]),  # release 3 was visible in a picture
         ("1 2 a 3 v 4 >a 5", [1, 2, 3, 5]),
         ("a 1 2 3 >a 4 5 >a 6", [6]),
         ("1 2 a 3 b >b 4 5 >a 6", [1, 2, 3, 6]),
-        ("1 a 2 >a v 3", [1, 3]),  # the picture came after 2 was lost
-        ("1 a 2 3 b >a 4 >b 5", [1, 2, 3, 5]),  # left, and resumed
+        ("1 a 2 >a v 3", [1, 3]),  # release 2 was lost before the picture
+        ("1 a 2 3 b >a 4 >b 5", [1, 2, 3, 5]),  # resumed from a, and then from b again
         ("1 a 2 b >a >b", [1, 2]),
         ("1 a 2 3 >a b 4 >b 5", [1, 5]),  # a checkpoint says which releases it holds, not how many there were
         ("1 a 2 v >a 3 b 4 >b 5 v >a", [1, 2, 3, 5]),
@@ -135,7 +135,7 @@ def test_releases_count_unless_they_were_lost_unseen(path, events, expected):
 
 
 def test_the_work_of_counting_grows_as_the_journal_does(path, monkeypatch):
-    """And not as its square, which would make a long run's journal take minutes."""
+    """Work that grew as the square would take minutes for the journal of a long run."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     journal, lines = Journal(path, HEADER), []
 
@@ -199,7 +199,7 @@ def test_a_damaged_journal_is_refused_and_left_as_it_is(path, damage, message):
     with pytest.raises(error, match=message):
         Journal(path)
     assert path.read_bytes() == damaged
-    with pytest.raises(error, match=message):  # nor does the refusal keep it locked
+    with pytest.raises(error, match=message):  # the refusal leaves no lock
         Journal(path)
     with pytest.raises(error, match=message):
         read_released(path)
@@ -213,7 +213,7 @@ def test_a_line_cut_off_may_be_deleted_as_the_refusal_says(path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes as Unix does")
 def test_a_crash_counts_at_most_one_step_too_many_and_never_one_too_few(tmp_path):
-    """Real steps in a real process, killed at moments of chance."""
+    """Real steps in a real process, which is killed at random moments."""
     for attempt in range(3):
         journal = tmp_path / f"{attempt}.jsonl"
         told, tell = os.pipe()
@@ -236,7 +236,7 @@ def test_a_crash_counts_at_most_one_step_too_many_and_never_one_too_few(tmp_path
 
 
 def test_a_kill_while_a_line_is_written_leaves_all_of_it_or_none(path, monkeypatch):
-    """One call writes it, within a page, between two of which a killed process may end."""
+    """One call writes the line, and it is within one page: a killed process may stop between two pages."""
     written = []
     write = os.write
     monkeypatch.setattr(
@@ -253,7 +253,7 @@ def test_a_kill_while_a_line_is_written_leaves_all_of_it_or_none(path, monkeypat
         assert first // 4096 == last // 4096
     journal.close()
     assert counted(Journal(path)) == list(range(60))
-    path.write_text(path.read_text() + "   ")  # killed between the two pages: nothing of the line is there
+    path.write_text(path.read_text() + "   ")  # killed between the two pages, before any of the line was written
     release(Journal(path), 60)
 
 
@@ -274,7 +274,7 @@ def test_the_directory_is_synced_too(path, monkeypatch):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("function", ["write", "fsync", "ftruncate"])
 def test_ctrl_c_while_an_event_is_written_does_not_damage_the_journal(path, monkeypatch, function, after):
-    """Wherever it strikes: the event is in the file or not, and the next one follows it."""
+    """Wherever Ctrl-C interrupts, the file has the whole event or nothing, and the next event follows."""
     journal = Journal(path, HEADER)
     original = getattr(os, function)
 
@@ -297,7 +297,7 @@ def test_ctrl_c_while_an_event_is_written_does_not_damage_the_journal(path, monk
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of half a megabyte."""
+    """A directory on a disk of half a megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True)
@@ -317,7 +317,7 @@ def test_on_a_full_disk_no_release_begins_and_what_is_in_memory_still_counts(sma
         (small_disk / "more").write_bytes(bytes(300_000))
 
     def until_it_is_full():
-        while True:  # the file's last page has some room still
+        while True:  # until the last page of the file is full
             release(journal, 3)
 
     with pytest.raises(StorageError, match="disk of .* is full: make room"):
@@ -329,7 +329,7 @@ def test_on_a_full_disk_no_release_begins_and_what_is_in_memory_still_counts(sma
     again = Journal(small_disk / "journal.jsonl")
     again.resume(checkpoint)
     assert counted(again)[:2] == [1, 2]
-    assert (small_disk / "journal.reserve").stat().st_size > 4096  # for the next time
+    assert (small_disk / "journal.reserve").stat().st_size > 4096  # space is reserved again
 
 
 def test_a_run_keeps_its_name_and_every_session_has_its_own(path, tmp_path):
@@ -354,7 +354,7 @@ def test_a_run_keeps_its_name_and_every_session_has_its_own(path, tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_disk_that_fails_at_the_sync_has_no_line_that_may_be_lost(path, monkeypatch, code):
-    """As network file systems do; a second sync would say nothing of the error."""
+    """Network file systems report a full disk at the sync, and a second sync reports nothing."""
     journal = Journal(path, HEADER)
     release(journal, 1)
     sync = os.fsync
@@ -380,7 +380,7 @@ def test_a_disk_that_fails_at_the_sync_has_no_line_that_may_be_lost(path, monkey
 
 
 def test_releases_that_were_lost_are_not_among_those_of_a_session(path, tmp_path):
-    """Or a copy that has lost them would seem to count those of the original, which somebody has seen."""
+    """Otherwise a copy that lost these releases would seem to count those of the original, which were seen."""
     journal = Journal(path, HEADER)
     for number in (1, 2):
         release(journal, number)

@@ -1,4 +1,4 @@
-"""The ledger: what it counts, what it refuses, and what it says of a run."""
+"""The ledger: what it counts, what it refuses, and its statement about a run."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ def test_ledger_refuses_bad_input(delta, accountant, message):
 def test_what_would_pass_the_target_is_refused_unrecorded():
     ledger = PrivacyLedger(1e-5, target_epsilon=8.0)
     ledger.record(CENTRAL)
-    with pytest.raises(InputError, match=r"100 steps of dp_sgd would pass the target epsilon 8: at most \d+ fit"):
+    with pytest.raises(InputError, match=r"100 steps of dp_sgd would pass the target epsilon 8: plan at most \d+\."):
         ledger.check_affordable(DP_SGD)
     assert ledger.mechanisms == [CENTRAL]
     steps = ledger.affordable_steps(DP_SGD)
@@ -63,7 +63,7 @@ def test_a_resumed_ledger_counts_what_was_seen_and_continues(tmp_path):
     ledger.record(CENTRAL)
     ledger.record(STEP)
     checkpoint = ledger.position
-    ledger._unseen = True  # as in `unseen()`, in which the process is killed
+    ledger._unseen = True  # as if the process were killed within `unseen()`
     ledger.record(STEP)
     ledger.mark_visible("sample grid")
     ledger.record(STEP)
@@ -80,7 +80,7 @@ def test_a_journal_that_knows_less_than_the_checkpoint_is_refused(tmp_path):
     ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
     ledger.record(STEP)
     ledger.close()
-    for _ in range(2):  # and not left locked
+    for _ in range(2):  # the refusal leaves no lock
         with pytest.raises(StorageError, match=r"ends before the checkpoint was made \(2 events of 3\)"):
             PrivacyLedger.resume(tmp_path / "journal.jsonl", 3)
 
@@ -124,7 +124,7 @@ def test_a_stranger_recomputes_epsilon_from_the_statement(statement):
 
 
 def test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_mechanisms(tmp_path):
-    """Their DP-SGD has the name and may have the settings of the ledger's own."""
+    """The DP-SGD of a previous run has the same name, and may have the same settings."""
     previous = [CountedRun("one", {"a": 65}, [CENTRAL, replace(DP_SGD, steps=60)]), CountedRun(None, {}, [CENTRAL])]
     target = compute_epsilon([DP_SGD], 1e-5, "rdp") + 0.5
     ledger = PrivacyLedger(1e-5, "rdp", tmp_path / "journal.jsonl", target, previous)
@@ -132,7 +132,7 @@ def test_previous_runs_are_part_of_what_a_ledger_spends_and_of_none_of_its_own_m
     assert ledger.epsilon() == compute_epsilon(all_mechanisms(previous), 1e-5, "rdp")
     assert 0 < ledger.affordable_steps(DP_SGD) < alone.affordable_steps(DP_SGD) == 100
     alone.check_affordable(DP_SGD)
-    with pytest.raises(InputError, match=r"would pass the target epsilon .*: at most \d+ fit"):
+    with pytest.raises(InputError, match=r"would pass the target epsilon .*: plan at most \d+\."):
         ledger.check_affordable(DP_SGD)
     ledger.record(STEP)
     ledger.close()
@@ -180,7 +180,7 @@ def test_however_an_unseen_context_ends_its_releases_count_for_good(tmp_path, er
 
 
 def test_what_is_recorded_outside_of_an_unseen_context_counts_for_good(tmp_path):
-    """A library call gives its result to the caller, who may look at it before the process dies."""
+    """A library call returns its result to the caller, who may look at it before the process is killed."""
     ledger = PrivacyLedger(1e-5, journal=tmp_path / "journal.jsonl")
     CentralImageDataset.from_dataset(tiny_records(), 3, ledger=ledger)
     ledger.close()  # as the operating system does when it kills the process

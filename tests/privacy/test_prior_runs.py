@@ -19,7 +19,7 @@ from helpers.runs import interrupted, make_trainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
-# The name and the kind of a run's own, and the very central images of `make_trainer`.
+# The mechanisms of the previous run; CENTRAL equals the central images of `make_trainer`.
 CENTRAL = Mechanism("central_images_mean", 5.0, 0.5, 5, 4.0)
 DP_SGD = Mechanism("dp_sgd", 2.0, 0.1, 10, 1.0)
 
@@ -79,7 +79,7 @@ def test_a_run_without_previous_runs_says_that_it_is_for_itself_alone(tmp_path):
 
 
 def test_training_stops_where_the_target_is_spent_with_the_previous_runs(tmp_path, previous, messages):
-    """As for a run that has steps which count and are lost: what is left is less than was planned."""
+    """The budget pays for fewer steps than planned, as after lost steps that count."""
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)])
     trainer.plan = replace(trainer.plan, dp_sgd=make_trainer(tmp_path / "other").plan.dp_sgd)
     privacy = finish(trainer)
@@ -117,7 +117,7 @@ def test_a_resume_with_other_previous_runs_is_refused(tmp_path, previous, began_
     for runs in ([str(other)], [str(previous), str(other)], [] if began_with else [str(previous)]):
         with pytest.raises(InputError, match="was started with other `prior_runs` than .*: leave `prior_runs` out"):
             make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=runs)
-    resume_run(previous, DP_SGD)  # of which the run knows nothing
+    resume_run(previous, DP_SGD)  # which the interrupted run does not count
     with pytest.raises(InputError, match="or they have released more since: leave `prior_runs` out"):
         make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=[str(previous)])
     assert (tmp_path / "model" / "private" / "journal.jsonl").read_bytes() == journal

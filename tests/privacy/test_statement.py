@@ -1,4 +1,4 @@
-"""What may be published under a privacy.json, and the script that recomputes one."""
+"""Whether a privacy.json may be published, and the command that recomputes its epsilon."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def statement(tmp_path):
 @pytest.mark.parametrize(
     ("stated", "too_little"),
     [
-        (lambda epsilon: epsilon * (1 - 5e-7), False),  # rounded elsewhere
+        (lambda epsilon: epsilon * (1 - 5e-7), False),  # rounding on another machine
         (lambda epsilon: 2 * epsilon, False),
         (lambda epsilon: epsilon * (1 - 2e-6), True),
         (lambda epsilon: float("nan"), True),
@@ -99,7 +99,7 @@ def test_the_script_refuses_what_is_no_statement_in_one_sentence(tmp_path, recom
 
 
 def test_a_statement_is_written_as_it_was_read(tmp_path):
-    """Byte for byte, so that a data set is pushed with the statement of its model."""
+    """A statement is written byte for byte, so that a data set is pushed with the statement of its model."""
     path = write_run(tmp_path / "run", STEP, STEP, prior_runs=CountedRun.of_journal(previous_journal(tmp_path)))
     text = (path / "privacy.json").read_text()
     statement = PrivacyStatement.read(path / "privacy.json")
@@ -128,7 +128,7 @@ def test_epsilon_is_recomputed_from_a_path_a_dict_or_a_statement(statement, tmp_
 
 
 def old_version(statement):
-    """What older versions wrote of the same run."""
+    """The statement as older versions wrote it."""
     mechanisms = [{name: value for name, value in entry.items() if name != "run"} for entry in statement["mechanisms"]]
     kept = {name: value for name, value in statement.items() if name not in ("runs", "scope")}
     return {**kept, "adjacency": "add_or_remove_one_record", "mechanisms": mechanisms}
@@ -188,7 +188,7 @@ STEP = Mechanism("dp_sgd", 2.0, 0.1, 1, 1.0)
 def test_a_statement_names_its_run_and_how_far_each_of_its_sessions_had_come(tmp_path):
     directory = write_run(tmp_path / "run", STEP, STEP)
     first = json.loads((directory / "privacy.json").read_text())
-    resume_run(directory)  # which released nothing
+    resume_run(directory)  # and releases nothing
     assert json.loads((directory / "privacy.json").read_text())["runs"] == first["runs"]
     resume_run(directory, STEP)
     (run,) = json.loads((directory / "privacy.json").read_text())["runs"]
@@ -201,7 +201,7 @@ def test_a_statement_names_its_run_and_how_far_each_of_its_sessions_had_come(tmp
 def test_a_statement_of_a_copy_of_the_run_is_noticed_where_the_journal_is_at_hand(tmp_path):
     directory = write_run(tmp_path / "run", STEP)
     shutil.copytree(directory, tmp_path / "copy")
-    for place, steps in ((directory, 1), (tmp_path / "copy", 2)):  # as many as to let the numbers of steps look right
+    for place, steps in ((directory, 1), (tmp_path / "copy", 2)):  # the numbers of steps alone would not show the copy
         resume_run(place, *[STEP] * steps)
     shutil.copy(directory / "privacy.json", tmp_path / "copy")
     with pytest.raises(InputError, match="another run or of a copy of this one that was resumed elsewhere: put it"):
@@ -213,7 +213,7 @@ def test_a_statement_of_a_copy_of_the_run_is_noticed_where_the_journal_is_at_han
 
 
 def test_steps_of_a_previous_run_do_not_stand_for_steps_of_its_own(tmp_path):
-    """They have the same names, and may have the same settings."""
+    """Steps of both runs have the same name, and may have the same settings."""
     previous = PrivacyStatement.read(write_run(tmp_path / "one", STEP, STEP) / "privacy.json").runs
     directory = write_run(tmp_path / "two", STEP, prior_runs=previous)
     stated = check_statement(directory / "privacy.json")

@@ -1,4 +1,4 @@
-"""The class-conditional pipeline: what it samples, and that it loads where this package is not installed."""
+"""The class-conditional pipeline: its samples, and loading it where this package is not installed."""
 
 import itertools
 import json
@@ -213,7 +213,7 @@ def test_churn_is_the_stochastic_sampler_of_karras(guidance_scale):
 
 
 def test_with_churn_the_network_is_told_the_level_that_its_input_has():
-    """The raised one (algorithm 2, line 7), by the noise label as well as by the scale of the input."""
+    """The noise label has to be that of the raised level (algorithm 2, line 7), as the scale of the input is."""
     sigma_data, steps, s_churn = 0.5, 8, 3.0
     scheduler = EDMEulerScheduler(sigma_data=sigma_data)
     pipe = make_pipeline(scheduler)
@@ -228,7 +228,7 @@ def test_with_churn_the_network_is_told_the_level_that_its_input_has():
 
 
 def deviation_by_algorithm_2(deviation, scheduler, steps, s_churn):
-    """Of samples of normally distributed pixels, with their exact denoiser and Euler's steps (Karras et al. 2022)."""
+    """The deviation of samples if pixels are normally distributed, for the exact denoiser and Euler steps."""
     scheduler.set_timesteps(steps)
     variance = float(scheduler.init_noise_sigma) ** 2
     for sigma, following in itertools.pairwise(scheduler.sigmas.double().tolist()):
@@ -244,7 +244,7 @@ def test_samples_of_a_known_distribution_have_the_deviation_that_the_algorithm_g
     scheduler = EDMEulerScheduler(sigma_data=deviation)
     assert deviation_by_algorithm_2(deviation, scheduler, 1000, s_churn) == pytest.approx(deviation, rel=0.02)
     pipe = make_pipeline(scheduler)
-    # D = x deviation^2 / (sigma^2 + deviation^2) is c_skip x: the network has nothing to say.
+    # D = x deviation^2 / (sigma^2 + deviation^2) is c_skip x, so the network has to answer 0.
     torch.nn.init.zeros_(pipe.unet.conv_out.weight)
     torch.nn.init.zeros_(pipe.unet.conv_out.bias)
     images = sample(pipe, [0] * 100, steps=60, s_churn=s_churn)

@@ -1,4 +1,4 @@
-"""Synthetic data sets: what they hold, that they load, and that an interruption leaves no trace."""
+"""Synthetic data sets: their content, loading them, and interrupted generation."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from helpers import unet_without_attention, write_privacy_json
 
 FORMATS = ("parquet", "imagefolder")
 
-# Neither in alphabetical order nor harmless as folder names: "test" is a word for a split, "/" cannot be in a name.
+# Not in alphabetical order, and difficult as folder names: "test" names a split, and "/" cannot be in a name.
 NAMES = ["shoe", "test", "T-shirt/top"]
 
 
@@ -50,7 +50,7 @@ def pixels(dataset):
 
 
 def files(directory):
-    """All files by name, but for the line that tells one directory from another."""
+    """The content of all files by name, without the random line that makes each directory unique."""
     return {
         str(path.relative_to(directory)): re.sub(rb"\n  description: .*", b"", path.read_bytes())
         for path in directory.rglob("*")
@@ -65,7 +65,7 @@ def pipe():
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
-    """Nothing is left in the user's caches."""
+    """Keep the caches of `datasets` and diffusers below `tmp_path`."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
 

@@ -1,4 +1,4 @@
-"""Publishing: the real clients against a Hub on loopback, whole and when something goes wrong."""
+"""Pushes by the real clients to a Hub on this machine, with and without faults."""
 
 import json
 import re
@@ -66,13 +66,13 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def model(finished, tmp_path):
-    """A finished run of one's own."""
+    """A copy of the finished run, which the test may change."""
     return Path(shutil.copytree(finished, tmp_path / "model"))
 
 
 @pytest.fixture(params=["model", "dataset"])
 def pushable(request, model):
-    """A function that pushes a model, or what stands for a data set, to a repository; and the repository's type."""
+    """A function that pushes a model or a small data set to a repository, and the type of the repository."""
     if request.param == "model":
         return partial(push_model, model), "model"
     directory = model.parent / "data"
@@ -87,7 +87,7 @@ def edit(path, text):
     path.write_text(path.read_text() + text)
 
 
-# What leaves, and how
+# What is pushed
 
 
 def test_one_commit_of_the_published_files_and_no_others(hub, model):
@@ -115,7 +115,7 @@ def test_one_commit_of_the_published_files_and_no_others(hub, model):
 
 
 def test_an_upload_of_the_whole_directory_by_other_means_leaves_the_private_part_at_home(hub, model):
-    """As `hf upload USER/NAME my-model` does it."""
+    """`hf upload USER/NAME my-model` uploads a directory in this way."""
     api = HfApi()
     api.create_repo("alice/model")
     api.upload_folder(repo_id="alice/model", folder_path=model)
@@ -143,7 +143,7 @@ def test_a_pull_request_leaves_the_repository_as_it_is(hub, model):
     assert commit.pr_url == f"{hub.url}/alice/model/discussions/1"
     assert hub.files("alice/model")["README.md"] == before
     assert b"Our own words." in hub.repos["model", "alice/model"].pull_requests[0].files["README.md"]
-    push_model(model, "model")  # and does not stand in the way of a push
+    push_model(model, "model")  # the open pull request does not keep a push from succeeding
     assert b"Our own words." in hub.files("alice/model")["README.md"]
 
 
@@ -178,7 +178,7 @@ def test_what_somebody_else_put_on_the_hub_is_not_replaced(hub, pushable):
     push, repo_type = pushable
     name = "unet/diffusion_pytorch_model.safetensors" if repo_type == "model" else "data/train-00000-of-00001.parquet"
     HfApi().create_repo("fashion", repo_type=repo_type)
-    for file in ("README.md", "LICENSE"):  # with which a person may begin a repository
+    for file in ("README.md", "LICENSE"):  # the Hub can create repositories with these files
         hub.edit("alice/fashion", file, b"# Fashion", repo_type)
     assert prepare_repo("fashion", repo_type, None, None) == "alice/fashion"
     hub.edit("alice/fashion", name, b"real", repo_type)
@@ -234,7 +234,7 @@ def test_what_may_not_be_published_is_refused_before_the_hub_is_asked(hub, model
 
 
 def release_more(directory, steps=1):
-    """The run is resumed, releases `steps` more, and is saved again, as far as its budget goes."""
+    """Resume the journal of the run, record `steps` more, and write its privacy.json and card again."""
     ledger = PrivacyLedger.resume(directory / "private" / "journal.jsonl", 0)
     ledger.record(Mechanism("dp_sgd", 3.0, 0.1, steps, 1.0))
     privacy = ledger.statement(60)
@@ -246,7 +246,7 @@ def release_more(directory, steps=1):
 
 @pytest.fixture(params=["model", "dataset"])
 def push_state(request, hub, tmp_path):
-    """A function that pushes the statement that a run's directory has now, to a model or a data set."""
+    """A function that pushes the present statement of a run's directory, with a model or a data set."""
     if request.param == "model":
         return lambda directory: push_model(directory, "shoes")
 
@@ -270,7 +270,7 @@ def test_a_copy_of_a_run_that_was_resumed_separately_does_not_replace_it(hub, mo
     copy = shutil.copytree(model, tmp_path / "copy")
     push_state(model)
     release_more(copy)
-    push_state(copy)  # as from another machine: it has all that the other one had
+    push_state(copy)  # as from another machine; the copy counts all that the original counted
     release_more(model, steps=5)
     with pytest.raises(InputError, match="alice/shoes holds a statement about a copy of the same run .* push to"):
         push_state(model)
@@ -301,7 +301,7 @@ def test_another_run_replaces_a_run_and_what_it_counts(hub, model, tmp_path, pus
         release_more(place)
     push_state(model)
     push_state(copy)
-    push_state(other)  # which counts the copy
+    push_state(other)  # the statement of `other` counts the copy
     assert len(published(hub)["runs"]) == 2
 
 
@@ -354,7 +354,7 @@ def test_a_configuration_that_would_publish_what_is_not_private_is_refused():
 
 
 def test_a_push_that_failed_is_repeated_while_the_trainer_is_still_there(hub, tmp_path):
-    """As in a notebook: the trainer keeps its journal locked."""
+    """The trainer keeps its journal locked meanwhile, for instance in a notebook."""
     trainer = train(tmp_path / "model")
     hub.fail("POST .*/commit/main", 500)
     with pytest.raises(HubError, match="dp-curriculum push .* pushes again"):
@@ -381,7 +381,7 @@ def test_a_trainer_knows_what_it_has_released_without_its_journal(hub, tmp_path)
 
 
 def test_what_a_run_saves_during_a_push_is_not_part_of_it(hub, model):
-    """The journal was read before, and does not count it yet."""
+    """Files are read before the first request; the journal that was checked does not count later releases."""
     names = ["privacy.json", "samples.png", "unet/diffusion_pytorch_model.safetensors"]
     before = {name: (model / name).read_bytes() for name in names}
 
@@ -516,7 +516,7 @@ def test_card_header_and_snippet(hub, model):
     card = ModelCard(hub.files("alice/model")["README.md"].decode())
     assert (card.data.license, card.data.library_name) == ("mit", "diffusers")
     assert {"differential-privacy", "dp-sgd", "opacus"} <= set(card.data.tags)
-    assert card.data.datasets is None  # that name is no Hub id
+    assert card.data.datasets is None  # the name is not a Hub id
     assert "Trained on Images of the city archive." in card.text
     assert 'DiffusionPipeline.from_pretrained("alice/model", trust_remote_code=True)' in card.text
 
@@ -532,7 +532,7 @@ def test_the_data_set_is_named_only_if_the_user_says_so(tmp_path):
 
 
 def test_names_are_no_markup(hub, tmp_path):
-    """A card that its sections can no longer be found in would lose the words of its users, or the budget."""
+    """If a class name could end a section, the card would lose text that people wrote, or the budget."""
     names = ["<!-- end: use -->", "a|b", "*bold*\nx"]
     records = ImageDataset(tiny_records().images, tiny_records().labels, names)
     train(tmp_path / "model", records, push_to_hub=True)
@@ -545,19 +545,19 @@ def test_text_written_into_the_card_stays_wherever_it_was_written(hub, model):
     readme = model / "README.md"
     push_model(model, "model")
 
-    edit(readme, "\nOur own words.\n")  # here
+    edit(readme, "\nOur own words.\n")  # in the directory of the run
     push_model(model, "model")
     assert "Our own words." in hub.files("alice/model")["README.md"].decode()
 
     on_hub = hub.files("alice/model")["README.md"].decode().replace("license: mit", "license: mit\nlanguage: en")
-    hub.edit("alice/model", "README.md", f"{on_hub}\nWords of the website.\n".encode())  # there
+    hub.edit("alice/model", "README.md", f"{on_hub}\nWords of the website.\n".encode())  # on the Hub
     push_model(model, "model")
     for text in (readme.read_text(), hub.files("alice/model")["README.md"].decode()):
         assert "Our own words." in text
         assert "Words of the website." in text
         assert "language: en" in text
 
-    readme.write_text(readme.read_text().replace("Our own words.", ""))  # taken back
+    readme.write_text(readme.read_text().replace("Our own words.", ""))  # removed again
     push_model(model, "model")
     assert "Our own words." not in hub.files("alice/model")["README.md"].decode()
 
@@ -637,7 +637,7 @@ def test_an_old_budget_goes_also_where_its_section_has_lost_its_end(hub, pushabl
 
 @pytest.mark.parametrize("kept", ["", "<!-- end: statement -->"])
 def test_a_card_with_another_budget_in_the_words_of_ours_is_not_pushed(hub, pushable, kept):
-    """Its owner made the statement of an earlier run their own."""
+    """The owner of the card had removed the comments around the statement of an earlier run."""
     push, repo_type = pushable
     push("shoes")
     old = with_an_old_budget(hub.files("alice/shoes", repo_type)["README.md"].decode())
@@ -674,7 +674,7 @@ def test_saving_again_keeps_what_was_written(tmp_path):
     saved = readme.read_text()
     assert saved.count("for teaching in our school") == 1
     assert "## Privacy" in saved
-    assert "-differentially private with respect to" in saved  # the one section that cannot be taken out
+    assert "-differentially private with respect to" in saved  # the only section that is added again
     assert saved.count("# Diffusion model under") == 1
 
 
@@ -692,7 +692,7 @@ def run_python(code, hub, tmp_path, *arguments):
 
 
 def test_a_stranger_runs_the_snippet_of_the_card(hub, model, tmp_path):
-    """In a process that cannot import this package, with nothing from here but the Hub."""
+    """The snippet is executed in a process that cannot import this package."""
     push_model(model, "model")
     code = """
 import re, sys

@@ -1,4 +1,4 @@
-"""What the card says of the budget."""
+"""The sentences of the model card about the budget."""
 
 import re
 
@@ -44,7 +44,7 @@ def test_the_sentence_that_is_quoted_says_what_it_is_about(card):
 
 
 def test_names_from_previous_runs_are_no_markup(card):
-    """They come from files of others, too."""
+    """Names of mechanisms can come from files that other people wrote."""
     mine, theirs = {"id": "a", "sessions": {"b": 1}}, {"id": "c", "sessions": {"d": 1}}
     numbers = {"noise_multiplier": 5.0, "sample_rate": 1.0, "steps": 1, "sensitivity": 1.0}
     name = "<!-- end: privacy -->|This model is (0.1, 1e-05)-differentially private"

@@ -1,4 +1,4 @@
-"""Small types, recomputed activations, and what is shown while a run goes on."""
+"""Mixed precision, gradient checkpointing, and what a run shows and writes during training."""
 
 import json
 from functools import partial
@@ -50,10 +50,10 @@ def test_passes_in_fp16_give_float32_gradients_near_those_of_float32(mode):
 
 def test_fp16_without_an_accelerator_is_refused(tmp_path):
     if torch.accelerator.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has an accelerator")
     with pytest.raises(InputError, match="is fp16, which a CPU does not support"):
         make_trainer(tmp_path / "model", mixed_precision="fp16")
-    Accelerator(mixed_precision="fp16")  # whose precision is that of the process
+    Accelerator(mixed_precision="fp16")  # sets the precision of the whole process
     with pytest.raises(InputError, match="is fp16, which a CPU does not support"):
         make_trainer(tmp_path / "model")
 
@@ -68,7 +68,7 @@ def test_what_the_launcher_asks_for_is_checked(tmp_path, monkeypatch, mixed_prec
     with pytest.raises(InputError, match=message):
         make_trainer(tmp_path / "model")
     monkeypatch.undo()
-    make_trainer(tmp_path / "model", mixed_precision="bf16")  # a notebook needs no restart
+    make_trainer(tmp_path / "model", mixed_precision="bf16")  # a refusal does not fix the precision of the process
 
 
 @pytest.mark.parametrize("mode", ["folded", "loop"])

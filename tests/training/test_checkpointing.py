@@ -61,7 +61,8 @@ def test_a_terminated_run_says_how_to_resume_and_ends_as_if_nothing_had_been(tmp
         ("dp_sgd", 4),
     ]
     assert privacy["epsilon"] == pytest.approx(trainer.plan.epsilon_after[4])
-    again = make_trainer(tmp_path / "model", resume_from_checkpoint="latest")  # of a finished run: nothing is left
+    # A finished run takes no further step.
+    again = make_trainer(tmp_path / "model", resume_from_checkpoint="latest")
     assert finish(again) == privacy
 
 
@@ -89,7 +90,7 @@ def test_the_warm_up_ends_with_the_same_weights_whether_interrupted_or_not(tmp_p
 
 
 def test_steps_that_were_turned_back_from_stay_counted(tmp_path, messages):
-    """The run stops before it would pass the target."""
+    """Steps after an earlier checkpoint count, so that the run stops before it would pass the target."""
     interrupted(tmp_path / "model", 6, checkpointing_steps=1)
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="checkpoint-4")
     privacy = finish(trainer)
@@ -103,7 +104,7 @@ LONG = {"max_train_steps": STEPS, "target_epsilon": 30.0}
 
 
 def broken_off(output_dir, after, error, **options):
-    """A run that something ends in the middle of a step, after which it has taken `after` steps of DP-SGD."""
+    """Start a run that ends with `error` in the step of DP-SGD after the first `after` ones; return its trainer."""
     trainer = make_trainer(output_dir, **LONG, **options)
     step, taken = DPSGD.step, []
 
@@ -131,7 +132,7 @@ def stated_steps(privacy):
 
 
 def check_that_all_is_stated(output_dir, privacy, released):
-    """Every release is in the statement, and the composition is recomputed without the ledger."""
+    """Check that the statement has every release in the journal, and that its epsilon can be recomputed."""
     assert released_steps(output_dir) == released
     assert stated_steps(privacy) == released
     assert recompute_epsilon(privacy) == pytest.approx(privacy["epsilon"])
@@ -139,14 +140,14 @@ def check_that_all_is_stated(output_dir, privacy, released):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a batch of 17"), SystemExit(1), InputError("full")])
 def test_steps_whose_network_was_left_in_memory_stay_counted(tmp_path, error):
-    """As in a notebook: three times broken off, the network looked at, and resumed from the checkpoint before."""
+    """A notebook could do this: three times a run ends with an error, its network is seen, and it is resumed."""
     for number in range(3):
         resume = {"resume_from_checkpoint": "latest"} if number else {}
         looked_at = broken_off(tmp_path / "model", 3, error, **resume)
         assert looked_at.unet.conv_in.weight.isfinite().all()
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG)
     privacy = finish(trainer)
-    # The steps that are lost are paid for by steps at the end.
+    # Lost steps count, so that fewer steps can be taken at the end.
     assert trainer.checkpoint.stage == "central_images"
     assert STEPS <= released_steps(tmp_path / "model") < STEPS + 4
     check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
@@ -196,7 +197,7 @@ def test_steps_of_checkpoints_that_were_deleted_stay_counted(tmp_path, deleted):
 
 
 def test_a_checkpoint_written_after_the_trainer_was_made_is_the_one_that_is_resumed(tmp_path):
-    """A requeued job that overlaps with the old one, or two trainers in a notebook."""
+    """Such a trainer may be of a requeued job that overlaps with the old one, or the second one in a notebook."""
     interrupted(tmp_path / "model", 4, checkpointing_steps=1, **LONG)
     AcceleratorState._reset_state(reset_partial_state=True)
     early = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG)
@@ -215,14 +216,14 @@ def test_two_trainers_made_before_there_was_a_run_share_it(tmp_path):
 
 @pytest.mark.parametrize("option", [{"logger": "tensorboard"}, {"log_sensitive_curves": True}])
 def test_steps_that_a_curve_shows_count_even_if_the_process_is_killed(tmp_path, option):
-    """The curve is on the disk, or at a tracker's, the moment it is written."""
+    """Each point of a curve is on disk, or with a tracker, at once."""
     killed_after(tmp_path / "model", 9, **option)
     privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG, **option))
     check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
 
 
 def killed_after(output_dir, number, in_thread=False, **options):
-    """A run in a process of its own that is killed after so many steps in both stages."""
+    """Start a run in another process, and kill it in step `number`, counted over both stages."""
     child = os.fork()
     if child == 0:
         trainer = make_trainer(output_dir, **LONG, **options)
@@ -239,14 +240,14 @@ def killed_after(output_dir, number, in_thread=False, **options):
 
 
 def test_steps_in_a_thread_count_at_once(tmp_path):
-    """Whoever started the thread has the network in hand all along."""
+    """The thread that started the training can look at the network at any time."""
     killed_after(tmp_path / "model", 9, in_thread=True)
     privacy = finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG))
     check_that_all_is_stated(tmp_path / "model", privacy, released_steps(tmp_path / "model"))
 
 
 def test_steps_whose_error_another_process_has_shown_stay_counted(tmp_path):
-    """The main process may be killed without a word when another one breaks off."""
+    """When another process ends with an error, the main process may be killed before it records that."""
     killed_after(tmp_path / "model", 9)
     with pytest.raises(ZeroDivisionError), note_errors_for_resume(tmp_path / "model", 1):
         raise ZeroDivisionError
@@ -263,7 +264,7 @@ def test_steps_that_were_lost_with_a_killed_process_are_taken_again_at_no_cost(t
 
 
 def test_what_an_error_says_is_written_after_its_steps_count(tmp_path, monkeypatch):
-    """A process that is killed between the two has counted too much, never too little."""
+    """A process that is killed in between has counted too many steps, and never too few."""
     journal, seen = tmp_path / "model" / "private" / "journal.jsonl", []
     write_text = Path.write_text
 
@@ -304,7 +305,7 @@ def test_a_refused_resume_changes_nothing_in_the_journal(tmp_path):
 
 
 def test_the_records_cannot_be_guessed_from_a_checkpoint(tmp_path):
-    """Whoever has all records but one could otherwise try what the last one is."""
+    """With a plain checksum, somebody who has all other records could try guesses of the last one."""
     checksums = []
     for name in ("one", "two"):
         interrupted(tmp_path / name, 2)
@@ -344,7 +345,7 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_last_one_usable(tmp_pa
     assert "checkpoint-4.partial" in names(tmp_path / "model")
     resumed = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", checkpoints_total_limit=2)
     assert resumed.checkpoint.name == "checkpoint-2"
-    # What the step was that is lost with checkpoint-4 could be read in its half, so it stays counted.
+    # The incomplete checkpoint-4 shows its step, so that this step stays counted.
     assert finish(resumed)["mechanisms"][1]["steps"] == 4
     assert names(tmp_path / "model") == ["checkpoint-2", "checkpoint-6"]
 
@@ -412,7 +413,7 @@ def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(
     options = {"resume_from_checkpoint": "latest", "central_train_steps": 60, "max_train_steps": 60}
     resumed = make_trainer(tmp_path / "model", **options)
     assert (resumed.checkpoint.name, resumed.checkpoint.stage) == (f"checkpoint-{number}", "dp_sgd")
-    assert finish(resumed)["mechanisms"][1]["steps"] == 60  # in a single process, however many there were before
+    assert finish(resumed)["mechanisms"][1]["steps"] == 60  # in one process, whatever the number before
 
 
 @pytest.mark.slow
@@ -420,5 +421,5 @@ def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(
 def test_a_run_killed_twenty_times_is_whole_in_the_end(tmp_path, num_processes):
     left = kill_until_done(tmp_path, kills=20, num_processes=num_processes, steps=160)
     assert len(left) == 20
-    assert 0 < sum(steps > 0 for steps in left) < 20  # in either stage
+    assert 0 < sum(steps > 0 for steps in left) < 20  # some kills hit each stage
     check(tmp_path / "model", steps=160)

@@ -1,4 +1,4 @@
-"""Time and memory that the plan names: a rehearsal of the steps themselves, which leaves nothing behind."""
+"""Time and memory in the plan come from a rehearsal of real steps, which changes nothing."""
 
 import gc
 import resource
@@ -32,12 +32,12 @@ def estimate_of(trainer, gradients_of=None):
 
 
 def wide_unet():
-    """17 MiB of parameters."""
+    """A network with 17 MiB of parameters."""
     return tiny_unet(block_out_channels=(128, 128))
 
 
 def test_the_steps_are_rehearsed_as_they_will_be(tmp_path):
-    """In the type of their passes and in training mode; the warm-up's 4 images, then physical batches of 2 draws."""
+    """Passes are in the run's number type and in training mode: 4 images of the warm-up, then 3 records x 2 draws."""
     trainer = make_trainer(tmp_path / "model", mixed_precision="bf16", max_physical_batch_size=3)
     trainer.unet.eval()
     passes = []
@@ -49,7 +49,7 @@ def test_the_steps_are_rehearsed_as_they_will_be(tmp_path):
 
 
 def test_batches_larger_than_expected_are_rehearsed(tmp_path):
-    """Poisson batches of 10 records on average have 14 now and then."""
+    """A Poisson batch of 10 records on average sometimes has 14."""
     trainer = make_trainer(tmp_path / "model", max_physical_batch_size=14, central_statistic="none")
     rows = []
     trainer.unet.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
@@ -79,7 +79,7 @@ def test_a_rehearsal_leaves_everything_as_it_was(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still but for what a test adds to it."""
+    """Replace the clock by one to which the test adds seconds with the returned function."""
     passed = [0.0]
     monkeypatch.setattr(estimates, "_now", lambda device: passed[0])
 
@@ -90,7 +90,7 @@ def clock(monkeypatch):
 
 
 def test_time_counts_every_physical_batch_and_the_noise_of_every_step(tmp_path, monkeypatch, clock):
-    """A tenth of a second for each gradient and 2 milliseconds for each parameter's noise, and nothing else."""
+    """By the clock of this test a physical batch takes 0.1 seconds, and the noise of a parameter 2 milliseconds."""
     trainer = make_trainer(
         tmp_path / "model", max_physical_batch_size=2, train_batch_size=20, max_train_steps=30, central_statistic="none"
     )
@@ -112,7 +112,7 @@ def test_time_counts_the_warm_up(tmp_path, clock):
 
 
 def test_memory_is_what_a_run_takes(tmp_path, monkeypatch):
-    """Per-record gradients, sums and noise in float64, two moments of Adam, the average; the same in a run."""
+    """The estimate has gradients, sums and noise in float64, Adam's moments and the average, as a run has."""
     trainer = make_trainer(
         tmp_path / "model",
         tiny_unet(block_out_channels=(64, 64)),
@@ -150,7 +150,7 @@ def test_what_is_printed_is_what_it_is_made_of():
 @pytest.mark.parametrize(
     ("options", "remedy"),
     [
-        ({"central_batch_size": 10**13}, "lower `central_batch_size`"),  # beyond the addresses that a process has
+        ({"central_batch_size": 10**13}, "lower `central_batch_size`"),  # more than the address space of a process
         ({"noise_multiplicity": 10**13}, "lower `max_physical_batch_size`"),
         ({"noise_multiplicity": 10**13, "max_physical_batch_size": 1}, "lower `noise_multiplicity`"),
     ],
@@ -188,7 +188,7 @@ def test_other_errors_are_left_alone():
 @pytest.mark.slow
 @on_linux
 def test_a_plan_that_just_fits_does_not_run_out_of_memory_when_it_is_carried_out(tmp_path):
-    """Whatever the memory that there is: the run is refused before anything is spent, or gets through.
+    """With any amount of memory, the run is either refused before anything is spent, or succeeds.
 
     `pytest -m slow tests/training/test_estimates.py` takes a minute; the test before it refuses what never fits.
     """

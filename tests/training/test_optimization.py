@@ -1,4 +1,4 @@
-"""The learning rate that each step of DP-SGD has, also when the run was interrupted."""
+"""The learning rate of each step of DP-SGD, also in a run that was interrupted."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ RISING = [name for name in LR_SCHEDULERS if name != "constant"]
 
 
 def rates(state, steps=STEPS):
-    """The learning rate of each of the next steps; the optimizer steps before the schedule, as it wants to see."""
+    """The learning rate of each of the next steps; PyTorch wants the optimizer to step before the schedule."""
     found = []
     for _ in range(steps):
         found.append(state.optimizer.param_groups[0]["lr"])
@@ -44,7 +44,7 @@ def rates_of_diffusers(name, warmup, steps=STEPS):
     return found
 
 
-@pytest.mark.filterwarnings("error")  # of a schedule that is stepped at the wrong time
+@pytest.mark.filterwarnings("error")  # a schedule that is stepped at the wrong time warns
 @pytest.mark.parametrize("name", RISING)
 @pytest.mark.parametrize("warmup", [1, 2, 4, STEPS - 1, STEPS, STEPS + 5])
 def test_the_first_step_moves_and_the_last_of_the_warm_up_has_the_whole_rate(name, warmup):

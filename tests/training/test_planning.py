@@ -1,4 +1,4 @@
-"""The plan of a run, and what it says of epsilon while the run goes on."""
+"""The plan of a run, and the epsilon that the run shows during training."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def test_it_is_exact_at_the_end(plan):
 
 @pytest.fixture(scope="module")
 def plan_after_a_run(plan):
-    """For the same target as `plan`, which a previous run of the same two kinds of mechanisms has taken a part of."""
+    """A plan with the target of `plan`, which also covers a previous run with the same two kinds of mechanisms."""
     config = DPCurriculumConfig(
         target_epsilon=10.0, central_sample_rate=0.5, train_batch_size=10, max_train_steps=40, accountant="rdp"
     )
@@ -67,6 +67,6 @@ def test_what_is_shown_counts_previous_runs_and_takes_none_of_their_steps_for_it
 )
 def test_previous_runs_that_leave_nothing_are_refused(target, what):
     config = DPCurriculumConfig(target_epsilon=target, central_sample_rate=1.0, accountant="rdp")
-    previous = [Mechanism("central_images_mean", 5.0, 1.0, 5, 4.0)]  # epsilon 1.9, and 2.8 twice
+    previous = [Mechanism("central_images_mean", 5.0, 1.0, 5, 4.0)]  # epsilon 1.9, and 2.8 with the same queries again
     with pytest.raises(InputError, match=f"The {what} epsilon .* leaves nothing of the target {target}.*: raise"):
         make_plan(config, DatasetInfo(1000, 1, 8), previous)

@@ -1,4 +1,4 @@
-"""Training on central images: that the network learns, what it is left with, and how the images are varied."""
+"""The warm-up: the network learns the central images, has the averaged weights at the end, and images vary."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ def test_variations_are_images_and_many(name, channels):
     vary = make_augmentation(name, channels)
     images = torch.rand(4, channels, 16, 16)
     distances = []
-    for seed in range(60):  # enough for every operation to have its turn
+    for seed in range(60):  # enough for every operation to be drawn
         torch.manual_seed(seed)
         varied = vary(images)
         assert varied.shape == images.shape
         assert 0 <= varied.min() <= varied.max() <= 1
         distances.append((varied - images).abs().mean().item())
     assert len({round(distance, 6) for distance in distances}) > 30
-    assert 0.005 < sum(distances) / 60 < 0.3  # varied, and the same images still
+    assert 0.005 < sum(distances) / 60 < 0.3  # varied, and still similar
 
 
 def test_none_is_none():
@@ -33,7 +33,7 @@ def test_none_is_none():
 
 
 def warmed_up(**options):
-    """The state after a warm-up on three images, and the errors on the way."""
+    """The training state after a warm-up on three images, and the loss of each step."""
     config = DPCurriculumConfig(central_augmentation="none", central_batch_size=16, **options)
     records = tiny_records(3)
     images = ReleasedImages(records.images.float() / 255, records.labels)

@@ -122,11 +122,10 @@ def _privacy_profile(mechanism: Mechanism) -> tuple[np.ndarray, np.ndarray]:
         warnings.simplefilter("ignore")  # the rough epsilon only determines the grid
         # The public methods of the accountant answer for one delta at a time; this distribution gives all of them.
         distribution = accountant._get_dprv(eps_error=epsilon_error, delta_error=delta_error)
-    kept = (distribution.domain.ts >= 0) & (
-        distribution.domain.ts < 2 * MAX_EPSILON
-    )  # exponentials overflow for much larger losses
-    losses, mass = distribution.domain.ts[kept], distribution.pmf[kept]
-    mass_beyond = distribution.pmf[distribution.domain.ts >= 2 * MAX_EPSILON].sum()
+    all_losses, largest = distribution.domain.ts, 2 * MAX_EPSILON  # exponentials overflow for much larger losses
+    kept = (all_losses >= 0) & (all_losses < largest)
+    losses, mass = all_losses[kept], distribution.pmf[kept]
+    mass_beyond = distribution.pmf[all_losses >= largest].sum()
     # delta(epsilon) is the expectation of 1 - exp(epsilon - loss) over the losses above epsilon.
     deltas = np.cumsum(mass[::-1])[::-1] - np.exp(losses) * np.cumsum((mass * np.exp(-losses))[::-1])[::-1]
     thinned = slice(None, None, max(len(losses) // 500, 1))

@@ -43,8 +43,8 @@ def describe(privacy_json: Path | None) -> str:
         return f"**Not for sharing.** {error}"
     return (
         f"**{budget(privacy)}-differentially private** with respect to zeroing out one record of the "
-        f"{privacy.dataset_size}. {privacy.scope} Looking at samples, however many, "
-        f"does not change that.\n\n{mechanism_table(privacy)}"
+        f"{privacy.dataset_size}. {privacy.scope} Looking at samples, however many, does not change that.\n\n"
+        f"{mechanism_table(privacy)}"
     )
 
 

@@ -33,15 +33,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset_name", help='Hub id of a public data set; "digits" by default')
     parser.add_argument("--train_data_dir", help="directory with a public data set, instead of --dataset_name")
-    parser.add_argument("--resolution", type=int, help="resize and crop to this size")
+    parser.add_argument("--resolution", type=int, help="resize and crop images to this size")
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty; for audit.json and audit.png"
+        "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty directory for audit.json and audit.png"
     )
     parser.add_argument("--target_epsilon", type=float, default=8.0, help="epsilon that the run claims")
-    parser.add_argument("--target_delta", type=float, default=1e-5)
+    parser.add_argument("--target_delta", type=float, default=1e-5, help="delta that the run claims")
     parser.add_argument("--sample_rate", type=float, default=0.5, help="probability of each record, per step")
-    parser.add_argument("--max_train_steps", type=int, default=40)
-    parser.add_argument("--noise_multiplicity", type=int, default=1)
+    parser.add_argument("--max_train_steps", type=int, default=40, help="DP-SGD steps")
+    parser.add_argument("--noise_multiplicity", type=int, default=1, help="noise draws per record and step")
     parser.add_argument(
         "--gradient_canaries",
         type=int,
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=400,
         help="number of canaries of the black-box attack, which reads the final losses",
     )
-    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--confidence", type=float, default=0.95, help="confidence of the proved bounds")
     parser.add_argument(
         "--actual_noise",
         type=float,

@@ -102,9 +102,8 @@ def add_up(statements: "list[FoundStatement]", delta: float | None, accountant: 
     together = composition.statement
     for name, run in composition.counted:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", LooseEpsilonWarning
-            )  # the remarks below have this warning for all runs together
+            # The remarks below have this warning for all runs together.
+            warnings.simplefilter("ignore", LooseEpsilonWarning)
             alone = compute_epsilon(run.mechanisms, together.delta, together.accountant)
         print(f"{name}: epsilon {alone:.4f} alone")
         print_mechanisms(run.mechanisms)

@@ -114,6 +114,25 @@ def source_of(name: str) -> str:
     return "train_data_dir" if Path(name).is_dir() else "dataset_name"
 
 
+def sample(pipeline: "diffusers.DiffusionPipeline", args: argparse.Namespace) -> "Dataset":
+    """Generate the images of a pipeline, on a GPU if there is one."""
+    import torch
+
+    from ..data.image_dataset import to_image_dataset
+    from ..sampling.synthesis import generate_dataset
+
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(desc="Denoising", leave=False)
+    dataset = generate_dataset(
+        pipeline,
+        args.images_per_class,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+    )
+    return to_image_dataset(dataset)
+
+
 def describe(
     args: argparse.Namespace, resolution: int, pipeline: "diffusers.DiffusionPipeline | None"
 ) -> dict[str, str]:
@@ -151,15 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load and check everything; then sample, measure and report; return the exit status."""
     args = make_parser().parse_args(arguments)
 
-    import torch
-
-    from ..data.image_dataset import to_image_dataset
     from ..evaluation.features import load_feature_extractor
     from ..evaluation.metrics import check_reference, evaluate
     from ..evaluation.report import NOT_PRIVATE, table, write_report
     from ..files import check_new_or_empty
     from ..sampling.saved_pipelines import load_pipeline, use_scheduler
-    from ..sampling.synthesis import generate_dataset
 
     check_new_or_empty(args.output_dir)
     if args.train_split == args.test_split:
@@ -182,17 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = describe(args, shape[-1], pipeline)
 
     if pipeline is not None:
-        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-        pipeline.set_progress_bar_config(desc="Denoising", leave=False)
-        samples = to_image_dataset(
-            generate_dataset(
-                pipeline,
-                args.images_per_class,
-                num_inference_steps=args.num_inference_steps,
-                guidance_scale=args.guidance_scale,
-                seed=args.seed,
-            )
-        )
+        samples = sample(pipeline, args)
     evaluation = evaluate(samples, train, test, extractors, args.classifiers, epochs=args.epochs, seed=args.seed)
     write_report(
         args.output_dir,
@@ -205,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reference_is_public=args.reference_is_public,
     )
     print(table(evaluation.measures))
-    print(f"The report is {args.output_dir / 'report.html'}; the figures are in report.json beside it.")
+    print(f"The report is {args.output_dir / 'report.html'}; the numbers are in report.json beside it.")
     if not args.reference_is_public:
         print(NOT_PRIVATE)
     return 0

@@ -41,7 +41,9 @@ def _add(group: Any, option: Option) -> None:
             help=help,
         )
         if option.default:
-            group.add_argument(f"--no_{option.name}", action="store_false", dest=option.name, help="the opposite")
+            group.add_argument(
+                f"--no_{option.name}", action="store_false", dest=option.name, help=f"turn --{option.name} off"
+            )
         return
     group.add_argument(
         f"--{option.name}",

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checks import FILE_FORMAT
 from ..errors import InputError
 
 
@@ -39,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="a new or empty directory, or that of an interrupted run"
     )
-    parser.add_argument("--file_format", choices=["parquet", "imagefolder"], default="parquet")
+    parser.add_argument("--file_format", choices=FILE_FORMAT.values, default="parquet", help="format of the data set")
     parser.add_argument("--batch_size", type=int, default=250, help="images sampled at once and written as one shard")
     parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
@@ -67,9 +68,10 @@ def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -
         )
 
     from ..mechanisms.central_images import CentralImageDataset
+    from ..run_paths import RunPaths
     from ..sampling.synthesis import apportion
 
-    path = Path(pipeline_directory, "private", "central_images")
+    path = RunPaths(Path(pipeline_directory)).released(CentralImageDataset.name)
     class_counts = CentralImageDataset.load_from_disk(path).class_counts
     if class_counts is None:
         raise InputError(f"{path} holds mode images, which have no class counts: leave out `class_balance`.")

@@ -56,7 +56,7 @@ def find_classes(source: Source, label_column: str, accept_found_classes: bool) 
     if accept_found_classes:
         return names, f"accepted although they {doubt}"
     raise InputError(
-        f"The classes {doubt}, so that one record may add its own to what is published: pass the list as `class_names` "
+        f"The classes {doubt}, so that one record may add a class to what is published: pass the list as `class_names` "
         f"{shlex.join(names)} (in Python, {names}), or accept it as it is with `accept_found_classes`."
     )
 

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..checks import at_least
 from ..errors import InputError
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .columns import encode_labels, find_image_column, find_label_column, read_labels
@@ -191,8 +192,8 @@ def load_image_dataset(
     if (dataset_name is None) == (train_data_dir is None):
         raise InputError("`dataset_name` and `train_data_dir` are both given or both missing: pass one of them.")
     _check_class_names(class_names)
-    if resolution is not None and resolution < 1:
-        raise InputError(f"`resolution` is {resolution}: pass a number of pixels above 0.")
+    if resolution is not None:
+        at_least(1).check("resolution", resolution)
     array_options: dict[str, Any] = {
         "resolution": resolution,
         "class_names": class_names,

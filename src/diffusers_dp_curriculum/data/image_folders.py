@@ -60,7 +60,7 @@ def load_image_folder(
     if not images:
         others = files.left_out_of(root)
         found = f", only {files.count(others)}" if others else ""
-        raise InputError(f"{root} holds no images{found}: pass the directory that does as `train_data_dir`.")
+        raise InputError(f"{root} holds no images{found}: pass the directory with the images as `train_data_dir`.")
     several_directories = in_several_directories(images)
 
     has_metadata = len(images) < len(files.used)
@@ -71,33 +71,38 @@ def load_image_folder(
         )
 
     directories = _directories(root)
-    if unconditional or (len(directories) < 2 and (class_names is None or not directories)):
+    if unconditional or len(directories) < (2 if class_names is None else 1):
         if several_directories and not unconditional:
             raise _not_all_in_classes(root)
         if class_names is not None and not unconditional:
             raise InputError(
-                f"Class names are given but {root} has no directories: put the images of each class into one of its "
-                "own, or leave out `class_names`."
+                f"Class names are given but {root} has no directories: put the images of each class into a directory "
+                "of its own, or leave out `class_names`."
             )
         return Source(_records(images, None, None), provenance=files.provenance())
 
+    classes = class_names or directories
+    _check_classes(root, images, classes, files)
+    dataset = _records(images, [path.parent.name for path in images], classes)
+    return Source(dataset, dataset.features, FROM_DIRECTORIES, files.provenance())
+
+
+def _check_classes(root: Path, images: list[Path], classes: list[str], files: FileInventory) -> None:
+    """Refuse images outside of the directories of the classes, and a class none of whose files can be used."""
     if any(path.parent.parent != root for path in images):
         raise _not_all_in_classes(root)
-    classes = class_names or directories
-    if strange := sorted({path.parent.name for path in images} - set(classes)):
+    with_images = {path.parent.name for path in images}
+    if strange := sorted(with_images - set(classes)):
         raise InputError(
             f"The directories {', '.join(strange)} hold images but are none of the classes {', '.join(classes)}: add "
             "them to `class_names`, or move them elsewhere."
         )
     for name in classes:
-        left_out = files.left_out_of(root / name)
-        if left_out and not any(path.parent.name == name for path in images):
+        if name not in with_images and (left_out := files.left_out_of(root / name)):
             raise InputError(
                 f"The directory of the class {name} holds nothing that can be used, only {files.count(left_out)}: "
                 "convert that to PNG or JPEG, or move it elsewhere."
             )
-    dataset = _records(images, [path.parent.name for path in images], classes)
-    return Source(dataset, dataset.features, FROM_DIRECTORIES, files.provenance())
 
 
 def find_split(directory: Path, split: str) -> Path:

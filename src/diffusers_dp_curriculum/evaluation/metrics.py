@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..checks import CLASSIFIER
 from ..data.image_dataset import ImageDataset
 from ..errors import InputError
 from .features import extract_features
 from .fidelity import frechet_distance, kernel_distance, precision_recall_density_coverage
 from .nearest import distances_to_nearest
-from .utility import check_architecture, confusion_matrix, train_classifier
+from .utility import confusion_matrix, train_classifier
 
 
 CLOSE = 0.01  # a distance to a training image is close if at most this share of held-out images is closer
@@ -98,7 +99,7 @@ def evaluate(
         InputError: If a classifier is unknown, or the images differ in size, channels or classes, or are too few.
     """
     for architecture in classifiers:
-        check_architecture(architecture)
+        CLASSIFIER.check("classifiers", architecture)
     if not extractors:
         raise InputError("There are no features to measure fidelity in: pass at least one extractor.")
     check_reference(samples.images.shape[1:], samples.class_names, train, test)

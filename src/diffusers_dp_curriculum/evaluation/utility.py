@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
+from ..checks import CLASSIFIER
 from ..data.image_dataset import ImageDataset
 from ..errors import InputError
 
@@ -78,16 +79,6 @@ def make_resnet(channels: int, num_classes: int) -> nn.Module:
 ARCHITECTURES = {"cnn": make_cnn, "resnet": make_resnet}
 
 
-def check_architecture(architecture: str) -> None:
-    """Refuse the name of a classifier that does not exist.
-
-    Raises:
-        InputError: If there is no classifier of that name.
-    """
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"There is no classifier {architecture!r}: choose one of {', '.join(ARCHITECTURES)}.")
-
-
 def train_classifier(
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -125,20 +116,9 @@ def train_classifier(
     Raises:
         InputError: If the architecture is unknown, images and labels do not fit together, or there are too few images.
     """
-    check_architecture(architecture)
-    if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise InputError(
-            f"The images are {images.dtype} of shape {tuple(images.shape)} and the labels of shape "
-            f"{tuple(labels.shape)}: pass uint8 images of shape (N, C, H, W) and N labels."
-        )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"A label is not between 0 and {num_classes - 1}: correct it or `num_classes`.")
+    CLASSIFIER.check("architecture", architecture)
     held_out = round(selection_share * len(images))
-    if not 0 < held_out <= len(images) - 2:
-        raise InputError(
-            f"Of {len(images)} images {held_out} would be held out for selection: pass more images, or another "
-            "`selection_share`."
-        )
+    _check_images(images, labels, num_classes, held_out)
     chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = torch.Generator().manual_seed(seed)
     selection, training = torch.randperm(len(images), generator=generator).tensor_split([held_out])
@@ -170,6 +150,22 @@ def train_classifier(
                     best = copy.deepcopy(classifier.state_dict())
     classifier.load_state_dict(best)
     return classifier
+
+
+def _check_images(images: torch.Tensor, labels: torch.Tensor, num_classes: int, held_out: int) -> None:
+    """Refuse images and labels that do not fit together, or are too few to hold out some of them."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"The images are {images.dtype} of shape {tuple(images.shape)} and the labels of shape "
+            f"{tuple(labels.shape)}: pass uint8 images of shape (N, C, H, W) and N labels."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(f"A label is not between 0 and {num_classes - 1}: correct it or `num_classes`.")
+    if not 0 < held_out <= len(images) - 2:
+        raise InputError(
+            f"Of {len(images)} images {held_out} would be held out for selection: pass more images, or another "
+            "`selection_share`."
+        )
 
 
 def accuracy(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:

@@ -68,14 +68,14 @@ def make_gradients_of(
         return mode, partial(per_record_gradients, unet, mode=mode, precision=precision)
     if on_cpu and accelerator.mixed_precision != "no":
         # There PyTorch's compiler wrongly assumes that the gradient of group normalisation is float32.
-        raise InputError("On CPU only float32 can be compiled: leave out `dynamo_backend` or bf16.")
+        raise InputError("On a CPU only float32 can be compiled: leave out `dynamo_backend` or `mixed_precision`.")
     if config.gradient_checkpointing:
-        raise InputError("A compiled pass keeps what it chooses: leave out `gradient_checkpointing`.")
+        raise InputError("A compiled pass chooses by itself what to compute twice: leave out `gradient_checkpointing`.")
     most = min(config.max_physical_batch_size, images_shape[0])
     compiled = CompiledGradients(unet, most, precision, **dynamo.to_kwargs())
     with dp_sgd_memory(config):
         # The function is compiled for this number of draws per record, and fills up missing records.
         if reason := difference_from_loop(compiled, unet, draws(physical, multiplicity), precision):
-            raise InputError(f"The compiled pass is wrong ({reason}): leave out `dynamo_backend`.")
+            raise InputError(f"The compiled gradients are wrong ({reason}): leave out `dynamo_backend`.")
         check_gradients_stay_apart(compiled, unet, draws(physical, multiplicity))
     return mode, compiled

@@ -20,7 +20,7 @@ from .counted_runs import CountedRun, count_once
 from .journal import Released, read_released
 from .ledger import PUBLIC_ASSUMPTIONS, package_versions
 from .publishability import check_epsilon, check_same_run, journal_in, leaves_out
-from .statement import PrivacyStatement, make_statement, scope_in_words
+from .statement import PrivacyStatement, make_statement, scope_in_words, scope_of
 
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def compose(
         runs,
         delta,
         accountant,
-        scope=f"The figure is for {len(runs)} run{'s' * (len(runs) > 1)}: further runs on the same records add up.",
+        scope=scope_of(f"{len(runs)} run{'s' * (len(runs) > 1)}"),
         dataset_size=sizes[0] if all(size == sizes[0] for size in sizes) else None,
         not_private=None,
         remarks=[text for found in statements for text in found.statement.remarks if text != LOOSE],
@@ -182,7 +182,7 @@ def _in_file(path: Path, name: str) -> FoundStatement:
 def _in_directory(directory: Path, name: str) -> FoundStatement:
     journal, file = journal_in(directory), directory / "privacy.json"
     if journal is None and not file.is_file():
-        raise InputError(f"{name} holds neither a privacy.json nor the journal of a run: give a directory of one.")
+        raise InputError(f"{name} holds neither a privacy.json nor the journal of a run: give the directory of a run.")
     if journal is None:
         return _in_file(file, name)
     released = read_released(journal)

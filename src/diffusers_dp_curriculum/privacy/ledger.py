@@ -151,6 +151,11 @@ class PrivacyLedger:
         """The number of events in the journal, which a checkpoint keeps for [`resume`]; 0 without a journal."""
         return 0 if self._journal is None else self._journal.position
 
+    @property
+    def check(self) -> int:
+        """A checksum of the journal, which a checkpoint keeps for [`resume`]; 0 without a journal."""
+        return 0 if self._journal is None else self._journal.check
+
     def begin(self, mechanism: Mechanism, randomness: Randomness) -> Execution:
         """Begin to execute a mechanism; there is no other way to begin one.
 
@@ -171,11 +176,6 @@ class PrivacyLedger:
         if randomness.why_not_private:
             self.mark_not_private(randomness.why_not_private)
         return Execution(mechanism, self.record)
-
-    @property
-    def check(self) -> int:
-        """A checksum of the journal, which a checkpoint keeps for [`resume`]; 0 without a journal."""
-        return 0 if self._journal is None else self._journal.check
 
     def record(self, mechanism: Mechanism) -> None:
         """Count `mechanism`, which is about to be executed; mechanisms call [`begin`], whose steps call this.
@@ -252,7 +252,7 @@ class PrivacyLedger:
         if self.target_epsilon is not None and self.epsilon([mechanism]) > self.target_epsilon:
             raise InputError(
                 f"{mechanism.steps} steps of {mechanism.name} would pass the target epsilon {self.target_epsilon:g}: "
-                f"at most {self.affordable_steps(mechanism)} fit."
+                f"plan at most {self.affordable_steps(mechanism)}."
             )
 
     def affordable_steps(self, mechanism: Mechanism) -> int:

@@ -252,6 +252,15 @@ def scope_in_words(num_previous: int) -> str:
     counted = "this run alone"
     if num_previous > 0:
         counted = f"this run and the {num_previous} previous run{'s' * (num_previous > 1)} that it counts"
+    return scope_of(counted)
+
+
+def scope_of(counted: str) -> str:
+    """The sentence that says which runs an epsilon covers.
+
+    Args:
+        counted (`str`): The runs in words, such as "this run alone".
+    """
     return f"The figure is for {counted}: further runs on the same records add up."
 
 

@@ -103,7 +103,7 @@ class ParquetLayout:
 
     def file_names(self, index: int, rows: range) -> list[str]:
         """The names of a shard's files."""
-        return [f"data/train-{index:05d}-of-{self.num_shards:05d}.parquet"]
+        return [parquet_file(index, self.num_shards)]
 
     def contents(self, table: pa.Table) -> list[bytes]:
         """The contents of a shard's files, in the order of `file_names`."""
@@ -156,6 +156,11 @@ configs:
         metadata = pa.table(self.columns, schema=self.features.arrow_schema)
         loading = self.LOADING.format(unique=uuid.uuid4())
         return {"train/metadata.parquet": parquet_bytes(metadata), ".huggingface.yaml": loading.encode()}
+
+
+def parquet_file(index: int, num_shards: int) -> str:
+    """The path of a shard's parquet file in a data set, as `datasets` names it."""
+    return f"data/train-{index:05d}-of-{num_shards:05d}.parquet"
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

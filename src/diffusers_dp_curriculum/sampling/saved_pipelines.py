@@ -70,8 +70,5 @@ def find_privacy_json(name: str, repo_type: str = "model") -> Path | None:
         return Path(hf_hub_download(name, "privacy.json", repo_type=repo_type))
     except LocalEntryNotFoundError as error:
         raise HubError(f"The Hub is out of reach, and the privacy.json of {name} is only there: try again.") from error
-    except (
-        EntryNotFoundError,
-        RepositoryNotFoundError,
-    ):  # also if `name` is no repository, such as the digits of scikit-learn
-        return None
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None  # also if `name` is no repository, such as the digits of scikit-learn

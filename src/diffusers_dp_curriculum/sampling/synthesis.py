@@ -19,13 +19,14 @@ from huggingface_hub import CommitInfo
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..checks import FILE_FORMAT, at_least
 from ..errors import InputError
 from ..privacy.publishability import check_statement
 from ..privacy.statement import PrivacyStatement
 from ..sharing.cards import update as update_card
 from ..sharing.dataset_card import make_dataset_card
 from ..sharing.hub import push_dataset
-from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayout, parquet_bytes
+from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayout, parquet_bytes, parquet_file
 from .preview import check_sampling
 
 
@@ -88,9 +89,8 @@ class SyntheticDataset(datasets.Dataset):
                 "`generate_dataset` its `privacy_json`."
             )
         with tempfile.TemporaryDirectory() as directory:
-            card = update_card(
-                self.card, _card(self, self.privacy)
-            )  # columns may have been removed since it was rendered
+            # Rendered again, as columns may have been removed since.
+            card = update_card(self.card, _card(self, self.privacy))
             Path(directory, "README.md").write_text(card, encoding="utf-8")
             Path(directory, "privacy.json").write_text(self.privacy.to_json(), encoding="utf-8")
             Path(directory, "data").mkdir()
@@ -98,7 +98,7 @@ class SyntheticDataset(datasets.Dataset):
             for index in range(num_shards):
                 shard = self.shard(num_shards, index, contiguous=True).flatten_indices()
                 table = datasets.table.embed_table_storage(shard.data.table)
-                Path(directory, f"data/train-{index:05d}-of-{num_shards:05d}.parquet").write_bytes(parquet_bytes(table))
+                Path(directory, parquet_file(index, num_shards)).write_bytes(parquet_bytes(table))
             return push_dataset(
                 directory,
                 repo_id,
@@ -205,14 +205,11 @@ def generate_dataset(
     """
     class_names = getattr(pipeline, "class_names", None)  # an unconditional pipeline has none
     counts = _class_counts(images_per_class, class_names)
-    churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
     if min(counts) < 0 or sum(counts) < 1 or batch_size < 1:
         raise InputError(f"`images_per_class` is {images_per_class} and `batch_size` is {batch_size}: give at least 1.")
     check_sampling(pipeline.scheduler, class_names is not None, num_inference_steps, guidance_scale, s_churn)
-    if seed < 0:
-        raise InputError(f"`seed` is {seed}: give 0 or more.")
-    if file_format not in ("parquet", "imagefolder"):
-        raise InputError(f'`file_format` is {file_format!r}: choose "parquet" or "imagefolder".')
+    at_least(0).check("seed", seed)
+    FILE_FORMAT.check("file_format", file_format)
     if privacy_json is not None and not Path(privacy_json).is_file():
         raise InputError(f"`privacy_json` is {privacy_json}, which is not a file: give the path of one.")
     privacy = None if privacy_json is None else check_statement(Path(privacy_json))
@@ -220,6 +217,10 @@ def generate_dataset(
     labels = None if class_names is None else _interleave(counts)
     num_images = sum(counts)
     shards = [range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size)]
+    churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax} if s_churn else {}
+    sampling = {"num_inference_steps": num_inference_steps, **churn}
+    if class_names is not None:
+        sampling["guidance_scale"] = guidance_scale
 
     directory = None
     if output_dir is not None:
@@ -240,11 +241,28 @@ def generate_dataset(
             layout = ParquetLayout(len(shards))
         directory = DatasetDirectory(Path(output_dir).resolve(), layout, settings)
 
-    sampling = {"num_inference_steps": num_inference_steps, **churn}
-    if class_names is not None:
-        sampling["guidance_scale"] = guidance_scale
+    tables = _sample_shards(pipeline, shards, labels, seed, sampling, directory)
+    if directory is None:
+        return SyntheticDataset.wrap(datasets.Dataset(pa.concat_tables(tables)), privacy)
+    directory.finish()
+    # An absolute path, because `datasets` may read a relative one, such as "parquet", as the name of a loader.
+    dataset = SyntheticDataset.wrap(datasets.load_dataset(str(directory.path), split="train"), privacy)
+    if privacy_json is not None:
+        dataset.card = directory.describe(privacy_json, dataset.card)
+    return dataset
+
+
+def _sample_shards(
+    pipeline: DiffusionPipeline,
+    shards: list[range],
+    labels: list[int] | None,
+    seed: int,
+    sampling: dict[str, Any],
+    directory: DatasetDirectory | None,
+) -> list[pa.Table]:
+    """Sample the shards that the directory lacks, and write them into it; without a directory, return all of them."""
     tables = []
-    with tqdm(total=num_images, desc="Generating", unit="image") as progress:
+    with tqdm(total=shards[-1].stop, desc="Generating", unit="image") as progress:
         for index, rows in enumerate(shards):
             if directory is None or not directory.has_shard(index, rows):
                 shard_labels = None if labels is None else labels[rows.start : rows.stop]
@@ -254,15 +272,7 @@ def generate_dataset(
                 else:
                     directory.write_shard(index, rows, table)
             progress.update(len(rows))
-
-    if directory is None:
-        return SyntheticDataset.wrap(datasets.Dataset(pa.concat_tables(tables)), privacy)
-    directory.finish()
-    # An absolute path, because `datasets` may read a relative one, such as "parquet", as the name of a loader.
-    dataset = SyntheticDataset.wrap(datasets.load_dataset(str(directory.path), split="train"), privacy)
-    if privacy_json is not None:
-        dataset.card = directory.describe(privacy_json, dataset.card)
-    return dataset
+    return tables
 
 
 def _sample_shard(

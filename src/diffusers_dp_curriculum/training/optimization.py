@@ -5,6 +5,7 @@ from diffusers.optimization import get_scheduler
 
 from ..config import DPCurriculumConfig
 from .checkpointing import TrainingState, make_ema
+from .stages import DP_SGD
 
 
 def start_dp_sgd(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:
@@ -39,4 +40,4 @@ def start_dp_sgd(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingS
         num_training_steps=config.max_train_steps + skipped,
         last_epoch=skipped - 1,
     )
-    return TrainingState("dp_sgd", unet, optimizer, make_ema(unet, config), lr_scheduler)
+    return TrainingState(DP_SGD, unet, optimizer, make_ema(unet, config), lr_scheduler)

@@ -36,15 +36,14 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
         InputError: If `output_dir` is a file, or holds anything but the run to resume.
         StorageError: If `output_dir` cannot be created.
     """
-    if not is_new_or_empty(output_dir):
-        if resume_from_checkpoint is None:
-            raise InputError(
-                f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose "
-                "another `output_dir`, move it away, or resume it by `resume_from_checkpoint` latest."
-            )
-        if not RunPaths(output_dir).private.is_dir():
-            raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
-    elif resume_from_checkpoint not in (None, "latest"):
+    is_free = is_new_or_empty(output_dir)
+    if not is_free and resume_from_checkpoint is None:
+        raise InputError(
+            f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose another "
+            "`output_dir`, move it away, or resume it by `resume_from_checkpoint` latest."
+        )
+    starts_a_run = is_free and resume_from_checkpoint in (None, "latest")
+    if not starts_a_run and not RunPaths(output_dir).private.is_dir():
         raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
     existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
@@ -180,6 +179,5 @@ def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun
 
 def _has_run(paths: RunPaths) -> bool:
     """Whether anything can have been released; a process killed at its start leaves at most an empty journal."""
-    return any(path.name not in FILES_BEFORE_RELEASE for path in paths.private.iterdir()) or (
-        paths.journal.exists() and paths.journal.stat().st_size > 0
-    )
+    other_files = any(path.name not in FILES_BEFORE_RELEASE for path in paths.private.iterdir())
+    return other_files or journal_in(paths.output_dir) is not None
