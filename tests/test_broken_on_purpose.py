@@ -1,4 +1,4 @@
-"""Does anything notice when a mechanism is wrong? Wrong variants of the real code, and the test that catches each.
+"""Wrong variants of the real code, and for each of them the test that has to notice it.
 
 Every variant is a change of the source text, of the kind that published code has or that slips in. It is made on a copy
 of the package; the named test runs against the copy, in a process of its own, and has to fail. A variant whose text is

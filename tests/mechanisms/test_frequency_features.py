@@ -189,7 +189,7 @@ def test_counts_are_noisy_numbers_of_records():
     assert query(records).counts.tolist() == pytest.approx([600, 1200, 0], abs=0.01)
     many = torch.stack([query(records, noise_multiplier=2.0).counts for _ in range(100)])
     assert many.mean(dim=0).tolist() == pytest.approx([600, 1200, 0], abs=6 * 2 * SENSITIVITY / COUNT_WEIGHT / 10)
-    assert many.std() > 1
+    assert many.std(dim=0).min() > 1
 
 
 def test_means_are_sums_over_counts_and_bounded_where_there_is_no_record():
@@ -269,7 +269,7 @@ def test_disk_keeps_sums_counts_frequencies_and_the_entry(tmp_path):
 
 
 def test_a_query_takes_pieces_of_bounded_memory_and_no_operation_for_each_record(monkeypatch):
-    monkeypatch.setattr(frequency_features, "VALUES_AT_ONCE", 2**16)
+    monkeypatch.setattr(frequency_features, "VALUES_AT_ONCE", 2**18)
     seen = {}
     for count in (400, 800):
         records = random_records(count)
