@@ -50,6 +50,7 @@ SHARED = {
     "central_images_per_class": 5,
     "central_noise_multiplier": 5.0,
     "central_sample_rate": 0.1,
+    "frequency_features": 0,
     "lr_scheduler": "cosine",
     "noise_level_mean": -0.3,
     "noise_level_std": 1.2,

@@ -31,19 +31,18 @@ from opacus.optimizers import DPOptimizer
 from tqdm.auto import tqdm
 
 from diffusers_dp_curriculum import (
-    CentralImageDataset,
     ClassConditionalPipeline,
     DPCurriculumConfig,
     ImageDataset,
     PrivacyLedger,
     generate_dataset,
 )
-from diffusers_dp_curriculum.data.dataset_info import DatasetInfo
 from diffusers_dp_curriculum.gradients.compilation import CompiledGradients
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss, denoising_error
 from diffusers_dp_curriculum.gradients.per_record_gradients import per_record_gradients
 from diffusers_dp_curriculum.gradients.precision import Precision
 from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
+from diffusers_dp_curriculum.mechanisms.releases import ReleasedImages
 from diffusers_dp_curriculum.training.checkpointing import make_ema
 from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
@@ -258,19 +257,18 @@ def measure(case: Case, arms: dict, device: torch.device, autocast: Callable, bu
 def measure_warm_up(case: Case, device: torch.device, autocast: Callable) -> float:
     """Measure the time of a warm-up step relative to an ordinary training step on the same batch."""
     batch_size = 64
-    config = DPCurriculumConfig(central_train_steps=4, central_batch_size=batch_size)
+    config = DPCurriculumConfig(central_train_steps=4, central_batch_size=batch_size, frequency_features=0)
     unet = make_unet(case, device)
     images = torch.rand(50, 1, case.size, case.size)
     (stage,) = warm_up_stages(config)
-    mechanism = stage.queries.mechanism(DatasetInfo(50, 1, case.size))
-    central_images = CentralImageDataset(images, torch.arange(50) % NUM_CLASSES, mechanism)
+    images = ReleasedImages(images, torch.arange(50) % NUM_CLASSES)
     precision = Precision(autocast)
     loss = DenoisingLoss(DDPMScheduler(), null_label=NUM_CLASSES)
     plain = NonPrivate(Case(case.size, case.channels, batch_size, 1, batch_size), device, autocast)
     ratios = []
     for _ in range(4):
         state = start_warm_up(unet, stage, config)
-        ours = seconds(partial(warm_up, state, loss, central_images, stage, config, precision), device)
+        ours = seconds(partial(warm_up, state, loss, images, stage, config, precision), device)
         ratios.append(ours / seconds(lambda: [plain() for _ in range(config.central_train_steps)], device))
     return statistics.median(ratios)
 

@@ -35,6 +35,10 @@ def run_of_five_steps(directory):
             insecure_noise_seed=3,
             max_train_steps=5,
             max_physical_batch_size=3,
+            frequency_features=40,
+            frequency_noise_multiplier=5.0,
+            frequency_generator_steps=2,
+            frequency_train_steps=0,
             central_train_steps=0,  # Adam enlarges rounding errors where a gradient is zero; see `gradient_of_warm_up`
         ),
         train_dataset=tiny_records(),
@@ -44,6 +48,8 @@ def run_of_five_steps(directory):
     return {
         "parameters": parameters(trainer.unet),
         "central_images": trainer.released["central_images"].images,
+        "frequency_sums": trainer.released["frequency_features"].sums,
+        "frequency_images": trainer.released["frequency_images"].images,
         "epsilon": trainer.ledger.epsilon(),
         "steps": [(mechanism.name, mechanism.steps) for mechanism in trainer.ledger.mechanisms],
         "not_private": trainer.ledger.not_private,
@@ -89,7 +95,7 @@ def gradient_of_warm_up():
     unet = tiny_unet()
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     released = ReleasedImages(images, torch.arange(6) % 3)
-    config = DPCurriculumConfig(central_train_steps=1, central_batch_size=5, use_ema=False)
+    config = DPCurriculumConfig(central_train_steps=1, central_batch_size=5, use_ema=False, frequency_features=0)
     (stage,) = warm_up_stages(config)
     state = start_warm_up(unet, stage, config)
     state.optimizer = torch.optim.SGD(unet.parameters(), lr=1.0)

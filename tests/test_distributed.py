@@ -56,7 +56,10 @@ def test_a_run_is_the_same_whatever_the_number_of_processes(facts, count):
     for run in together:
         assert (run["parameters"] - alone["parameters"]).abs().max() < 1e-5
         assert torch.equal(run["parameters"], together[0]["parameters"])
-        assert torch.equal(run["central_images"], alone["central_images"])
+        for name in ("central_images", "frequency_sums"):
+            assert torch.equal(run[name], alone[name])
+        assert torch.equal(run["frequency_images"], together[0]["frequency_images"])
+        assert torch.allclose(run["frequency_images"], alone["frequency_images"], atol=1e-4)
         for name in ("epsilon", "steps", "not_private"):
             assert run[name] == alone[name]
 
@@ -108,5 +111,5 @@ def test_the_main_process_alone_prints_and_writes(facts):
     assert finished.stderr.count("Plan for 60 records") == 1
     assert "processes       2 on cpu" in finished.stderr
     assert finished.stderr.count("DP-SGD:   0%") == 1
-    assert (directory / "model" / "private" / "journal.jsonl").read_text().count('"release"') == 5 + 5
+    assert (directory / "model" / "private" / "journal.jsonl").read_text().count('"release"') == 5 + 1 + 5
     assert (directory / "model" / "samples.png").exists()

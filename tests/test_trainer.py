@@ -469,7 +469,10 @@ def batch_norm_unet():
         (lambda: {"target_delta": 0.0}, "`target_delta` is 0.0"),
         (lambda: {"target_delta": 1.5}, "`target_delta` is 1.5"),
         (lambda: {"target_delta": 1 / 60}, "`target_delta` 0.0166667 is not below 1/N"),
-        (lambda: {"central_noise_multiplier": 0.3}, "central images alone cost epsilon"),
+        (
+            lambda: {"central_noise_multiplier": 0.3},
+            "warm-up queries alone cost epsilon .* raise `central_",
+        ),
         (lambda: {"central_sample_rate": 1.5}, "`central_sample_rate` is 1.5"),
         (lambda: {"central_statistic": "median"}, '`central_statistic` is "median"'),
         (lambda: {"central_pool_factor": 3}, "cannot be pooled by 3"),

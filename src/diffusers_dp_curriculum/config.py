@@ -164,7 +164,7 @@ class DPCurriculumConfig:
     frequency_features: int | str = _frequency(
         AUTO,
         "Number of random Fourier features of one query of all records; 0 leaves the stage out (the curriculum of the "
-        "paper). auto chooses by the number of records and classes and by the budget, see docs/privacy.md.",
+        "paper). auto chooses by the number of records and classes and by the budget, see docs/concepts.md.",
         limits=auto_or(Range("0 or an even number above it", lambda value: value >= 0 and value % 2 == 0)),
     )
     frequency_noise_multiplier: float | str = _frequency(
@@ -177,7 +177,7 @@ class DPCurriculumConfig:
         limits=KERNEL_WIDTH,
     )
     frequency_generator_steps: int = _frequency(
-        1000, "Steps of fitting the generator to the features; they cost no privacy.", limits=at_least(1)
+        800, "Steps of fitting the generator to the features; they cost no privacy.", limits=at_least(1)
     )
     frequency_train_steps: int = _frequency(
         500, "Warm-up steps on the generator's images; they cost no privacy.", limits=at_least(0)

@@ -191,7 +191,7 @@ def test_calibration_meets_the_target_from_below(target, accountant):
 
 def test_calibration_refuses_a_prior_that_costs_too_much():
     loud = Mechanism("central_images_mean", 0.5, 1.0, 5, 1.0)
-    with pytest.raises(InputError, match="central images alone cost epsilon .* raise `central_noise_multiplier`"):
+    with pytest.raises(InputError, match="What comes before dp_sgd costs epsilon .* raise the noise mult"):
         calibrate_noise_multiplier(1.0, 1e-5, Mechanism("dp_sgd", 1.0, 0.1, 10, 1.0), [loud])
 
 

@@ -138,7 +138,7 @@ def test_previous_runs_that_leave_nothing_or_cannot_be_counted_are_refused_befor
     for runs, message in [
         (
             [previous],
-            "previous runs alone cost epsilon .* leaves nothing of the target 1 for DP-SGD: raise `target",
+            "previous runs alone cost epsilon .* leaves nothing of the target 1: raise `target",
         ),
         ([previous, not_private], "seeded.json is not private, and no epsilon covers what it has released: share"),
         ([understates], "understates.json states epsilon 0.1, but its mechanisms amount to"),

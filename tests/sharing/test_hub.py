@@ -28,7 +28,7 @@ from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from diffusers_dp_curriculum.sharing.cards import budget
 from diffusers_dp_curriculum.sharing.dataset_card import make_dataset_card
 from diffusers_dp_curriculum.sharing.hub import MODEL_FILES, prepare_repo, push_dataset, push_model
-from diffusers_dp_curriculum.training.stages import warm_up_stages
+from diffusers_dp_curriculum.training.stages import WarmUpStage, warm_up_stages
 from helpers import PUBLISHED, smallest_unet, tiny_records, tiny_scheduler, tiny_unet, write_privacy_json
 
 
@@ -770,5 +770,6 @@ def test_the_script(hub, model, tmp_path, token):
 
 
 def test_the_picture_of_every_stage_may_be_published():
-    for stage in warm_up_stages(DPCurriculumConfig()):
-        assert any(re.fullmatch(pattern, f"{stage.name}.png") for pattern in MODEL_FILES)
+    for stage in warm_up_stages(DPCurriculumConfig(frequency_features=400, frequency_noise_multiplier=5.0)):
+        if isinstance(stage, WarmUpStage):
+            assert any(re.fullmatch(pattern, f"{stage.name}.png") for pattern in MODEL_FILES)

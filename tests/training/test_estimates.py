@@ -14,6 +14,7 @@ from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
 from diffusers_dp_curriculum.memory import enough_memory
 from diffusers_dp_curriculum.training import estimates
 from diffusers_dp_curriculum.training.estimates import Estimate, estimate
+from diffusers_dp_curriculum.training.stages import warm_up_stages
 from helpers import tiny_unet
 from helpers.processes import exit_code, fork
 from helpers.runs import make_config, make_trainer
@@ -28,7 +29,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere freed m
 
 def estimate_of(trainer, gradients_of=None):
     gradients_of = gradients_of or trainer.gradients_of
-    return estimate(trainer.unet, trainer.loss, gradients_of, trainer.info, trainer.args)
+    return estimate(trainer.unet, trainer.loss, gradients_of, trainer.info, trainer.args, trainer.stages)
 
 
 def wide_unet():
@@ -157,7 +158,8 @@ def test_what_is_printed_is_what_it_is_made_of():
 )
 def test_too_little_memory_is_found_before_anything_is_spent(tmp_path, options, remedy):
     trainer = make_trainer(tmp_path / "model")
-    trainer.args = make_config(tmp_path / "model", **options)
+    trainer.args = make_config(tmp_path / "model", frequency_features=0, **options)
+    trainer.stages = warm_up_stages(trainer.args)
     with pytest.raises(InputError, match=f"does not fit into the memory: {remedy}") as refusal:
         trainer.train()
     assert "\n" not in str(refusal.value)

@@ -34,7 +34,7 @@ def test_none_is_none():
 
 def warmed_up(**options):
     """The training state after a warm-up on three images, and the loss of each step."""
-    config = DPCurriculumConfig(central_augmentation="none", central_batch_size=16, **options)
+    config = DPCurriculumConfig(central_augmentation="none", central_batch_size=16, frequency_features=0, **options)
     records = tiny_records(3)
     images = ReleasedImages(records.images.float() / 255, records.labels)
     (stage,) = warm_up_stages(config)

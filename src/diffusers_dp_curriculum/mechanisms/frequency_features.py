@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 MAX_RESOLUTION = 32  # larger images are pooled first: their finest details are lost in the noise anyway
-RELATIVE_KERNEL_WIDTHS = (0.1875, 0.375)  # per square root of the number of values
+RELATIVE_KERNEL_WIDTHS = (0.125, 0.25)  # per square root of the number of values
 COUNT_WEIGHT = 0.3  # what a record adds to its class count, beta
 # Features are truncated to multiples of this power of two, so that float64 sums of up to 2^25 records are exact.
 QUANTUM = 2.0**-28
@@ -125,6 +125,15 @@ class FrequencyFeatures(Release):
         """
         means = self.sums / self.counts.clamp(min=1)[:, None]
         return (means / means.norm(dim=1, keepdim=True).clamp(min=1)).float()
+
+    def reliability(self) -> torch.Tensor:
+        """How much of each class's estimated means is not noise, `(classes,)` float32 from 0 to 1.
+
+        The noise on the means of a class of n records has an expected squared norm of D (sigma Delta / n)^2, and the
+        means without noise one of at most 1.
+        """
+        noise = self.mechanism.noise_multiplier * self.mechanism.sensitivity / self.counts.clamp(min=1)
+        return (1 / (1 + self.sums.shape[1] * noise**2)).float()
 
 
 class FrequencyImageDataset(ReleasedImages):

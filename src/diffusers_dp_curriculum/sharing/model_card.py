@@ -97,7 +97,7 @@ def mechanisms_in_words(privacy: PrivacyStatement) -> str:
     spent_on = [IN_WORDS.get(name, as_text(name)) for name in names]
     if (previous := privacy.num_previous_runs) > 0:
         spent_on.append(f"{previous} previous run{'s' * (previous > 1)}")
-    return " and ".join(spent_on)
+    return " and ".join([", ".join(spent_on[:-1]), spent_on[-1]] if len(spent_on) > 1 else spent_on)
 
 
 def with_repo_id(card: str, repo_id: str) -> str:

@@ -26,17 +26,19 @@ from .checkpointing import TrainingState, make_ema
 from .stages import GeneratorStage
 
 
-BATCH_SIZE = 500
+BATCH_SIZE = 200  # images per step, over all classes
 LEARNING_RATE = 5e-3
-NUM_IMAGES = 10_000
 LATENT_SIZE = 32
+CHANNELS = 64  # of the coarsest level
+NUM_IMAGES = 10_000
 
 
 class AuxiliaryGenerator(nn.Module):
     """A small convolutional network that makes an image from random numbers and a class.
 
-    A linear layer makes a quarter of the resolution, one convolution doubles it, and the last one shuffles its channels
-    into pixels. Batch normalisation mixes the generator's own images alone.
+    A linear layer makes planes of a quarter of the resolution. Convolutions at half the resolution make most of the
+    image, and a last one at full resolution of a few planes smooths it: on a CPU, convolutions at full resolution would
+    take most of the time. Batch normalisation mixes the generator's own images alone.
 
     Args:
         image_shape (`tuple[int, int, int]`): Channels, height and width of the images.
@@ -48,17 +50,20 @@ class AuxiliaryGenerator(nn.Module):
         channels, self.height, self.width = image_shape
         self.num_labels = num_labels
         self.rows, self.columns = math.ceil(self.height / 4), math.ceil(self.width / 4)
-        wide = 32 * channels
-        self.first = nn.Linear(LATENT_SIZE + num_labels, 2 * wide * self.rows * self.columns)
+        planes = 8 * channels
+        self.first = nn.Linear(LATENT_SIZE + num_labels, CHANNELS * self.rows * self.columns)
         self.body = nn.Sequential(
-            nn.BatchNorm2d(2 * wide),
+            nn.BatchNorm2d(CHANNELS),
             nn.ReLU(),
             nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * wide, wide, 3, padding=1),
-            nn.BatchNorm2d(wide),
+            nn.Conv2d(CHANNELS, CHANNELS // 2, 3, padding=1),
+            nn.BatchNorm2d(CHANNELS // 2),
             nn.ReLU(),
-            nn.Conv2d(wide, 4 * channels, 3, padding=1),
+            nn.Conv2d(CHANNELS // 2, 4 * planes, 3, padding=1),
             nn.PixelShuffle(2),
+            nn.BatchNorm2d(planes),
+            nn.ReLU(),
+            nn.Conv2d(planes, channels, 3, padding=1),
             nn.Sigmoid(),
         )
 
@@ -73,8 +78,8 @@ class AuxiliaryGenerator(nn.Module):
             `torch.Tensor`: `(B, channels, height, width)` in [0, 1].
         """
         one_hot = F.one_hot(labels, self.num_labels).to(latents.dtype)
-        planes = self.first(torch.cat([latents, one_hot], dim=1)).unflatten(1, (-1, self.rows, self.columns))
-        return self.body(planes)[..., : self.height, : self.width]
+        coarse = self.first(torch.cat([latents, one_hot], dim=1)).unflatten(1, (-1, self.rows, self.columns))
+        return self.body(coarse)[..., : self.height, : self.width]
 
 
 def start_generator(
@@ -122,13 +127,16 @@ def fit_generator(
     assert generator is not None
     device = next(generator.parameters()).device
     target, frequencies = features.means().to(device), features.frequencies.to(device)
-    per_class = max(BATCH_SIZE // len(target), 2)
+    weights = features.reliability().to(device)
+    weights = weights / weights.sum()
+    per_class = max(BATCH_SIZE // len(target), 4)
     labels = torch.arange(len(target), device=device).repeat_interleave(per_class)
     generator.train()
     while state.step < stage.train_steps:
         _seed(config.seed, state.step + 1)
         images = generator(torch.randn(len(labels), LATENT_SIZE).to(device), labels)
-        error = mean_discrepancy(fourier_features(images, frequencies).unflatten(0, (len(target), per_class)), target)
+        made = fourier_features(images, frequencies).unflatten(0, (len(target), per_class))
+        error = (weights * mean_discrepancy(made, target)).sum()
         state.optimizer.zero_grad()
         error.backward()
         state.optimizer.step()
@@ -150,12 +158,12 @@ def mean_discrepancy(features: torch.Tensor, target: torch.Tensor) -> torch.Tens
         target (`torch.Tensor`): `(classes, D)` mean features.
 
     Returns:
-        `torch.Tensor`: The mean over the classes.
+        `torch.Tensor`: The squared distance of each class, `(classes,)`; an estimate may be below 0.
     """
     size = features.shape[1]
     total = features.sum(dim=1)
     pairs = (total.square().sum(dim=1) - features.square().sum(dim=(1, 2))) / (size * (size - 1))
-    return (pairs - 2 * (total * target).sum(dim=1) / size + target.square().sum(dim=1)).mean()
+    return pairs - 2 * (total * target).sum(dim=1) / size + target.square().sum(dim=1)
 
 
 @torch.no_grad()
@@ -173,8 +181,8 @@ def generate_images(
     assert generator is not None
     device = next(generator.parameters()).device
     _seed(config.seed, state.step + 1)
-    weights = features.counts.clamp(min=features.counts.clamp(min=0).sum() / 1000 + 1)
-    labels = torch.multinomial(weights, NUM_IMAGES, replacement=True)
+    generator.eval()
+    labels = torch.multinomial(features.counts.clamp(min=1), NUM_IMAGES, replacement=True)
     images = [
         generator(torch.randn(len(some), LATENT_SIZE).to(device), some.to(device)).cpu()
         for some in labels.split(BATCH_SIZE)

@@ -12,7 +12,7 @@ from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_
 
 
 MOST_FEATURES = 3000
-FEWEST_FEATURES = 100
+FEWEST_FEATURES = 1000
 # The noise on the features of a class of average size, sqrt(D) sigma C / N, against their norm, 1. Below the first
 # number less noise hardly helps, and the budget is better spent on DP-SGD; above the second the features are lost.
 SMALL_NOISE = 0.05

@@ -76,7 +76,7 @@ def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
 
     Args:
         config (`DPCurriculumConfig`):
-            The hyper-parameters; [`choose_frequency_features`] has replaced `"auto"` among them by numbers.
+            The hyper-parameters, in which the choice of [`choose_frequency_features`] has replaced `"auto"`.
 
     Returns:
         `list[Stage]`: The stages; empty for DP-SGD alone.
