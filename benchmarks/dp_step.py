@@ -43,8 +43,8 @@ from diffusers_dp_curriculum.gradients.per_record_gradients import per_record_gr
 from diffusers_dp_curriculum.gradients.precision import Precision
 from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
 from diffusers_dp_curriculum.mechanisms.releases import ReleasedImages
-from diffusers_dp_curriculum.training.checkpointing import make_ema
 from diffusers_dp_curriculum.training.stages import warm_up_stages
+from diffusers_dp_curriculum.training.training_state import make_ema
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 
 

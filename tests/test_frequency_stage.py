@@ -45,7 +45,7 @@ def entries(privacy):
 
 
 def test_a_run_queries_trains_publishes_and_says_so(tmp_path):
-    trainer = make_trainer(tmp_path / "model", tiny_unet(), **FREQUENCY)
+    trainer = make_trainer(tmp_path / "model", tiny_unet(), save_images_steps=5, **FREQUENCY)
     plan = trainer.describe_plan()
     privacy = finish(trainer)
     assert entries(privacy)[:2] == [("central_images_mean", 5, 0.5), ("frequency_features", 1, 1.0)]
@@ -64,6 +64,8 @@ def test_a_run_queries_trains_publishes_and_says_so(tmp_path):
     images = FrequencyImageDataset.load_from_disk(trainer.paths.released("frequency_images"))
     assert (len(images), images.class_names) == (60, ["class 0", "class 1", "class 2"])
     assert "frequency_images.png" in trainer.summary()
+    pictures = sorted(path.name for path in trainer.paths.samples.iterdir())
+    assert pictures == ["step-10.png", "step-5.png"]  # of the generator in its second step, and of DP-SGD
     assert "frequency_features: 1 query, noise multiplier 3, sample rate 1" in plan
     with_query, without = trainer.plan.dp_sgd.noise_multiplier, trainer.plan.noise_without_frequency
     assert with_query > without

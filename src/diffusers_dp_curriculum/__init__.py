@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
     from .errors import DPCurriculumError, HubError, InputError, StorageError, TrainingError
     from .mechanisms.central_images import CentralImageDataset
-    from .mechanisms.frequency_features import FrequencyFeatures, FrequencyImageDataset
+    from .mechanisms.frequency_features import FrequencyFeatures
     from .mechanisms.randomness import MechanismRandomness
     from .presets import load_preset
     from .privacy.accounting import Mechanism, compute_epsilon
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .sampling.pipeline import ClassConditionalPipeline
     from .sampling.synthesis import generate_dataset
     from .trainer import DPCurriculumTrainer
+    from .training.auxiliary_generator import FrequencyImageDataset
     from .training.interruption import RunStatus
     from .training.networks import build_scheduler, build_unet
 
@@ -68,7 +69,7 @@ _MODULES = {
     "DPCurriculumTrainer": "trainer",
     "DatasetInfo": "data.dataset_info",
     "FrequencyFeatures": "mechanisms.frequency_features",
-    "FrequencyImageDataset": "mechanisms.frequency_features",
+    "FrequencyImageDataset": "training.auxiliary_generator",
     "HubError": "errors",
     "ImageDataset": "data.image_dataset",
     "InputError": "errors",

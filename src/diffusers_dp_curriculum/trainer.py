@@ -25,9 +25,9 @@ from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
 from .gradients.trials import seeded
 from .mechanisms.dp_sgd import DPSGD
-from .mechanisms.frequency_features import FrequencyFeatures, FrequencyImageDataset
+from .mechanisms.frequency_features import FrequencyFeatures, pooled_shape
 from .mechanisms.randomness import MechanismRandomness
-from .mechanisms.releases import Queries, Release, ReleasedImages
+from .mechanisms.releases import Release, ReleasedImages
 from .privacy.accounting import Mechanism
 from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
@@ -37,8 +37,8 @@ from .sharing.artifact import write_artifact
 from .sharing.hub import push_model
 from .sharing.model_card import make_model_card
 from .training.accelerator import make_accelerator
-from .training.auxiliary_generator import fit_generator, generate_images, start_generator
-from .training.checkpointing import Checkpoint, Checkpoints, TrainingState, run_identity
+from .training.auxiliary_generator import GeneratorState, fit_generator, generate_images, start_generator
+from .training.checkpointing import Checkpoint, Checkpoints, run_identity
 from .training.estimates import estimate
 from .training.interruption import RunStatus, TerminationRequest
 from .training.model_checks import check_network, check_not_trained, check_sample_size, mark_as_trained
@@ -46,8 +46,9 @@ from .training.optimization import start_dp_sgd
 from .training.planning import Plan, make_plan
 from .training.run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
-from .training.stages import DP_SGD, GeneratorStage, Stage, warm_up_stages
+from .training.stages import DP_SGD, GeneratorStage, Stage, WarmUpStage, warm_up_stages
 from .training.summary import summarize
+from .training.training_state import StageState, TrainingState
 from .training.warm_up import start_warm_up, warm_up
 
 
@@ -355,48 +356,54 @@ class DPCurriculumTrainer:
             self._ledger = ledger
 
     def _run_stage(self, stage: Stage) -> bool:
-        """Release what the stage needs, unless a checkpoint has it, and train; return whether the stage finished."""
-        if self._is_behind_us(stage):
+        """Run a stage before DP-SGD, unless a later one has begun; return whether it finished."""
+        if self._is_over(stage):
             return True
-        if isinstance(stage, GeneratorStage):
-            state = start_generator(self.unet, self.info, stage, self.args)
-        else:
-            state = start_warm_up(self.unet, stage, self.args)
-        if stage.queries is not None and stage.queries.release_type.name not in self.released:
-            self._release(stage.queries)
-            self._save_checkpoint(state)  # so that a resumed run does not repeat the queries
-        self._restore(state)
-        last = stage.train_steps if self.plan.dp_sgd is None and stage is self.stages[-1] else None
+        return self._fit_generator(stage) if isinstance(stage, GeneratorStage) else self._warm_up(stage)
+
+    def _warm_up(self, stage: WarmUpStage) -> bool:
+        """Train the network on released images; return whether all steps were taken."""
+        state = start_warm_up(self.unet, stage, self.args)
+        self._release_and_restore(stage, state)
+        images = self.released[stage.name]
+        assert isinstance(images, ReleasedImages)
         with self._progress_bar(state, stage.title, stage.train_steps) as progress:
-
-            def after_step(error: torch.Tensor) -> bool:
-                curves = {f"loss_on_{stage.name}": error.item()}
-                return self._after_step(state, progress, curves, is_last=state.step == last)
-
-            if isinstance(stage, GeneratorStage):
-                return self._fit_generator(stage, state, after_step)
-            images = self.released[stage.name]
-            assert isinstance(images, ReleasedImages)
+            after_step = self._after_step_of(stage, state, progress)
             return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step)
 
-    def _release(self, queries: Queries) -> None:
-        """Make the queries to the records; the main process does, and the others get what it released."""
-        release = run_on_main_process(lambda: queries.release(self.records, self.ledger, self.randomness))
-        self.released[release.name] = release
-        self._follow_ledger()
-
-    def _fit_generator(
-        self, stage: GeneratorStage, state: TrainingState, after_step: Callable[[torch.Tensor], bool]
-    ) -> bool:
-        """Fit the generator and make its images; return whether all steps were taken."""
+    def _fit_generator(self, stage: GeneratorStage) -> bool:
+        """Fit the generator to released features, and make its images; return whether all steps were taken."""
+        shape, classes, seed = pooled_shape(self.info.image_shape), self.info.num_labels, self.args.seed
+        state = start_generator(shape, classes, stage.train_steps, seed, self.accelerator.device, self.unet)
+        self._release_and_restore(stage, state)
         features = self.released[FrequencyFeatures.name]
         assert isinstance(features, FrequencyFeatures)
-        if not fit_generator(state, features, stage, self.args, after_step):
-            return False
-        self.released[FrequencyImageDataset.name] = run_on_main_process(
-            lambda: generate_images(state, features, self.args)
-        )
+        with self._progress_bar(state, stage.title, stage.train_steps) as progress:
+            after_step = self._after_step_of(stage, state, progress)
+            if not fit_generator(state, features, stage.train_steps, seed, after_step):
+                return False
+        images = run_on_main_process(lambda: generate_images(state, features, seed))
+        self.released[images.name] = images
         return True
+
+    def _release_and_restore(self, stage: Stage, state: StageState) -> None:
+        """Make the stage's queries, unless a checkpoint has what they released, and load the state from it."""
+        queries = stage.queries
+        if queries is not None and queries.release_type.name not in self.released:
+            release = run_on_main_process(lambda: queries.release(self.records, self.ledger, self.randomness))
+            self.released[release.name] = release
+            self._follow_ledger()
+            self._save_checkpoint(state)  # so that a resumed run does not repeat the queries
+        self._restore(state)
+
+    def _after_step_of(self, stage: Stage, state: StageState, progress: tqdm) -> Callable[[torch.Tensor], bool]:
+        last = stage.train_steps if self.plan.dp_sgd is None and stage is self.stages[-1] else None
+
+        def after_step(error: torch.Tensor) -> bool:
+            curves = {f"loss_on_{stage.name}": error.item()}
+            return self._after_step(state, progress, curves, is_last=state.step == last)
+
+        return after_step
 
     def _train_by_dp_sgd(self) -> bool:
         """Take as many DP-SGD steps as the budget allows; return whether all of them were taken."""
@@ -442,7 +449,7 @@ class DPCurriculumTrainer:
         remaining = planned.steps - taken
         return 0 if remaining == 0 else self.ledger.affordable_steps(replace(planned, steps=remaining))
 
-    def _is_behind_us(self, stage: Stage) -> bool:
+    def _is_over(self, stage: Stage) -> bool:
         """Whether the run continues from a checkpoint of a later stage."""
         return self.checkpoint is not None and self._place(self.checkpoint.stage) > self._place(stage.name)
 
@@ -450,12 +457,12 @@ class DPCurriculumTrainer:
         """The number of stages before a stage."""
         return [*(stage.name for stage in self.stages), DP_SGD].index(stage)
 
-    def _restore(self, state: TrainingState) -> None:
+    def _restore(self, state: StageState) -> None:
         """Load the checkpoint into `state` if it was written in the same stage."""
         if self.checkpoint is not None and self.checkpoint.stage == state.stage:
             state.load_state_dict(self.checkpoint.state)
 
-    def _after_step(self, state: TrainingState, progress: tqdm, curves: dict[str, Any], is_last: bool = False) -> bool:
+    def _after_step(self, state: StageState, progress: tqdm, curves: dict[str, Any], is_last: bool = False) -> bool:
         """Report progress and write checkpoints and pictures; return whether a signal asks the run to stop."""
         number = self._number(state)
         epsilon = self.plan.epsilon_spent(self.ledger.mechanisms)
@@ -482,7 +489,7 @@ class DPCurriculumTrainer:
         if self.accelerator.is_main_process:
             logger.log(level, message)
 
-    def _number(self, state: TrainingState) -> int:
+    def _number(self, state: StageState) -> int:
         """The number of steps taken in all stages."""
         return sum(stage.train_steps for stage in self.stages[: self._place(state.stage)]) + state.step
 
@@ -490,22 +497,29 @@ class DPCurriculumTrainer:
         with self.precision.autocast():
             self.sensitive_curves.write(self.ledger.position, self.unet, draws)
 
-    def _save_checkpoint(self, state: TrainingState) -> None:
+    def _save_checkpoint(self, state: StageState) -> None:
         run_on_main_process(
             lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan, self.released)
         )
 
-    def _save_samples(self, state: TrainingState) -> None:
-        """Save a grid of samples of the network, or of its average, at the current step."""
+    def _save_samples(self, state: StageState) -> None:
+        """Save a grid of samples of what the stage trains, at the current step: of the average, if there is one."""
         self.ledger.mark_visible("samples")
         self.paths.samples.mkdir(exist_ok=True)
-        if self.args.use_ema:
-            state.ema.store(self.unet.parameters())
-            state.ema.copy_to(self.unet.parameters())
-        self.preview.grid(self.unet).save(self.paths.samples / f"step-{self._number(state)}.png")
-        if self.args.use_ema:
-            state.ema.restore(self.unet.parameters())
+        path = self.paths.samples / f"step-{self._number(state)}.png"
+        if isinstance(state, GeneratorState):
+            features = self.released[FrequencyFeatures.name]
+            assert isinstance(features, FrequencyFeatures)
+            generate_images(state, features, self.args.seed).to_grid().save(path)
+            return
+        average = state.ema if isinstance(state, TrainingState) and self.args.use_ema else None
+        if average is not None:
+            average.store(self.unet.parameters())
+            average.copy_to(self.unet.parameters())
+        self.preview.grid(self.unet).save(path)
+        if average is not None:
+            average.restore(self.unet.parameters())
         self.unet.train()
 
-    def _progress_bar(self, state: TrainingState, title: str, last: int) -> tqdm:
+    def _progress_bar(self, state: StageState, title: str, last: int) -> tqdm:
         return tqdm(initial=state.step, total=last, desc=title, disable=not self.accelerator.is_main_process)

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from diffusers_dp_curriculum import DatasetInfo, FrequencyFeatures, ImageDataset, PrivacyLedger
+from diffusers_dp_curriculum import (
+    DatasetInfo,
+    FrequencyFeatures,
+    FrequencyImageDataset,
+    ImageDataset,
+    PrivacyLedger,
+)
 from diffusers_dp_curriculum.mechanisms.frequency_features import FrequencyFeatureQuery, fourier_features
 from diffusers_dp_curriculum.training import auxiliary_generator
 from diffusers_dp_curriculum.training.auxiliary_generator import (
@@ -13,9 +19,6 @@ from diffusers_dp_curriculum.training.auxiliary_generator import (
     mean_discrepancy,
     start_generator,
 )
-from diffusers_dp_curriculum.training.stages import GeneratorStage
-from helpers import tiny_unet
-from helpers.runs import make_config
 
 
 def two_kinds(count=400, channels=1, size=8, share=0.5):
@@ -29,14 +32,11 @@ def two_kinds(count=400, channels=1, size=8, share=0.5):
     return ImageDataset(images.to(torch.uint8), labels, ["left", "right"])
 
 
-def fitted(records, steps, noise_multiplier=1e-6, num_features=200, **options):
+def fitted(records, steps, noise_multiplier=1e-6, num_features=200, seed=0):
     features = FrequencyFeatures.from_dataset(records, num_features, noise_multiplier, ledger=PrivacyLedger(1e-5))
-    stage = GeneratorStage(FrequencyFeatureQuery(num_features, noise_multiplier), steps)
-    config = make_config("unused", **options)
-    state = start_generator(tiny_unet(), records.info, stage, config)
-    errors = []
-    assert fit_generator(state, features, stage, config, errors.append)
-    return state, features, torch.stack(errors), config
+    state, errors = start_generator(features.image_shape, records.info.num_labels, steps, seed), []
+    assert fit_generator(state, features, steps, seed, errors.append)
+    return state, features, torch.stack(errors)
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def small_batches(monkeypatch):
 @pytest.mark.usefixtures("small_batches")
 def test_images_have_the_released_features_and_look_like_their_class():
     records = two_kinds()
-    state, features, errors, config = fitted(records, 150)
+    state, features, errors = fitted(records, 150)
     assert errors[-10:].mean() < 0.1 * errors[:10].mean()
-    made = generate_images(state, features, config)
+    made = generate_images(state, features, 0)
     assert made.images.shape == (300, 1, 8, 8)
     assert 0 <= made.images.min() <= made.images.max() <= 1
     for label in range(2):
@@ -66,8 +66,8 @@ def test_images_have_the_released_features_and_look_like_their_class():
 
 @pytest.mark.usefixtures("small_batches")
 def test_classes_come_in_proportion_to_the_noisy_counts():
-    state, features, _, config = fitted(two_kinds(share=0.9), 1)
-    labels = generate_images(state, features, config).labels
+    state, features, _ = fitted(two_kinds(share=0.9), 1)
+    labels = generate_images(state, features, 0).labels
     assert (labels == 0).float().mean() == pytest.approx(0.9, abs=6 * (0.09 / 300) ** 0.5)
 
 
@@ -78,8 +78,8 @@ def test_any_number_of_classes_and_any_size(class_names, shape):
     """Empty classes, too: noise alone must not lead to weights that are not finite."""
     images = torch.randint(0, 256, (20, *shape), dtype=torch.uint8)
     records = ImageDataset(images, torch.zeros(20, dtype=torch.int64), class_names)
-    state, features, errors, config = fitted(records, 2, noise_multiplier=5.0)
-    made = generate_images(state, features, config)
+    state, features, errors = fitted(records, 2, noise_multiplier=5.0)
+    made = generate_images(state, features, 0)
     assert made.images.shape[1:] == (shape[0], min(shape[1], 32), min(shape[2], 32))
     assert made.images.isfinite().all()
     assert errors.isfinite().all()
@@ -114,19 +114,19 @@ def test_it_follows_from_the_release_and_the_seed_alone():
     """Whatever the global generators were, and whether it was interrupted."""
     records = two_kinds()
     features = FrequencyFeatures.from_dataset(records, 200, 1.0, ledger=PrivacyLedger(1e-5))
-    config, unet = make_config("unused"), tiny_unet()
-    stage = GeneratorStage(FrequencyFeatureQuery(200, 1.0), 8)
     images = []
     for stop in (None, 3):
-        state = start_generator(unet, records.info, stage, config)
+        state = start_generator((1, 8, 8), 2, 8, seed=5)
         if stop is not None:
-            assert not fit_generator(state, features, stage, config, lambda _, state=state: state.step == 3)
-            saved, state = state.state_dict(), start_generator(unet, records.info, stage, config)
+            assert not fit_generator(state, features, 8, 5, lambda _, state=state: state.step == 3)
+            saved, state = state.state_dict(), start_generator((1, 8, 8), 2, 8, seed=5)
             state.load_state_dict(saved)
-        assert fit_generator(state, features, stage, config)
-        images.append(generate_images(state, features, config).images)
+        assert fit_generator(state, features, 8, 5)
+        images.append(generate_images(state, features, 5).images)
         torch.manual_seed(9)
-    assert torch.equal(*images)
+    images.append(FrequencyImageDataset.from_features(features, train_steps=8, seed=5).images)
+    assert torch.equal(images[0], images[2])
+    assert torch.equal(images[0], images[1])
 
 
 @pytest.mark.parametrize(("shape", "classes"), [((1, 16, 16), 10), ((1, 28, 28), 10), ((3, 32, 32), 100)])

@@ -21,7 +21,7 @@ from ..data.image_dataset import ImageDataset, to_image_dataset
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
 from .randomness import MechanismRandomness
-from .releases import Release, ReleasedImages
+from .releases import Release
 
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class FrequencyFeatures(Release):
         (torch.Size([10, 400]), (1, 8, 8))
     """
 
+    mechanism: Mechanism
     name = "frequency_features"
     tensors = ("frequencies", "sums", "counts")
     values = ("image_shape", "class_names")
@@ -74,7 +75,8 @@ class FrequencyFeatures(Release):
         class_names: list[str] | None = None,
     ):
         self.frequencies = frequencies
-        self.image_shape = tuple(image_shape)
+        channels, height, width = image_shape  # a list, if it comes from a file
+        self.image_shape = channels, height, width
         self.sums = sums
         self.counts = counts
         self.mechanism = mechanism
@@ -134,15 +136,6 @@ class FrequencyFeatures(Release):
         """
         noise = self.mechanism.noise_multiplier * self.mechanism.sensitivity / self.counts.clamp(min=1)
         return (1 / (1 + self.sums.shape[1] * noise**2)).float()
-
-
-class FrequencyImageDataset(ReleasedImages):
-    """Images that a generator made, which was fitted to released frequency features: post-processing of the query.
-
-    The arguments are those of [`CentralImageDataset`]. The images have at most 32 pixels on a side.
-    """
-
-    name = "frequency_images"
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,20 @@ that of DP-MERF (Harder et al., AISTATS 2021, arXiv:2002.11603) and FETA-Pro (US
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm.auto import tqdm
 
-from ..config import DPCurriculumConfig
-from ..data.dataset_info import DatasetInfo
-from ..mechanisms.frequency_features import (
-    FrequencyFeatures,
-    FrequencyImageDataset,
-    fourier_features,
-    pooled_shape,
-)
-from .checkpointing import TrainingState, make_ema
-from .stages import GeneratorStage
+from ..mechanisms.frequency_features import FrequencyFeatures, fourier_features
+from ..mechanisms.releases import ReleasedImages
 
 
+GENERATOR = "auxiliary_generator"  # the name of the stage
 BATCH_SIZE = 200  # images per step, over all classes
 LEARNING_RATE = 5e-3
 LATENT_SIZE = 32
@@ -82,30 +78,117 @@ class AuxiliaryGenerator(nn.Module):
         return self.body(coarse)[..., : self.height, : self.width]
 
 
-def start_generator(
-    unet: torch.nn.Module, info: DatasetInfo, stage: GeneratorStage, config: DPCurriculumConfig
-) -> TrainingState:
-    """Create the training state of a generator stage before its first step.
+class FrequencyImageDataset(ReleasedImages):
+    """Images of a generator that was fitted to released frequency features, as a data set of (image, label).
+
+    Any use of the images is post-processing of the query that released the features.
 
     Args:
-        unet (`torch.nn.Module`): The network of the run, which the stage does not change.
-        info (`DatasetInfo`): The public description of the data set.
-        stage (`GeneratorStage`): The stage.
-        config (`DPCurriculumConfig`): `seed` and the fields of the average are used.
+        images (`torch.Tensor`): `(M, channels, height, width)` float32 in [0, 1], with at most 32 pixels on a side.
+        labels (`torch.Tensor`): `(M,)` int64; all zero where there are no classes.
+        mechanism (`Mechanism`): The ledger entry that paid for the features.
+        class_names (`list[str]`, *optional*): The name of each class; None for an unconditional data set.
+        class_counts (`list[float]`, *optional*): Approximate number of records of each class, from the noisy counts.
+
+    Examples:
+        >>> from diffusers_dp_curriculum import FrequencyFeatures, FrequencyImageDataset, PrivacyLedger
+        >>> from diffusers_dp_curriculum import load_image_dataset
+        >>> dataset = load_image_dataset(dataset_name="digits")
+        >>> ledger = PrivacyLedger(delta=1e-5, target_epsilon=10.0)
+        >>> features = FrequencyFeatures.from_dataset(dataset, num_features=400, noise_multiplier=2.0, ledger=ledger)
+        >>> images = FrequencyImageDataset.from_features(features, train_steps=2)
+        >>> images.images.shape
+        torch.Size([10000, 1, 8, 8])
     """
-    _seed(config.seed, 0)
-    generator = AuxiliaryGenerator(pooled_shape(info.image_shape), info.num_labels)
-    generator.to(next(unet.parameters()).device)
+
+    name = "frequency_images"
+
+    @classmethod
+    def from_features(
+        cls,
+        features: FrequencyFeatures,
+        train_steps: int = 800,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> "FrequencyImageDataset":
+        """Fit a generator to released features, and make 10,000 images, with classes in proportion to the noisy counts.
+
+        Args:
+            features (`FrequencyFeatures`): What the query released.
+            train_steps (`int`, *optional*, defaults to 800): Steps of fitting, which cost no privacy.
+            seed (`int`, *optional*, defaults to 0): Seed of the generator's weights and latent vectors.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the generator is trained.
+        """
+        state = start_generator(features.image_shape, len(features.counts), train_steps, seed, device)
+        with tqdm(total=train_steps, desc="Generator of frequency images") as progress:
+            fit_generator(state, features, train_steps, seed, lambda _: progress.update() and False)
+        return generate_images(state, features, seed)
+
+
+@dataclass
+class GeneratorState:
+    """Everything that a step of fitting a generator changes, and the network of the run, which a checkpoint keeps.
+
+    Args:
+        generator (`AuxiliaryGenerator`): The generator.
+        optimizer (`torch.optim.Optimizer`): Its optimizer.
+        lr_scheduler (`torch.optim.lr_scheduler.LRScheduler`): Its learning-rate schedule.
+        unet (`torch.nn.Module`, *optional*): The network of the run; None outside of a run.
+        step (`int`): The number of steps taken.
+    """
+
+    generator: AuxiliaryGenerator
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    unet: torch.nn.Module | None = None
+    step: int = 0
+    stage: str = GENERATOR
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors and plain values, without the name of the stage."""
+        return {name: part.state_dict() for name, part in self._parts().items()} | {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what [`state_dict`] returned, on whatever device the networks are now."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.step = state["step"]
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"generator": self.generator, "optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
+        return parts if self.unet is None else parts | {"unet": self.unet}
+
+
+def start_generator(
+    image_shape: tuple[int, int, int],
+    num_labels: int,
+    train_steps: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    unet: torch.nn.Module | None = None,
+) -> GeneratorState:
+    """Create the state of a generator before its first step.
+
+    Args:
+        image_shape (`tuple[int, int, int]`): Channels, height and width of the images.
+        num_labels (`int`): Number of classes, or 1 without classes.
+        train_steps (`int`): Number of steps of fitting.
+        seed (`int`): Seed of the generator's weights.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the generator is trained.
+        unet (`torch.nn.Module`, *optional*): The network of the run, which checkpoints have to keep.
+    """
+    _seed(seed, 0)
+    generator = AuxiliaryGenerator(image_shape, num_labels).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.train_steps)
-    return TrainingState(stage.name, unet, optimizer, make_ema(generator, config), schedule, generator=generator)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, train_steps)
+    return GeneratorState(generator, optimizer, schedule, unet)
 
 
 def fit_generator(
-    state: TrainingState,
+    state: GeneratorState,
     features: FrequencyFeatures,
-    stage: GeneratorStage,
-    config: DPCurriculumConfig,
+    train_steps: int,
+    seed: int,
     after_step: Callable[[torch.Tensor], object] = lambda error: None,
 ) -> bool:
     """Fit the generator to the released features.
@@ -113,10 +196,10 @@ def fit_generator(
     Every process fits the same generator, from seeds that depend on the step.
 
     Args:
-        state (`TrainingState`): From [`start_generator`] or a checkpoint; its generator is trained in place.
+        state (`GeneratorState`): From [`start_generator`] or a checkpoint; its generator is trained in place.
         features (`FrequencyFeatures`): What the query released.
-        stage (`GeneratorStage`): The number of steps.
-        config (`DPCurriculumConfig`): `seed` is used.
+        train_steps (`int`): Number of steps of fitting.
+        seed (`int`): Seed of the latent vectors.
         after_step (`Callable`, *optional*):
             Called after each step with the loss; fitting stops if it returns a true value.
 
@@ -124,23 +207,23 @@ def fit_generator(
         `bool`: Whether all steps were taken.
     """
     generator = state.generator
-    assert generator is not None
     device = next(generator.parameters()).device
     target, frequencies = features.means().to(device), features.frequencies.to(device)
     weights = features.reliability().to(device)
     weights = weights / weights.sum()
     per_class = max(BATCH_SIZE // len(target), 4)
     labels = torch.arange(len(target), device=device).repeat_interleave(per_class)
-    generator.train()
-    while state.step < stage.train_steps:
-        _seed(config.seed, state.step + 1)
+    while state.step < train_steps:
+        generator.train()
+        _seed(seed, state.step + 1)
         images = generator(torch.randn(len(labels), LATENT_SIZE).to(device), labels)
         made = fourier_features(images, frequencies).unflatten(0, (len(target), per_class))
         error = (weights * mean_discrepancy(made, target)).sum()
         state.optimizer.zero_grad()
         error.backward()
         state.optimizer.step()
-        state.advance()
+        state.lr_scheduler.step()
+        state.step += 1
         if after_step(error.detach()):
             return False
     return True
@@ -167,27 +250,26 @@ def mean_discrepancy(features: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 
 @torch.no_grad()
-def generate_images(
-    state: TrainingState, features: FrequencyFeatures, config: DPCurriculumConfig
-) -> FrequencyImageDataset:
+def generate_images(state: GeneratorState, features: FrequencyFeatures, seed: int) -> FrequencyImageDataset:
     """Make the images that the next stage trains on, with classes in proportion to the noisy counts.
 
     Args:
-        state (`TrainingState`): The state at the end of the stage.
+        state (`GeneratorState`): The state at the end of the stage.
         features (`FrequencyFeatures`): What the query released.
-        config (`DPCurriculumConfig`): `seed` is used.
+        seed (`int`): Seed of the labels and of the latent vectors.
     """
     generator = state.generator
-    assert generator is not None
     device = next(generator.parameters()).device
-    _seed(config.seed, state.step + 1)
+    _seed(seed, state.step + 1)
     generator.eval()
     labels = torch.multinomial(features.counts.clamp(min=1), NUM_IMAGES, replacement=True)
     images = [
         generator(torch.randn(len(some), LATENT_SIZE).to(device), some.to(device)).cpu()
         for some in labels.split(BATCH_SIZE)
     ]
-    return FrequencyImageDataset(torch.cat(images), labels, features.mechanism, features.class_names)
+    return FrequencyImageDataset(
+        torch.cat(images), labels, features.mechanism, features.class_names, features.counts.clamp(min=0).tolist()
+    )
 
 
 def _seed(seed: int, step: int) -> None:

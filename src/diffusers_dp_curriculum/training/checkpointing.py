@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
-from diffusers.training_utils import EMAModel
 
 from ..config import DPCurriculumConfig
 from ..errors import InputError, StorageError
@@ -25,75 +24,11 @@ from ..mechanisms.releases import Release
 from ..privacy.ledger import PrivacyLedger
 from .planning import Plan
 from .stages import RELEASES
+from .training_state import StageState
 
 
 logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
-
-
-@dataclass
-class TrainingState:
-    """Everything that a training step changes.
-
-    Args:
-        stage (`str`): The name of the stage, such as `"central_images"` or `"dp_sgd"`.
-        unet (`torch.nn.Module`): The network.
-        optimizer (`torch.optim.Optimizer`): The optimizer of the stage.
-        ema (`EMAModel`): The exponential moving average of the weights of what is trained.
-        lr_scheduler (`torch.optim.lr_scheduler.LRScheduler`, *optional*):
-            The learning-rate schedule, if the stage has one.
-        step (`int`): The number of steps taken in this stage.
-        generator (`torch.nn.Module`, *optional*): The auxiliary generator, if it is what the stage trains.
-    """
-
-    stage: str
-    unet: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: EMAModel
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
-    step: int = 0
-    generator: torch.nn.Module | None = None
-
-    @property
-    def trained(self) -> torch.nn.Module:
-        """`torch.nn.Module`: What the stage trains: the generator if there is one, else the network."""
-        return self.unet if self.generator is None else self.generator
-
-    def advance(self) -> None:
-        """Update the learning rate, the average and the step count after a step of the optimizer."""
-        if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
-        self.ema.step(self.trained.parameters())
-        self.step += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as tensors and plain values, without the name of the stage."""
-        parts = {name: part for name, part in self._parts() if part is not None}
-        return {name: part.state_dict() for name, part in parts.items()} | {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what [`state_dict`] returned, on whatever device the network is now."""
-        for name, part in self._parts():
-            if part is not None:
-                part.load_state_dict(state[name])
-        self.ema.to(next(self.unet.parameters()).device)
-        self.step = state["step"]
-
-    def _parts(self) -> list[tuple[str, Any]]:
-        names = ("unet", "generator", "optimizer", "ema", "lr_scheduler")
-        return [(name, getattr(self, name)) for name in names]
-
-
-def make_ema(network: torch.nn.Module, config: DPCurriculumConfig) -> EMAModel:
-    """Create the exponential moving average of the weights; each stage has its own."""
-    return EMAModel(
-        network.parameters(),
-        decay=config.ema_max_decay,
-        use_ema_warmup=True,
-        inv_gamma=config.ema_inv_gamma,
-        power=config.ema_power,
-        foreach=True,
-    )
 
 
 @dataclass
@@ -103,7 +38,7 @@ class Checkpoint:
     Args:
         name (`str`): `"checkpoint-N"`, where N is the number of steps taken in all stages.
         stage (`str`): The name of the stage in which the checkpoint was written.
-        state (`dict`): The content of that stage's [`TrainingState`].
+        state (`dict`): The content of that stage's state.
         position (`int`): The ledger's position when the checkpoint was written.
         check (`int`):
             The ledger's check when the checkpoint was written, which tells it from a checkpoint of a copy of the run.
@@ -148,7 +83,7 @@ class Checkpoints:
     def save(
         self,
         number: int,
-        state: TrainingState,
+        state: StageState,
         ledger: PrivacyLedger,
         plan: Plan,
         released: Mapping[str, Release],

@@ -19,9 +19,9 @@ from ..mechanisms.dp_optimizer import dp_optimizer_class
 from ..mechanisms.randomness import MechanismRandomness
 from ..memory import PeakMemory, dp_sgd_memory, enough_memory, largest_share, warm_up_memory
 from .auxiliary_generator import fit_generator, start_generator
-from .checkpointing import TrainingState
 from .optimization import start_dp_sgd
 from .stages import GeneratorStage, Stage, WarmUpStage
+from .training_state import TrainingState
 from .warm_up import start_warm_up, warm_up
 
 
@@ -124,9 +124,9 @@ def _generator_step(
 ) -> float:
     """Measure the seconds of one step of fitting a generator to features, here of zeros."""
     device = next(unet.parameters()).device
-    state = start_generator(unet, info, stage, config)
-    features = stage.queries.without_records(info)
-    return _second_step(device, lambda steps: fit_generator(state, features, replace(stage, train_steps=steps), config))
+    features, seed = stage.queries.without_records(info), config.seed
+    state = start_generator(features.image_shape, info.num_labels, stage.train_steps, seed, device)
+    return _second_step(device, lambda steps: fit_generator(state, features, steps, seed))
 
 
 def _warm_up_step(

@@ -4,8 +4,8 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from ..config import DPCurriculumConfig
-from .checkpointing import TrainingState, make_ema
 from .stages import DP_SGD
+from .training_state import TrainingState, make_ema
 
 
 def start_dp_sgd(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:

@@ -11,8 +11,9 @@ from typing import ClassVar
 from ..checks import AUTO
 from ..config import DPCurriculumConfig
 from ..mechanisms.central_images import CentralImageDataset, CentralImageQueries
-from ..mechanisms.frequency_features import FrequencyFeatureQuery, FrequencyFeatures, FrequencyImageDataset
+from ..mechanisms.frequency_features import FrequencyFeatureQuery, FrequencyFeatures
 from ..mechanisms.releases import Queries, Release, ReleasedImages
+from .auxiliary_generator import GENERATOR, FrequencyImageDataset
 
 
 DP_SGD = "dp_sgd"  # the name of the last stage
@@ -64,7 +65,7 @@ class GeneratorStage:
 
     queries: FrequencyFeatureQuery
     train_steps: int
-    name: ClassVar[str] = "auxiliary_generator"
+    name: ClassVar[str] = GENERATOR
     title: ClassVar[str] = "Generator of frequency images"
 
 

@@ -13,8 +13,8 @@ from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.precision import FULL_PRECISION, Precision
 from ..mechanisms.releases import ReleasedImages
 from ..pictures import enlarge
-from .checkpointing import TrainingState, make_ema
 from .stages import WarmUpStage
+from .training_state import TrainingState, make_ema
 
 
 def make_augmentation(name: str, channels: int) -> torch.nn.Module:
