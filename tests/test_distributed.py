@@ -1,4 +1,4 @@
-"""Real launches of two and three processes beside one: the same mechanism, whatever their number."""
+"""Real launches of two and three processes, and a single one beside them: the same mechanism, whatever their number."""
 
 import os
 import subprocess
@@ -7,14 +7,15 @@ import sys
 import pytest
 import torch
 
+import several_processes
 from helpers import TESTS
+from helpers.processes import exit_code, fork
 
 
 def launch(num_processes, script, *arguments):
-    """`accelerate launch` on this machine's CPU, as a user would; a single process without a process group."""
-    several = ["--multi_gpu"] if num_processes > 1 else []  # which is its name on a CPU, too
+    """`accelerate launch` on this machine's CPU, as a user would; multi_gpu is its name there, too."""
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(num_processes)),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)),
         *("--main_process_port", "0", script, *arguments),
     ]
     return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PATH})
@@ -31,8 +32,12 @@ def facts(tmp_path_factory):
     def of(num_processes):
         if num_processes not in known:
             directory = tmp_path_factory.mktemp("launch")
-            finished = launch(num_processes, "several_processes.py", directory)
-            assert finished.returncode == 0, finished.stderr
+            if num_processes == 1:  # a copy of this process, which has no process group
+                assert exit_code(fork(lambda: several_processes.main(directory))) == 0
+                finished = None
+            else:
+                finished = launch(num_processes, "several_processes.py", directory)
+                assert finished.returncode == 0, finished.stderr
             known[num_processes] = torch.load(directory / "facts.pt", weights_only=True), finished, directory
         return known[num_processes]
 

@@ -225,7 +225,7 @@ def killed_after(output_dir, number, in_thread=False, **options):
     """A run in a process of its own that is killed after so many steps in both stages."""
     child = os.fork()
     if child == 0:
-        trainer = make_trainer(output_dir, **LONG, **options)
+        trainer = make_trainer(output_dir, **LONG | options)
         trainer._after_step = lambda state, *_, **__: trainer._number(state) == number and os.kill(os.getpid(), 9)
         with contextlib.suppress(BaseException):
             if in_thread:
@@ -394,8 +394,9 @@ def test_only_a_run_is_gone_on_with(tmp_path):
 
 
 def test_a_run_that_was_killed_is_whole_in_the_end(tmp_path):
-    kill_until_done(tmp_path, kills=1, steps=6)
-    check(tmp_path / "model", steps=6)
+    killed_after(tmp_path / "model", 9, target_epsilon=10.0)
+    finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG | {"target_epsilon": 10.0}))
+    check(tmp_path / "model", steps=STEPS)
 
 
 @pytest.mark.slow
