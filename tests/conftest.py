@@ -1,19 +1,25 @@
+"""What tests share. It imports nothing that takes long: the process that shares the tests out reads it, too."""
+
 import logging
 import os
+from functools import lru_cache
 
-import huggingface_hub
 import pytest
-import torch
-from accelerate.state import AcceleratorState
-
-from diffusers_dp_curriculum import cli
-from helpers.hub_server import HubServer
 
 
 # The networks of the tests are too small to share between cores: with one thread they run several times faster, here
-# and in the processes that the tests start.
-torch.set_num_threads(1)
+# and in the processes that the tests start. PyTorch reads it when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_divergences():
+    """Every question for an epsilon lets Opacus compute the same Rényi divergences, for half a second: here, once."""
+    from opacus.accountants.analysis import rdp
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rdp, "_compute_rdp", lru_cache(maxsize=None)(rdp._compute_rdp))
+        yield
 
 
 @pytest.fixture
@@ -26,12 +32,18 @@ def messages(caplog):
 @pytest.fixture
 def fresh_accelerator():
     """Reset the state of Accelerate, which otherwise keeps its first precision for the whole process."""
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub on this machine, to which this process is logged in."""
+    import huggingface_hub
+
+    from helpers.hub_server import HubServer
+
     with HubServer() as hub:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
@@ -44,6 +56,7 @@ def hub(monkeypatch):
 @pytest.fixture
 def recompute(capsys):
     """A function that runs `dp-curriculum epsilon`, and returns the exit status and what was printed."""
+    from diffusers_dp_curriculum import cli
 
     def run(*arguments):
         status = cli.main(["epsilon", *map(str, arguments)])

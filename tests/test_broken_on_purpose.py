@@ -668,15 +668,18 @@ VARIANTS = [
 ]
 
 # What the package and the tests import takes longer than most tests: it is imported once, and each variant gets a copy
-# of the process. The package itself must not be among it.
+# of the process. The package itself must not be among it. What is frozen is not searched for garbage by each copy.
 RUN_ALL = """
-import os, sys
+import gc, os, sys
 from pathlib import Path
 
-import cryptography, datasets, diffusers, dp_accounting.pld, kornia.augmentation, opacus, pytest, scipy.stats
-import transformers
+import datasets, diffusers, dp_accounting.pld, kornia.augmentation, opacus, pytest, pytest_timeout, scipy.stats
+import sklearn.datasets, transformers
+from cryptography.hazmat.primitives.ciphers import algorithms
 from diffusers import DDPMPipeline, UNet2DModel
 assert "diffusers_dp_curriculum" not in sys.modules
+gc.freeze()
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
 def run(directory, test):
     output = os.open(directory + "/output", os.O_WRONLY | os.O_CREAT)
@@ -685,7 +688,7 @@ def run(directory, test):
     os.environ["PYTHONPATH"] = directory
     import diffusers_dp_curriculum
     assert Path(directory) in Path(diffusers_dp_curriculum.__file__).parents, "not the changed copy"
-    return pytest.main(["-q", "-x", "-p", "no:cacheprovider", test])
+    return pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", test])
 
 to_do, running = list(zip(sys.argv[1::2], sys.argv[2::2])), {}
 while to_do or running:

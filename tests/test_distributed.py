@@ -1,4 +1,4 @@
-"""Launches of one, two and three processes execute the same mechanism."""
+"""Launches of two and three processes, and a single process, execute the same mechanism."""
 
 import os
 import subprocess
@@ -7,14 +7,15 @@ import sys
 import pytest
 import torch
 
+import several_processes
 from helpers import TESTS
+from helpers.processes import exit_code, fork
 
 
 def launch(num_processes, script, *arguments):
-    """Run `accelerate launch` on this machine's CPU; a single process gets no process group."""
-    several = ["--multi_gpu"] if num_processes > 1 else []  # on a CPU the flag is the same
+    """Run `accelerate launch` on this machine's CPU, where the flag for several processes is the same."""
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(num_processes)),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)),
         *("--main_process_port", "0", script, *arguments),
     ]
     return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PATH})
@@ -31,8 +32,12 @@ def facts(tmp_path_factory):
     def of(num_processes):
         if num_processes not in known:
             directory = tmp_path_factory.mktemp("launch")
-            finished = launch(num_processes, "several_processes.py", directory)
-            assert finished.returncode == 0, finished.stderr
+            if num_processes == 1:  # a copy of this process, which has no process group
+                assert exit_code(fork(lambda: several_processes.main(directory))) == 0
+                finished = None
+            else:
+                finished = launch(num_processes, "several_processes.py", directory)
+                assert finished.returncode == 0, finished.stderr
             known[num_processes] = torch.load(directory / "facts.pt", weights_only=True), finished, directory
         return known[num_processes]
 

@@ -37,7 +37,8 @@ INLINE = re.compile(r"`((?:python|accelerate launch|dp-curriculum|pytest|mkdocs)
 # Flags that shorten minutes or hours to a second; of a flag given twice the last one counts.
 SCALED_DOWN = {
     "train": "--accountant rdp --central_train_steps 2 --central_batch_size 4 --train_batch_size 4 --max_train_steps 2 "
-    "--noise_multiplicity 1 --num_inference_steps 2 --block_out_channels 8 --central_noise_multiplier 20",
+    "--noise_multiplicity 1 --num_inference_steps 2 --block_out_channels 8 --central_noise_multiplier 20 "
+    "--resolution 8",
     "generate": "--images_per_class 2 --num_inference_steps 2",
     "evaluate": "--images_per_class 10 --num_inference_steps 2 --classifiers cnn --epochs 1",
     "audit": "--train_data_dir path/to/images --resolution 8 --sample_rate 1 --max_train_steps 2 "
@@ -55,6 +56,10 @@ INSTEAD = {
         "facebook/dinov2-base": "pixels",
         '["healthy", "ill"]': '["T-shirt", "bag", "boot", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", '
         '"trouser"]',
+        "resolution=28)\ntrainer": "resolution=8)\ntrainer",
+        "dataset.num_classes)": "dataset.num_classes, block_out_channels=(8,))",
+        "num_inference_steps=50": "num_inference_steps=5",
+        "images_per_class=100": "images_per_class=100, num_inference_steps=2",
         "target_epsilon=10.0)": "target_epsilon=10.0, accountant='rdp', central_noise_multiplier=20.0, "
         "central_train_steps=2, central_batch_size=4, train_batch_size=4, max_train_steps=2, noise_multiplicity=1, "
         "num_inference_steps=2)",

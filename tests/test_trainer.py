@@ -27,7 +27,7 @@ from diffusers_dp_curriculum.gradients import compilation
 from diffusers_dp_curriculum.mechanisms import central_images, randomness, secure_noise
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
 from diffusers_dp_curriculum.mechanisms.secure_noise import secure_normal
-from helpers import PUBLISHED, tiny_records, tiny_scheduler, tiny_unet
+from helpers import PUBLISHED, smallest_unet, tiny_records, tiny_scheduler, tiny_unet
 from helpers.runs import make_config, make_trainer
 
 
@@ -514,5 +514,5 @@ def test_a_schedule_that_only_the_last_picture_would_break_on_is_refused(tmp_pat
     scheduler = DDPMScheduler(num_train_timesteps=20, **settings)
     with pytest.raises(InputError, match=message):
         DPCurriculumTrainer(
-            tiny_unet(), scheduler, make_config(tmp_path / "model", num_inference_steps=20), tiny_records()
+            smallest_unet(), scheduler, make_config(tmp_path / "model", num_inference_steps=20), tiny_records()
         )

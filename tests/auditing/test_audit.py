@@ -13,7 +13,7 @@ from diffusers_dp_curriculum.commands import audit as audit_command
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.privacy.accounting import Mechanism, calibrate_noise_multiplier
-from helpers import tiny_records, tiny_scheduler, tiny_unet
+from helpers import smallest_unet, tiny_records, tiny_scheduler
 
 
 CLAIM = 4.0
@@ -28,9 +28,11 @@ def small_audit(steps=STEPS, **options):
         "max_grad_norm": 0.3,
         "gradient_canaries": 1000,
         "image_canaries": 100,
+        "max_physical_batch_size": 256,
     }
-    unet = tiny_unet(block_out_channels=(8, 8))
-    return audit_dp_sgd(unet, DenoisingLoss(tiny_scheduler(), null_label=3), tiny_records(), **settings | options)
+    return audit_dp_sgd(
+        smallest_unet(), DenoisingLoss(tiny_scheduler(), null_label=3), tiny_records(), **settings | options
+    )
 
 
 def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_something():

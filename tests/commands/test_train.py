@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -33,11 +34,16 @@ TINY = {
 }
 
 
-def run(arguments, tmp_path, script=(str(SCRIPT),)):
+def launch(arguments, tmp_path, script=(str(SCRIPT),)):
+    """`accelerate launch` of the script, as a user would."""
     command = [sys.executable, "-m", "accelerate.commands.launch", *script, *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")}
     )
+
+
+def flags_of(options):
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
 def write_image_folder(path, count=12, size=(9, 11)):
@@ -49,14 +55,14 @@ def write_image_folder(path, count=12, size=(9, 11)):
         Image.fromarray(pixels).save(directory / f"{number}.png")
 
 
-def test_image_folder_to_pipeline_and_data_set(tmp_path):
+def test_image_folder_to_pipeline_and_data_set(tmp_path, monkeypatch, capsys, fresh_accelerator):
     """Train on a folder of colour images through the launcher, and generate a data set."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_image_folder(tmp_path / "photos")
     (tmp_path / "photos" / "cat" / "unread.heic").touch()
     output_dir = tmp_path / "model"
     options = {"train_data_dir": tmp_path / "photos", "resolution": 8, "output_dir": output_dir, **TINY}
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    finished = run(arguments, tmp_path)
+    finished = launch(flags_of(options), tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "Plan for 12 records" in finished.stdout
     of_the_owner = (
@@ -74,15 +80,12 @@ def test_image_folder_to_pipeline_and_data_set(tmp_path):
     assert json.loads((output_dir / "privacy.json").read_text())["epsilon"] <= 10
     assert "0 = cat, 1 = dog." in (output_dir / "README.md").read_text()
 
-    again = run(arguments, tmp_path)
-    assert again.returncode != 0
-    assert "already holds another run" in again.stderr
+    assert cli.main(["train", *flags_of(options)]) == 1
+    assert "already holds another run" in capsys.readouterr().err
 
-    generate = [sys.executable, "-m", "diffusers_dp_curriculum.cli", "generate", output_dir]
-    options = ["--images_per_class", "3", "--num_inference_steps", "2", "--output_dir", tmp_path / "synthetic"]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
-    subprocess.run([*generate, *options], check=True, capture_output=True, env=environment)
-    dataset = datasets.load_dataset(str(tmp_path / "synthetic"), split="train", cache_dir=str(tmp_path / "cache"))
+    generate = {"images_per_class": 3, "num_inference_steps": 2, "output_dir": tmp_path / "synthetic"}
+    assert cli.main(["generate", str(output_dir), *flags_of(generate)]) == 0
+    dataset = datasets.load_dataset(str(tmp_path / "synthetic"), split="train")
     assert dataset.features["label"].names == ["cat", "dog"]
     assert len(dataset) == 6
     assert (tmp_path / "synthetic" / "privacy.json").read_bytes() == (output_dir / "privacy.json").read_bytes()
@@ -90,50 +93,48 @@ def test_image_folder_to_pipeline_and_data_set(tmp_path):
 
 def test_refusal_is_one_sentence_without_a_traceback_of_ours(tmp_path):
     arguments = ["--preset", "letters", "--output_dir", str(tmp_path / "model")]
-    finished = run(arguments, tmp_path, script=("-m", "diffusers_dp_curriculum.cli", "train"))
+    finished = launch(arguments, tmp_path, script=("-m", "diffusers_dp_curriculum.cli", "train"))
     assert finished.returncode != 0
     assert 'error: There is no preset "letters": choose one of camelyon17, celeba_128, ' in finished.stderr
     assert 'train.py", line' not in finished.stderr
     assert not (tmp_path / "model").exists()
 
 
-SEEN_BY_A_TRACKER = """
-import runpy, sys
-script = sys.argv.pop(1)
-sys.argv[0] = script
-try:
-    runpy.run_path(script, run_name="__main__")
-finally:
-    print("a tracker would record", sys.argv)
-"""
-
-
 @pytest.mark.parametrize(
     "flags", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub-token", "hf_secret"]]
 )
-def test_a_token_on_the_command_line_is_warned_of_and_hidden_from_trackers(tmp_path, flags):
-    command = [sys.executable, "-c", SEEN_BY_A_TRACKER, SCRIPT, *flags, "--preset", "digits", "--learning_rate", "-1"]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert "learning_rate is -1.0" in finished.stderr  # refused before the token is looked for
-    command[-2:] = ["--plan", "--output_dir", "model", "--max_train_steps", "1"]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stderr.count("A token on the command line is visible to everybody") == 1
-    assert "a tracker would record" in finished.stdout
-    assert "***" in finished.stdout
-    assert "hf_secret" not in finished.stdout + finished.stderr
+def test_a_token_on_the_command_line_is_warned_of_and_hidden_from_trackers(
+    tmp_path, monkeypatch, capsys, fresh_accelerator, flags
+):
+    def run_script(**options):
+        """Its exit status, what it prints, and the command line that a tracker would record."""
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags, *flags_of({**TINY, "output_dir": "model", **options})])
+        with pytest.raises(SystemExit) as exited:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return exited.value.code, capsys.readouterr(), sys.argv
+
+    monkeypatch.chdir(tmp_path)
+    code, printed, _ = run_script(learning_rate=-1)
+    assert code == 1
+    assert "learning_rate is -1.0" in printed.err  # refused before the token is looked for
+    write_image_folder(tmp_path / "photos", size=(8, 8))
+    code, printed, recorded = run_script(train_data_dir="photos", plan="true")
+    assert code == 0, printed.err
+    assert printed.err.count("A token on the command line is visible to everybody") == 1
+    assert "***" in " ".join(recorded)
+    assert "hf_secret" not in " ".join([*recorded, *printed])
 
 
 def test_ctrl_c_says_how_to_resume_and_shows_no_traceback(tmp_path):
-    arguments = ["--preset", "digits", "--output_dir", "model", "--max_train_steps", "5000"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    write_image_folder(tmp_path / "photos", size=(8, 8))
+    options = {"train_data_dir": "photos", "output_dir": "model", **TINY, "max_train_steps": 5000}
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, *arguments],
+        [sys.executable, SCRIPT, *flags_of(options)],
         stdout=subprocess.PIPE,
         stderr=(tmp_path / "stderr").open("w"),
         text=True,
         cwd=tmp_path,
-        env=environment,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     journal = tmp_path / "model" / "private" / "journal.jsonl"
     while not journal.exists() or "checkpoint-0" not in journal.read_text():
@@ -207,14 +208,13 @@ def test_what_is_on_by_default_can_be_switched_off(flags, expected):
     assert parse_arguments(flags)[1].use_ema is expected
 
 
-def test_a_plan_says_what_a_run_costs_and_leaves_nothing_behind(tmp_path):
+def test_a_plan_says_what_a_run_costs_and_leaves_nothing_behind(tmp_path, capsys, fresh_accelerator):
     write_image_folder(tmp_path / "photos")
     options = {"train_data_dir": tmp_path / "photos", "resolution": 8, "output_dir": tmp_path / "model", **TINY}
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    finished = run([*arguments, "--plan"], tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    assert cli.main(["train", *flags_of(options), "--plan"]) == 0
+    printed = capsys.readouterr().out
     for words in ("noise multiplier", "whole run       epsilon 9.", "expected time   about", "a process beside Python"):
-        assert words in finished.stdout
+        assert words in printed
     assert not (tmp_path / "model").exists()
 
 
@@ -223,7 +223,7 @@ def test_a_found_list_of_classes_is_refused_unless_it_is_named_or_accepted(tmp_p
     found = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "photos"), cache_dir=str(tmp_path / "cache"))
     found.save_to_disk(tmp_path / "saved")
     options = {"train_data_dir": tmp_path / "saved", "output_dir": tmp_path / "model", **TINY}
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    arguments = flags_of(options)
     with pytest.raises(InputError, match="`class_names` cat dog .* `accept_found_classes`"):
         train.main([*arguments, "--plan"])
     for flags, words in (

@@ -247,16 +247,30 @@ def photos(**more):
     return {**files, **more}
 
 
-def test_an_image_folder_on_the_hub_needs_a_list(on_hub):
-    files = photos(**{"cat/7.heic": b"x", "cat/.8.png": b"x", "README.md": b"# Photos"})
-    photos_of = {"dataset_name": "alice/photos"}
-    refusal, given, ignored, accepted = on_hub(
-        {"photos": files},
+def test_the_hub_declares_classes_or_the_user_gives_a_list(on_hub, tmp_path):
+    def parquet(dataset):
+        dataset.to_parquet(tmp_path / "train.parquet")
+        return {"data/train.parquet": (tmp_path / "train.parquet").read_bytes()}
+
+    repositories = {
+        "photos": photos(**{"cat/7.heic": b"x", "cat/.8.png": b"x", "README.md": b"# Photos"}),
+        "folder": photos(**{"README.md": CARD}),
+        "strange": photos(**{"README.md": CARD, "wolf/9.png": encoded(GREY[0])["bytes"]}),
+        "table": parquet(labelled(names=["bird", *CLASSES])),
+        "stray": photos(**{"0.png": encoded(GREY[0])["bytes"]}),
+        "words": parquet(animals()),
+    }
+    photos_of, *others = ({"dataset_name": f"alice/{name}"} for name in repositories)
+    others[-1]["label_column"] = "animal"
+    refusal, given, ignored, accepted, folder, strange, table, stray, words = on_hub(
+        repositories,
         photos_of,
         {**photos_of, "class_names": ["dog", "bird", "cat"]},
         {**photos_of, "unconditional": True},
         {**photos_of, "accept_found_classes": True},
+        *others,
     )
+
     assert "`class_names` cat dog " in refusal
     assert (given[0], sorted(given[1])) == (["dog", "bird", "cat"], [0, 0, 0, 2, 2, 2])
     assert given[2] == {
@@ -270,22 +284,6 @@ def test_an_image_folder_on_the_hub_needs_a_list(on_hub):
     (offline,) = on_hub({}, photos_of, HF_HUB_OFFLINE="1")
     assert offline == refusal
 
-
-def test_what_the_hub_declares_is_taken(on_hub, tmp_path):
-    def parquet(dataset):
-        dataset.to_parquet(tmp_path / "train.parquet")
-        return {"data/train.parquet": (tmp_path / "train.parquet").read_bytes()}
-
-    repositories = {
-        "folder": photos(**{"README.md": CARD}),
-        "strange": photos(**{"README.md": CARD, "wolf/9.png": encoded(GREY[0])["bytes"]}),
-        "table": parquet(labelled(names=["bird", *CLASSES])),
-        "stray": photos(**{"0.png": encoded(GREY[0])["bytes"]}),
-        "words": parquet(animals()),
-    }
-    options = [{"dataset_name": f"alice/{name}"} for name in repositories]
-    options[-1]["label_column"] = "animal"
-    folder, strange, table, stray, words = on_hub(repositories, *options)
     assert (folder[0], sorted(folder[1])) == (["dog", "bird", "cat"], [0, 0, 0, 2, 2, 2])  # though no record is a bird
     assert "as the card of the data set declares them" in folder[2]["classes"]
     assert "is missing or none of the declared classes" in strange

@@ -12,7 +12,7 @@ def fork(work):
         code = 1
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            code = work()
+            code = work() or 0
         finally:
             os._exit(code)
     return child

@@ -32,20 +32,19 @@ def naive_gradients(unet, draws):
     unet = copy.deepcopy(unet).double()
     if unet.config.class_embed_type == "timestep":  # diffusers leaves this embedding in float32
         unet.class_embedding.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-    names = [name for name, p in unet.named_parameters() if p.requires_grad]
-    gradients = {name: [] for name in names}
+    parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    gradients = {name: [] for name in parameters}
     for record in range(draws.noisy.shape[0]):
-        total = dict.fromkeys(names, 0.0)
+        total = dict.fromkeys(parameters, 0.0)
         for k in range(draws.noisy.shape[1]):
             unet.zero_grad()
             labels = None if draws.labels is None else draws.labels[record, k : k + 1]
             prediction = unet(draws.noisy[record, k : k + 1].double(), draws.timesteps[record, k : k + 1], labels)
             (prediction.sample - draws.target[record, k : k + 1].double()).square().mean().backward()
-            for name in names:
-                gradient = unet.get_parameter(name).grad
-                total[name] = total[name] + (0 if gradient is None else gradient) / draws.noisy.shape[1]
-        for name in names:
-            gradients[name].append(torch.as_tensor(total[name]).double().expand_as(unet.get_parameter(name)))
+            for name, p in parameters.items():
+                total[name] = total[name] + (0 if p.grad is None else p.grad) / draws.noisy.shape[1]
+        for name, p in parameters.items():
+            gradients[name].append(torch.as_tensor(total[name]).double().expand_as(p))
     return {name: torch.stack(gradient) for name, gradient in gradients.items()}
 
 

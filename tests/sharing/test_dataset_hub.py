@@ -141,7 +141,7 @@ def test_the_script_does_not_replace_real_images_of_the_same_name(hub, pipe, tmp
     assert hub.files("alice/shoes", "dataset") == before
 
 
-def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pipe, tmp_path):
+def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pipe, tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "model")
     write_privacy_json(tmp_path / "model" / "privacy.json")
     entry = Mechanism("central_images_mean", 5.0, 0.1, 5, 4.0)
@@ -149,18 +149,10 @@ def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pip
         torch.zeros(3, 1, 8, 8), torch.arange(3), entry, NAMES, class_counts=[30.0, 10.0, 20.0]
     )
     central.save_to_disk(tmp_path / "model" / "private" / "central_images")
-    command = [sys.executable, "-m", "diffusers_dp_curriculum.cli", "generate", "model"]
-    command += ["--images_per_class", "2", "--class_balance", "dp_counts"]
-    command += ["--num_inference_steps", "2", "--output_dir", "shoes", "--push_to_hub", "--hub_private_repo"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=hub.environment(tmp_path / "hf", HF_TOKEN="hf_writes"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"Pushed to {hub.url}/datasets/alice/shoes/commit/")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["model", "--images_per_class", "2", "--class_balance", "dp_counts", "--num_inference_steps", "2"]
+    assert generate.main([*arguments, "--output_dir", "shoes", "--push_to_hub", "--hub_private_repo"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"Pushed to {hub.url}/datasets/alice/shoes/commit/")
     assert hub.repos["dataset", "alice/shoes"].private
     assert "private/" not in " ".join(hub.files("alice/shoes", "dataset"))
     table = datasets.load_dataset(str(tmp_path / "shoes"), split="train")

@@ -155,6 +155,7 @@ def test_steps_whose_network_was_left_in_memory_stay_counted(tmp_path, error):
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_a_second_one_does_not_wait(tmp_path, capfd):
+    before = signal.getsignal(signal.SIGINT)
     for presses, checkpoint in ((1, "checkpoint-7"), (2, "checkpoint-0")):
         output_dir = tmp_path / str(presses)
         trainer = make_trainer(output_dir, **LONG)
@@ -178,7 +179,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_second_one_does_not_wait(tmp_path, cap
         privacy = finish(make_trainer(output_dir, resume_from_checkpoint="latest", **LONG))
         check_that_all_is_stated(output_dir, privacy, released_steps(output_dir))
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("deleted", [["checkpoint-8"], ["checkpoint-8", "checkpoint-6"], ["all"]])
@@ -226,7 +227,7 @@ def killed_after(output_dir, number, in_thread=False, **options):
     """Start a run in another process, and kill it in step `number`, counted over both stages."""
     child = os.fork()
     if child == 0:
-        trainer = make_trainer(output_dir, **LONG, **options)
+        trainer = make_trainer(output_dir, **LONG | options)
         trainer._after_step = lambda state, *_, **__: trainer._number(state) == number and os.kill(os.getpid(), 9)
         with contextlib.suppress(BaseException):
             if in_thread:
@@ -395,8 +396,9 @@ def test_only_a_run_is_gone_on_with(tmp_path):
 
 
 def test_a_run_that_was_killed_is_whole_in_the_end(tmp_path):
-    kill_until_done(tmp_path, kills=1, steps=6)
-    check(tmp_path / "model", steps=6)
+    killed_after(tmp_path / "model", 9, target_epsilon=10.0)
+    finish(make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **LONG | {"target_epsilon": 10.0}))
+    check(tmp_path / "model", steps=STEPS)
 
 
 @pytest.mark.slow
