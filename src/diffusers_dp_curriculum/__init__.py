@@ -101,4 +101,4 @@ if not TYPE_CHECKING:  # otherwise a type checker would believe that every name 
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*globals(), *__all__})

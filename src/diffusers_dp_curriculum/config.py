@@ -1,6 +1,7 @@
 """Every option of a run, declared once: default, help, range, group, and whether it changes the result."""
 
 from dataclasses import InitVar, asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from .checks import (
@@ -186,7 +187,7 @@ class DPCurriculumConfig:
     frequency_learning_rate: float = _frequency(1e-3, "Learning rate of Adam in the warm-up.", limits=above(0))
 
     train_batch_size: int = _dp_sgd(
-        256, "Expected logical batch over all processes: sample rate x N, at most N.", limits=at_least(1)
+        256, "Expected number of records per step over all processes, sample rate x N; at most N.", limits=at_least(1)
     )
     max_train_steps: int = _dp_sgd(
         200,
@@ -264,7 +265,9 @@ class DPCurriculumConfig:
         if not self.output_dir:
             raise InputError("`output_dir` is empty: give the directory that the run is to write to.")
         if self.guidance_scale != 1 and self.label_dropout == 0:
-            raise InputError("`guidance_scale` needs the null class, which `label_dropout` 0 never trains: raise it.")
+            raise InputError(
+                "`guidance_scale` needs the null class, which `label_dropout` 0 never trains: raise `label_dropout`."
+            )
         if self.push_to_hub and self.insecure_noise_seed is not None:
             raise InputError(
                 "`push_to_hub` is for private runs, and `insecure_noise_seed` takes privacy away: leave out one."
@@ -275,6 +278,11 @@ class DPCurriculumConfig:
         """The `hub_token` that was given; `repr`, `asdict` and the other attributes do not show it."""
         token: str | None = vars(self)["hub_token"]
         return token
+
+    @property
+    def repo_id(self) -> str:
+        """The repository on the Hub to push to: `hub_model_id`, or else the name of `output_dir`."""
+        return self.hub_model_id or Path(self.output_dir).absolute().name
 
     def hyper_parameters(self) -> dict[str, Any]:
         """The options that define a run's result: all except those that only say where and how it is executed."""

@@ -324,7 +324,7 @@ class DPCurriculumTrainer:
             return None
         return push_model(
             self.output_dir,
-            repo_id or self.args.hub_model_id or self.output_dir.absolute().name,
+            repo_id or self.args.repo_id,
             commit_message=commit_message,
             private=(self.args.hub_private_repo or None) if private is None else private,
             token=token or self.args.token,

@@ -85,7 +85,7 @@ def test_gradient_checkpointing_changes_no_gradient(mode):
     assert choose_mode(unet, draws, 2, "folded") == "folded"
 
 
-def test_pictures_curves_and_trackers_while_a_run_goes_on(tmp_path):
+def test_pictures_curves_and_trackers_during_a_run(tmp_path):
     trainer = make_trainer(
         tmp_path / "model",
         save_images_steps=3,

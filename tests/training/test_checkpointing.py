@@ -362,7 +362,7 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_last_one_usable(tmp_pa
         ({"resume_from_checkpoint": None}, "already holds another run"),
     ],
 )
-def test_another_run_is_not_gone_on_with(tmp_path_factory, change, message):
+def test_another_run_is_not_resumed(tmp_path_factory, change, message):
     output_dir = tmp_path_factory.getbasetemp() / "started" / "model"
     if not output_dir.exists():
         interrupted(output_dir, 2)
@@ -387,7 +387,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, tmp_path_factory, name, conte
     assert "\n" not in str(refusal.value)
 
 
-def test_only_a_run_is_gone_on_with(tmp_path):
+def test_only_a_run_is_resumed(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").touch()
     for path, which in ((tmp_path / "thesis", "latest"), (tmp_path / "nothing", "checkpoint-3")):
@@ -403,7 +403,7 @@ def test_a_run_that_was_killed_is_whole_in_the_end(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_go_on_from(tmp_path, num_processes):
+def test_sigterm_to_all_processes_of_a_launch_leaves_a_checkpoint_to_resume_from(tmp_path, num_processes):
     process = start(tmp_path, num_processes, steps=60)
     journal = tmp_path / "model" / "private" / "journal.jsonl"
     while not journal.exists() or journal.read_text().count('"release"') < 8:  # five queries and some steps

@@ -19,7 +19,7 @@ def plan():
 
 @pytest.mark.parametrize("queries", [0, 1, 2])  # 2: a run was killed between the queries and its first checkpoint
 @pytest.mark.parametrize("steps", [0, 1, 17, 38])
-def test_what_is_shown_while_a_run_goes_on_is_no_less_than_what_was_spent(plan, queries, steps):
+def test_what_is_shown_during_a_run_is_no_less_than_what_was_spent(plan, queries, steps):
     executed = [replace(plan.warm_ups[0], steps=queries * plan.warm_ups[0].steps)] if queries else []
     executed += [replace(plan.dp_sgd, steps=steps)] if steps else []
     spent = compute_epsilon(executed, plan.delta, plan.accountant)

@@ -236,8 +236,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(in_flags(plan, make_parser()))
         return 0
     if config.push_to_hub:  # before training, so that a repository that cannot be used is reported at once
-        repo_id = config.hub_model_id or Path(config.output_dir).absolute().name
-        run_on_main_process(lambda: prepare_repo(repo_id, "model", config.hub_private_repo or None, config.token))
+        run_on_main_process(
+            lambda: prepare_repo(config.repo_id, "model", config.hub_private_repo or None, config.token)
+        )
     status = trainer.train()
     if status is RunStatus.INTERRUPTED:
         raise KeyboardInterrupt
