@@ -472,7 +472,7 @@ VARIANTS = [
     Variant(
         "training that continues from the average after a picture",
         "trainer.py",
-        "            state.ema.restore(self.unet.parameters())",
+        "            average.restore(self.unet.parameters())",
         "            pass",
         "test_trainer.py::test_pictures_on_the_way_change_nothing",
     ),
@@ -660,7 +660,7 @@ VARIANTS = [
     ),
     Variant(
         "a learning-rate schedule that is never stepped",
-        "training/checkpointing.py",
+        "training/training_state.py",
         "            self.lr_scheduler.step()\n",
         "            pass\n",
         "training/test_optimization.py::test_a_run_steps_its_schedule",

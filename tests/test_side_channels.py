@@ -92,6 +92,10 @@ def observed_run(directory, breaks="no"):
         "noise_multiplicity": "1",
         "num_inference_steps": "2",
         "central_noise_multiplier": "20",
+        "frequency_features": "40",
+        "frequency_noise_multiplier": "20",
+        "frequency_generator_steps": "2",
+        "frequency_train_steps": "2",
     }
     arguments = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
     command = [sys.executable, "-c", OBSERVED_RUN, SCRIPT, "notes.json", breaks, *arguments]

@@ -87,6 +87,8 @@ class DPCurriculumTrainer:
         ...     output_dir="my-model",
         ...     target_epsilon=10.0,
         ...     central_train_steps=2,
+        ...     frequency_generator_steps=2,
+        ...     frequency_train_steps=2,
         ...     max_train_steps=2,
         ...     train_batch_size=16,
         ...     noise_multiplicity=1,

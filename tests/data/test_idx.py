@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diffusers_dp_curriculum.data.idx import has_idx_files, read_idx, read_idx_dataset
+from helpers.image_data import refused
 
 
 IMAGES = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
