@@ -19,13 +19,8 @@ def load(name):
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_a_network_of_ones_own_and_its_synthetic_data_set(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    small = {
-        "central_train_steps": 2,
-        "central_batch_size": 4,
-        "train_batch_size": 4,
-        "max_train_steps": 2,
-        "frequency_generator_steps": 2,
-    }
+    small = {"central_train_steps": 2, "central_batch_size": 4, "train_batch_size": 4, "max_train_steps": 2}
+    small |= {"frequency_generator_steps": 2, "frequency_train_steps": 2}
     load("custom_unet")["train"](
         str(tmp_path / "model"),
         **small,

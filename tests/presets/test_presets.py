@@ -131,7 +131,7 @@ def test_builds_and_plans_on_the_schema(preset):
         config = replace(config, target_epsilon=epsilon, accountant="rdp")  # the quicker accountant
         plan = make_plan(config, info)
         assert 0.9 * epsilon < plan.epsilon_after[config.max_train_steps] <= epsilon
-        assert plan.epsilon_after[0] < 0.6 * epsilon  # the central images leave room for DP-SGD
+        assert plan.epsilon_after[0] < 0.6 * epsilon  # the queries leave room for DP-SGD
 
 
 SMALL = {  # flags with which a preset trains in seconds on a CPU
@@ -139,6 +139,10 @@ SMALL = {  # flags with which a preset trains in seconds on a CPU
     "central_noise_multiplier": 50,
     "central_train_steps": 2,
     "central_batch_size": 2,
+    "frequency_noise_multiplier": 50,
+    "frequency_generator_steps": 2,
+    "frequency_train_steps": 2,
+    "frequency_batch_size": 2,
     "train_batch_size": 2,
     "max_train_steps": 2,
     "noise_multiplicity": 2,
