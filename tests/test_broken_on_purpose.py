@@ -192,6 +192,13 @@ VARIANTS = [
         f"{FREQUENCY}::test_one_record_moves_the_sums_by_the_sensitivity_and_no_more",
     ),
     Variant(
+        "what was released is written before it counts for good",
+        "trainer.py",
+        "            self.ledger.mark_visible(release.name)\n",
+        "",
+        "test_trainer.py::test_journal_has_the_same_entries_as_the_statement",
+    ),
+    Variant(
         "frequency features released before the ledger has the entry",
         "mechanisms/frequency_features.py",
         "        with execution.step():\n            sums = _feature_sums(records, frequencies)",

@@ -62,7 +62,7 @@ def test_a_run_queries_trains_publishes_and_says_so(tmp_path):
     assert "![frequency images](frequency_images.png)" in card
     assert "| frequency_features | 40 |" in card
     images = FrequencyImageDataset.load_from_disk(trainer.paths.released("frequency_images"))
-    assert (len(images), images.class_names) == (60, ["class 0", "class 1", "class 2"])
+    assert (len(images), images.class_names) == (60 + 3 * 10, ["class 0", "class 1", "class 2"])
     assert "frequency_images.png" in trainer.summary()
     pictures = sorted(path.name for path in trainer.paths.samples.iterdir())
     assert pictures == ["step-10.png", "step-5.png"]  # of the generator in its second step, and of DP-SGD
@@ -97,6 +97,28 @@ def test_an_interrupted_run_repeats_no_query_and_ends_with_the_same_weights(tmp_
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_an_early_checkpoint_does_not_lead_to_a_second_query(tmp_path, monkeypatch):
+    """What was released is kept beside the checkpoints, and is paid for once, wherever the run is resumed."""
+    options = {**FREQUENCY, "checkpointing_steps": 2}
+    interrupted(tmp_path / "model", 7, **options)  # in the warm-up on frequency images
+    monkeypatch.setattr(FrequencyFeatureQuery, "release", lambda *_: pytest.fail("queried a second time"))
+    trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="checkpoint-2", **options)
+    assert [name for name, steps, _ in entries(finish(trainer)) for _ in range(steps)] == [
+        *["central_images_mean"] * 5,
+        "frequency_features",
+        *["dp_sgd"] * 4,
+    ]
+
+
+def test_a_release_that_was_not_written_to_its_end_is_not_used(tmp_path):
+    options = {**FREQUENCY, "checkpointing_steps": 2, "target_epsilon": 20.0}
+    interrupted(tmp_path / "model", 4, **options)
+    (tmp_path / "model" / "private" / "frequency_features" / "frequency_features.json").unlink()
+    trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **options)
+    trainer.train()
+    assert [entry.steps for entry in trainer.ledger.mechanisms if entry.name == "frequency_features"] == [2]
+
+
 @pytest.mark.parametrize("options", [FREQUENCY, {**FREQUENCY, "central_statistic": "none"}, {"frequency_features": 0}])
 def test_a_run_without_dp_sgd_ends_after_the_warm_up(tmp_path, options):
     trainer = make_trainer(tmp_path / "model", tiny_unet(), max_train_steps=0, **options)
@@ -107,6 +129,8 @@ def test_a_run_without_dp_sgd_ends_after_the_warm_up(tmp_path, options):
     assert privacy["epsilon"] == pytest.approx(trainer.plan.epsilon_after[0])
     card = ModelCard.load(trainer.output_dir / "README.md").text
     assert "training by DP-SGD" not in card
+    assert "The run ended after the warm-up" in card
+    assert "dp-sgd" not in ModelCard.load(trainer.output_dir / "README.md").data.tags
     pipeline = DiffusionPipeline.from_pretrained(trainer.output_dir, trust_remote_code=True)
     images = pipeline(class_labels=[0, 1], num_inference_steps=2).images
     assert images[0].size == (8, 8)
@@ -124,7 +148,16 @@ def test_without_dp_sgd_the_query_may_take_the_whole_budget(tmp_path):
 
 
 def test_there_must_be_something_to_train_on(tmp_path):
-    with pytest.raises(InputError, match="no stage to train in: raise `max_train_steps`, or turn a warm-up stage on"):
+    for options in (
+        {"central_statistic": "none"},
+        {"central_train_steps": 0},
+        {**FREQUENCY, "frequency_train_steps": 0, "central_train_steps": 0},
+    ):
+        with pytest.raises(
+            InputError, match="would train on nothing.*: raise `max_train_steps`, `central_train_steps`"
+        ):
+            make_trainer(tmp_path / "model", max_train_steps=0, **options)
+    with pytest.raises(InputError, match=r"no frequency features: with 20 records a class"):
         make_trainer(tmp_path / "model", max_train_steps=0, central_statistic="none")
     assert not (tmp_path / "model").exists()
 
@@ -162,7 +195,7 @@ def test_the_stage_is_off_where_it_cannot_help_and_the_plan_says_why(tmp_path):
     trainer = make_trainer(tmp_path / "model")
     assert trainer.args.frequency_features == 0
     assert [stage.name for stage in trainer.stages] == ["central_images"]
-    expected = "no frequency features: with 20 records a class their noise would be too large at this budget"
+    expected = "no frequency features: with 20 records a class the noise on them would be too large"
     assert expected in trainer.describe_plan()
 
 

@@ -72,7 +72,7 @@ def test_journal_has_the_same_entries_as_the_statement(finished):
     released = [event["release"] for event in lines if "release" in event]
     assert [entry["name"] for entry in released] == ["central_images_mean"] * 5 + ["dp_sgd"] * 4
     assert all(entry["steps"] == 1 for entry in released)
-    visible = ["checkpoint-0", "checkpoint-7", "the memory of the process", "pipeline"]
+    visible = ["central_images", "checkpoint-0", "checkpoint-7", "the memory of the process", "pipeline"]
     assert [event["visible"] for event in lines if "visible" in event] == visible
 
 

@@ -102,7 +102,7 @@ MODE_BINS = at_least(2)
 
 # Frequency features.
 NUM_FREQUENCY_FEATURES = Range("an even number above 0", lambda value: value > 0 and value % 2 == 0)
-KERNEL_WIDTH = above(0)
+KERNEL_WIDTH = Range("a number from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6)
 
 # The loss.
 TIMESTEP_SAMPLING = one_of("log_normal", "uniform")

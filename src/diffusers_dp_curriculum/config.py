@@ -66,7 +66,7 @@ class DPCurriculumConfig:
         "dp-curriculum-model", "Directory for the pipeline, privacy.json and the model card.", execution=True
     )
     seed: int = _output(
-        0, "Seed of initial weights, warm-up and samples, never of what the mechanisms draw.", limits=SEED
+        0, "Seed of initial weights, frequencies, warm-up and samples, never of sampling or noise.", limits=SEED
     )
 
     max_physical_batch_size: int = _execution(
@@ -133,7 +133,8 @@ class DPCurriculumConfig:
 
     central_statistic: str = _central(
         "mean",
-        "Images of the mean or of the mode; none is DP-SGD alone (the DPDM baseline).",
+        "Images of the mean or of the mode; none leaves the stage out (with frequency_features 0: DP-SGD alone, the "
+        "DPDM baseline).",
         limits=one_of(*STATISTIC.values, "none"),
     )
     central_images_per_class: int = _central(

@@ -1,6 +1,6 @@
 """Communication between the processes of one run, on one machine or several.
 
-One process is the main process: it alone queries the central images, adds noise, writes the journal and prints. A run
+One process is the main process: it alone makes the queries of the warm-up stages, adds noise, writes the journal and prints. A run
 with a single process communicates nothing.
 """
 

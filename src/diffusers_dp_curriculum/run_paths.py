@@ -54,13 +54,13 @@ class RunPaths:
         """The model card."""
         return self.output_dir / "README.md"
 
-    def released(self, stage: str) -> Path:
-        """The directory of the images that a warm-up stage has released.
+    def released(self, name: str) -> Path:
+        """The directory of something that the run has released, or of images made of it.
 
         Args:
-            stage (`str`): The name of the stage.
+            name (`str`): The name of the release, such as `"central_images"`.
         """
-        return self.private / stage
+        return self.private / name
 
     def picture(self, name: str) -> Path:
         """A published picture.

@@ -27,7 +27,7 @@ from .gradients.trials import seeded
 from .mechanisms.dp_sgd import DPSGD
 from .mechanisms.frequency_features import FrequencyFeatures, pooled_shape
 from .mechanisms.randomness import MechanismRandomness
-from .mechanisms.releases import Release, ReleasedImages
+from .mechanisms.releases import Queries, Release, ReleasedImages
 from .privacy.accounting import Mechanism
 from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
@@ -46,7 +46,7 @@ from .training.optimization import start_dp_sgd
 from .training.planning import Plan, make_plan
 from .training.run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
-from .training.stages import DP_SGD, GeneratorStage, Stage, WarmUpStage, warm_up_stages
+from .training.stages import DP_SGD, RELEASES, GeneratorStage, Stage, WarmUpStage, warm_up_stages
 from .training.summary import summarize
 from .training.training_state import StageState, TrainingState
 from .training.warm_up import start_warm_up, warm_up
@@ -63,7 +63,8 @@ class DPCurriculumTrainer:
     """Train a `UNet2DModel` on sensitive images from easy to hard, under one (epsilon, delta).
 
     "From Easy to Hard" (DP-FETA, S&P 2025, arXiv:2504.01395): DP central images are queried, the network warms up on
-    them, and DP-SGD spends the rest of the budget on the records themselves. Creating a trainer checks everything and
+    them, and DP-SGD spends the rest of the budget on the records themselves. In between comes a warm-up on images that
+    a generator makes of DP frequency features (FETA-Pro, USENIX Security 2026, arXiv:2601.06368). Creating a trainer checks everything and
     plans the budget. It spends no privacy and writes nothing.
 
     Args:
@@ -148,13 +149,11 @@ class DPCurriculumTrainer:
         if (which := args.resume_from_checkpoint) is not None:
             self.checkpoint = run_on_main_process(lambda: self.checkpoints.load(which))
         if self.checkpoint is not None:
-            self.plan: Plan = self.checkpoint.plan
+            self._follow_plan(self.checkpoint.plan)
         else:
-            self.plan = make_plan(args, self.info, all_mechanisms(self.prior_runs))
-        self.args = self.plan.frequency.put_into(args)
-        self.stages = warm_up_stages(self.args)
+            self._follow_plan(make_plan(args, self.info, all_mechanisms(self.prior_runs)))
         self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
-        self.released: dict[str, Release] = {}
+        self.released = run_on_main_process(self._stored_releases)
         self.sensitive_curves = SensitiveCurves(self.paths.sensitive_curves)
         self.finished = False
         self._ledger: PrivacyLedger | None = None
@@ -256,12 +255,15 @@ class DPCurriculumTrainer:
         info = self.info
         classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
         provenance = "".join(f"  {title:<15} {text}\n" for title, text in self.records.provenance.items())
+        gradients = f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
+        if self.plan.dp_sgd is None:
+            gradients = ""
         expected = estimate(self.unet, self.loss, self.gradients_of, info, self.args, self.stages, self.precision)
         return (
             f"Plan for {info.num_records:,} records of {info.resolution}x{info.resolution}x{info.num_channels}"
             f"{classes}\n"
             f"{provenance}{self.plan}\n"
-            f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
+            f"{gradients}"
             f"  processes       {self.accelerator.num_processes} on {self.accelerator.device.type}\n"
             f"{expected}"
         )
@@ -290,8 +292,6 @@ class DPCurriculumTrainer:
         card = make_model_card(
             privacy, self.args, pipeline, self.info, self.accelerator.mixed_precision, pictures.keys()
         )
-        for name, release in self.released.items():
-            release.save_to_disk(self.paths.released(name))
         write_artifact(self.paths, pipeline, privacy, card, pictures | {"samples": self.preview.grid(self.unet)})
         if self.args.push_to_hub:
             self.push_to_hub()
@@ -348,8 +348,29 @@ class DPCurriculumTrainer:
         self.checkpoint = run_on_main_process(open_run)
         self._follow_ledger()
         if self.checkpoint is not None:
-            self.plan = self.checkpoint.plan
-            self.released = dict(self.checkpoint.released)
+            self._follow_plan(self.checkpoint.plan)
+        self.released = run_on_main_process(self._stored_releases)
+
+    def _follow_plan(self, plan: Plan) -> None:
+        """Take a plan, with the size of the frequency query that was chosen in it."""
+        self.plan = plan
+        self.args = plan.frequency.put_into(self.args)
+        self.stages = warm_up_stages(self.args)
+
+    def _stored_releases(self) -> dict[str, Release]:
+        """Everything that this run has released before it was interrupted: none of it has to be paid for again."""
+        stored = [(name, kind, self.paths.released(name)) for name, kind in RELEASES.items()]
+        return {name: kind.load_from_disk(path) for name, kind, path in stored if (path / f"{name}.json").exists()}
+
+    def _store(self, release: Release) -> None:
+        """Keep what was released for the rest of the run and for a resumed one."""
+        self.released[release.name] = release
+
+        def save() -> None:
+            self.ledger.mark_visible(release.name)
+            release.save_to_disk(self.paths.released(release.name))
+
+        run_on_main_process(save)
 
     def _follow_ledger(self) -> None:
         """Give the other processes a copy in memory of what the main process has recorded."""
@@ -384,19 +405,22 @@ class DPCurriculumTrainer:
             after_step = self._after_step_of(stage, state, progress)
             if not fit_generator(state, features, stage.train_steps, seed, after_step):
                 return False
-        images = run_on_main_process(lambda: generate_images(state, features, seed))
-        self.released[images.name] = images
+        self._store(run_on_main_process(lambda: generate_images(state, features, seed)))
         return True
 
     def _release_and_restore(self, stage: Stage, state: StageState) -> None:
-        """Make the stage's queries, unless a checkpoint has what they released, and load the state from it."""
+        """Make the stage's queries, unless the run has made them before, and load the state from the checkpoint."""
         queries = stage.queries
-        if queries is not None and queries.release_type.name not in self.released:
-            release = run_on_main_process(lambda: queries.release(self.records, self.ledger, self.randomness))
-            self.released[release.name] = release
+        if queries is not None and not self._has_released(queries):
+            self._store(run_on_main_process(lambda: queries.release(self.records, self.ledger, self.randomness)))
             self._follow_ledger()
-            self._save_checkpoint(state)  # so that a resumed run does not repeat the queries
+            if self._number(state) == 0:
+                self._save_checkpoint(state)  # of the initial weights
         self._restore(state)
+
+    def _has_released(self, queries: Queries) -> bool:
+        release = self.released.get(queries.release_type.name)
+        return release is not None and release.mechanism == queries.mechanism(self.info)
 
     def _after_step_of(self, stage: Stage, state: StageState, progress: tqdm) -> Callable[[torch.Tensor], bool]:
         last = stage.train_steps if self.plan.dp_sgd is None and stage is self.stages[-1] else None
@@ -500,9 +524,7 @@ class DPCurriculumTrainer:
             self.sensitive_curves.write(self.ledger.position, self.unet, draws)
 
     def _save_checkpoint(self, state: StageState) -> None:
-        run_on_main_process(
-            lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan, self.released)
-        )
+        run_on_main_process(lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan))
 
     def _save_samples(self, state: StageState) -> None:
         """Save a grid of samples of what the stage trains, at the current step: of the average, if there is one."""
@@ -512,7 +534,7 @@ class DPCurriculumTrainer:
         if isinstance(state, GeneratorState):
             features = self.released[FrequencyFeatures.name]
             assert isinstance(features, FrequencyFeatures)
-            generate_images(state, features, self.args.seed).to_grid().save(path)
+            generate_images(state, features, self.args.seed, num_images=0).to_grid().save(path)
             return
         average = state.ema if isinstance(state, TrainingState) and self.args.use_ema else None
         if average is not None:

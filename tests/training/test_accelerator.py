@@ -103,7 +103,15 @@ def test_pictures_curves_and_trackers_during_a_run(tmp_path):
     ]
     seen = [event["visible"] for event in trainer.ledger._journal.events if "visible" in event]
     checkpoints = ["checkpoint-0", "checkpoint-3", "checkpoint-6", "checkpoint-7"]
-    assert seen == [*checkpoints[:2], "samples", checkpoints[2], "samples", checkpoints[3], "pipeline"]
+    assert seen == [
+        "central_images",
+        *checkpoints[:2],
+        "samples",
+        checkpoints[2],
+        "samples",
+        checkpoints[3],
+        "pipeline",
+    ]
 
     log = min(private.rglob("events.out.tfevents*"), key=lambda path: len(path.parts)).parent
     curves = EventAccumulator(str(log)).Reload()

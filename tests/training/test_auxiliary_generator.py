@@ -9,6 +9,7 @@ from diffusers_dp_curriculum import (
     FrequencyImageDataset,
     ImageDataset,
     PrivacyLedger,
+    TrainingError,
 )
 from diffusers_dp_curriculum.mechanisms.frequency_features import FrequencyFeatureQuery, fourier_features
 from diffusers_dp_curriculum.training import auxiliary_generator
@@ -51,7 +52,7 @@ def test_images_have_the_released_features_and_look_like_their_class():
     state, features, errors = fitted(records, 150)
     assert errors[-10:].mean() < 0.1 * errors[:10].mean()
     made = generate_images(state, features, 0)
-    assert made.images.shape == (300, 1, 8, 8)
+    assert made.images.shape == (300 + 2 * 10, 1, 8, 8)
     assert 0 <= made.images.min() <= made.images.max() <= 1
     for label in range(2):
         images = made.images[made.labels == label]
@@ -68,7 +69,7 @@ def test_images_have_the_released_features_and_look_like_their_class():
 def test_classes_come_in_proportion_to_the_noisy_counts():
     state, features, _ = fitted(two_kinds(share=0.9), 1)
     labels = generate_images(state, features, 0).labels
-    assert (labels == 0).float().mean() == pytest.approx(0.9, abs=6 * (0.09 / 300) ** 0.5)
+    assert ((labels == 0).sum() - 10) / 300 == pytest.approx(0.9, abs=6 * (0.09 / 300) ** 0.5)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -83,6 +84,37 @@ def test_any_number_of_classes_and_any_size(class_names, shape):
     assert made.images.shape[1:] == (shape[0], min(shape[1], 32), min(shape[2], 32))
     assert made.images.isfinite().all()
     assert errors.isfinite().all()
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_more_classes_than_fit_into_a_batch_take_turns():
+    """The batch keeps its size, so that a thousand classes take no more time than ten."""
+    records = ImageDataset(
+        torch.randint(0, 256, (100, 1, 8, 8), dtype=torch.uint8), torch.arange(100), [str(c) for c in range(100)]
+    )
+    features = FrequencyFeatures.from_dataset(records, 20, 1.0, ledger=PrivacyLedger(1e-5))
+    state = start_generator((1, 8, 8), 100, 5, seed=0)
+    asked, forward = [], state.generator.forward
+    state.generator.forward = lambda latents, labels: asked.append(labels.unique()) or forward(latents, labels)
+    fit_generator(state, features, 5, 0)
+    assert [len(labels) for labels in asked] == [15] * 5
+    assert len(torch.cat(asked).unique()) > 30
+    assert generate_images(state, features, 0).to_grid().height == 100 * 64
+
+
+def test_a_generator_that_diverges_is_an_error(monkeypatch):
+    records = two_kinds()
+    features = FrequencyFeatures.from_dataset(records, 20, 1.0, ledger=PrivacyLedger(1e-5))
+    features.sums[:] = float("nan")
+    with pytest.raises(TrainingError, match="generator of frequency images diverged: leave `frequency_kernel_widths`"):
+        fit_generator(start_generator((1, 8, 8), 2, 1, seed=0), features, 1, 0)
+
+
+def test_the_callers_generators_stay_as_they_were():
+    features = FrequencyFeatures.from_dataset(two_kinds(), 20, 1.0, ledger=PrivacyLedger(1e-5))
+    before = torch.get_rng_state()
+    FrequencyImageDataset.from_features(features, train_steps=1)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_empty_class_hardly_counts():

@@ -46,7 +46,7 @@ def test_more_records_need_less_of_the_budget():
 def test_it_is_off_where_the_noise_would_drown_the_features(num_records, epsilon):
     chosen = choice(num_records, target_epsilon=epsilon, before=())
     assert (chosen.num_features, chosen.noise_multiplier) == (0, 0.0)
-    assert f"with {num_records // 10:,} records a class their noise would be too large" in chosen.reason
+    assert f"with {num_records // 10:,} records a class the noise on them would be too large" in chosen.reason
 
 
 @pytest.mark.parametrize(("epsilon", "enough"), [(10.0, 90), (1.0, 650)])
@@ -85,6 +85,12 @@ def test_what_is_given_stays():
     off = choice(frequency_features=0)
     assert off == FrequencyChoice(0, 0.0)
     assert off.put_into(DPCurriculumConfig()).frequency_features == 0
+
+
+def test_features_that_drown_are_named_even_if_they_were_asked_for():
+    chosen = choice(1000, frequency_features=10_000, target_epsilon=1.0)
+    assert chosen.num_features == 10_000
+    assert "the noise on them is " in chosen.reason
 
 
 def test_without_classes_all_records_are_of_one():

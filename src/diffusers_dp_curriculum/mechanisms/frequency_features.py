@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_RESOLUTION = 32  # larger images are pooled first: their finest details are lost in the noise anyway
 RELATIVE_KERNEL_WIDTHS = (0.125, 0.25)  # per square root of the number of values
-COUNT_WEIGHT = 0.3  # what a record adds to its class count, beta
+COUNT_WEIGHT = 0.3125  # what a record adds to its class count, beta
 # Features are truncated to multiples of this power of two, so that float64 sums of up to 2^25 records are exact.
 QUANTUM = 2.0**-28
 VALUES_AT_ONCE = 2**21  # features, or pixels, that are in memory in float64 at a time
@@ -256,8 +256,9 @@ def fourier_features(images: torch.Tensor, frequencies: torch.Tensor) -> torch.T
 def _feature_sums(records: ImageDataset, frequencies: torch.Tensor) -> torch.Tensor:
     """The sum of (z(x), beta) over all records of each class, `(classes, D + 1)`.
 
-    Features are truncated towards zero to multiples of `QUANTUM`. This makes no norm larger, and the sums are exact: a
-    record adds the same to them, whatever the other records are and whatever the order.
+    A record's features are computed from its pixels alone. They are truncated towards zero to multiples of `QUANTUM`,
+    which makes no norm larger, and which float64 adds up exactly: zeroing out one record changes the sums by its own
+    features and by nothing else.
     """
     frequencies = frequencies.double()
     sums = torch.zeros(records.info.num_labels, 2 * len(frequencies), dtype=torch.float64)

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from ..data.dataset_info import DatasetInfo
 from ..data.image_dataset import ImageDataset
-from ..errors import InputError
+from ..errors import InputError, StorageError
+from ..files import sync
 from ..pictures import image_grid
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
@@ -34,18 +35,23 @@ class Release:
     mechanism: Mechanism | None
 
     def save_to_disk(self, path: str | Path) -> None:
-        """Write everything that was released, and the ledger entry of the mechanism.
+        """Write everything that was released, and the ledger entry of the mechanism, so that it survives a power cut.
 
         Args:
             path (`str` or `Path`): The directory.
         """
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
+        description = path / f"{self.name}.json"
+        description.unlink(missing_ok=True)  # it is written last, as a sign that the release is complete
         tensors = {name: getattr(self, name).contiguous() for name in self.tensors}
         save_file(tensors, path / f"{self.name}.safetensors")
         mechanism = None if self.mechanism is None else asdict(self.mechanism)
         entry = {"mechanism": mechanism, **{name: getattr(self, name) for name in self.values}}
-        (path / f"{self.name}.json").write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+        sync(path / f"{self.name}.safetensors")
+        description.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+        sync(description)
+        sync(path)
 
     @classmethod
     def load_from_disk(cls: type[Released], path: str | Path) -> Released:
@@ -56,18 +62,24 @@ class Release:
 
         Raises:
             InputError: If `path` holds no release of this kind.
+            StorageError: If the files are damaged.
         """
         path = Path(path)
         try:
             entry = json.loads((path / f"{cls.name}.json").read_text(encoding="utf-8"))
             tensors = load_file(path / f"{cls.name}.safetensors")
+            mechanism = None if entry["mechanism"] is None else Mechanism(**entry["mechanism"])
+            return cls(**tensors, **{**entry, "mechanism": mechanism})
         except FileNotFoundError as error:
             raise InputError(
                 f"{path} holds no {cls.name.replace('_', ' ')} ({error.filename} is missing): give a directory that "
                 "`save_to_disk` wrote."
             ) from None
-        mechanism = None if entry["mechanism"] is None else Mechanism(**entry["mechanism"])
-        return cls(**tensors, **{**entry, "mechanism": mechanism})
+        except Exception as error:  # of many types
+            raise StorageError(
+                f"The {cls.name.replace('_', ' ')} in {path} cannot be read ({type(error).__name__}): restore its files "
+                "from a copy."
+            ) from error
 
 
 class ReleasedImages(Release, Dataset):
@@ -115,7 +127,7 @@ class ReleasedImages(Release, Dataset):
             images_per_class (`int`, *optional*, defaults to 10): Largest number of columns.
         """
         classes = self.labels.unique()
-        columns = min(images_per_class, *(int((self.labels == label).sum()) for label in classes))
+        columns = min([images_per_class, *(int((self.labels == label).sum()) for label in classes)])
         rows = [self.images[self.labels == label][:columns] for label in classes]
         return image_grid(torch.cat(rows), columns)
 

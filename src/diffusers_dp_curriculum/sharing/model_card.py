@@ -22,7 +22,7 @@ IN_WORDS = {
     "frequency_features": "the frequency features",
     "dp_sgd": "training by DP-SGD",
 }
-TAGS = ["diffusers", "differential-privacy", "dp-sgd", "opacus", "image-generation"]
+TAGS = ["diffusers", "differential-privacy", "opacus", "image-generation"]
 # The fields of a noise scheduler's config that the card lists, if the scheduler has them.
 SCHEDULER_CARD_FIELDS = ("prediction_type", "beta_schedule", "sigma_data", "sigma_min", "sigma_max")
 REPO_ID_TO_COME = "PATH_OR_REPO_ID"  # a placeholder that the push replaces
@@ -49,8 +49,10 @@ def make_model_card(
         stages (`Collection[str]`): The names of the warm-up stages, whose pictures are published.
     """
     class_names = None if info.class_names is None else list(info.class_names)
-    metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=TAGS)
+    metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=list(TAGS))
     metadata.license = config.hub_license
+    if config.max_train_steps > 0:
+        metadata.tags.append("dp-sgd")
     if config.hub_dataset_name and HUB_DATASET_ID.fullmatch(config.hub_dataset_name):
         metadata.datasets = [config.hub_dataset_name]
     return ModelCard.from_template(

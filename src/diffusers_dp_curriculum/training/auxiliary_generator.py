@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..errors import TrainingError
+from ..gradients.trials import seeded
 from ..mechanisms.frequency_features import FrequencyFeatures, fourier_features
 from ..mechanisms.releases import ReleasedImages
 
 
 GENERATOR = "auxiliary_generator"  # the name of the stage
+TITLE = "Generator of frequency images"
 BATCH_SIZE = 200  # images per step, over all classes
+FEWEST_PER_CLASS = 4  # with more classes than fit into a batch, each step takes some of them at random
 LEARNING_RATE = 5e-3
 LATENT_SIZE = 32
 CHANNELS = 64  # of the coarsest level
@@ -98,7 +102,7 @@ class FrequencyImageDataset(ReleasedImages):
         >>> features = FrequencyFeatures.from_dataset(dataset, num_features=400, noise_multiplier=2.0, ledger=ledger)
         >>> images = FrequencyImageDataset.from_features(features, train_steps=2)
         >>> images.images.shape
-        torch.Size([10000, 1, 8, 8])
+        torch.Size([10100, 1, 8, 8])
     """
 
     name = "frequency_images"
@@ -111,7 +115,7 @@ class FrequencyImageDataset(ReleasedImages):
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> "FrequencyImageDataset":
-        """Fit a generator to released features, and make 10,000 images, with classes in proportion to the noisy counts.
+        """Fit a generator to released features, and make some 10,000 images, as [`generate_images`] describes.
 
         Args:
             features (`FrequencyFeatures`): What the query released.
@@ -119,10 +123,10 @@ class FrequencyImageDataset(ReleasedImages):
             seed (`int`, *optional*, defaults to 0): Seed of the generator's weights and latent vectors.
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the generator is trained.
         """
-        state = start_generator(features.image_shape, len(features.counts), train_steps, seed, device)
-        with tqdm(total=train_steps, desc="Generator of frequency images") as progress:
+        with seeded(torch.device(device), seed), tqdm(total=train_steps, desc=TITLE) as progress:
+            state = start_generator(features.image_shape, len(features.counts), train_steps, seed, device)
             fit_generator(state, features, train_steps, seed, lambda _: progress.update() and False)
-        return generate_images(state, features, seed)
+            return generate_images(state, features, seed)
 
 
 @dataclass
@@ -211,14 +215,21 @@ def fit_generator(
     target, frequencies = features.means().to(device), features.frequencies.to(device)
     weights = features.reliability().to(device)
     weights = weights / weights.sum()
-    per_class = max(BATCH_SIZE // len(target), 4)
-    labels = torch.arange(len(target), device=device).repeat_interleave(per_class)
+    classes_at_once = min(len(target), BATCH_SIZE // FEWEST_PER_CLASS)
+    per_class = BATCH_SIZE // classes_at_once
     while state.step < train_steps:
         generator.train()
         _seed(seed, state.step + 1)
-        images = generator(torch.randn(len(labels), LATENT_SIZE).to(device), labels)
-        made = fourier_features(images, frequencies).unflatten(0, (len(target), per_class))
-        error = (weights * mean_discrepancy(made, target)).sum()
+        classes = torch.randperm(len(target))[:classes_at_once].to(device)
+        latents = torch.randn(classes_at_once * per_class, LATENT_SIZE).to(device)
+        images = generator(latents, classes.repeat_interleave(per_class))
+        made = fourier_features(images, frequencies).unflatten(0, (classes_at_once, per_class))
+        error = (weights[classes] * mean_discrepancy(made, target[classes])).sum()
+        if not error.isfinite():
+            raise TrainingError(
+                "The generator of frequency images diverged: leave `frequency_kernel_widths` out, or set "
+                "`frequency_features` to 0."
+            )
         state.optimizer.zero_grad()
         error.backward()
         state.optimizer.step()
@@ -250,19 +261,27 @@ def mean_discrepancy(features: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 
 @torch.no_grad()
-def generate_images(state: GeneratorState, features: FrequencyFeatures, seed: int) -> FrequencyImageDataset:
-    """Make the images that the next stage trains on, with classes in proportion to the noisy counts.
+def generate_images(
+    state: GeneratorState, features: FrequencyFeatures, seed: int, num_images: int | None = None
+) -> FrequencyImageDataset:
+    """Make the images that the next stage trains on.
+
+    There are ten images of every class, which a picture shows, and all others come in proportion to the noisy counts.
 
     Args:
         state (`GeneratorState`): The state at the end of the stage.
         features (`FrequencyFeatures`): What the query released.
         seed (`int`): Seed of the labels and of the latent vectors.
+        num_images (`int`, *optional*): Number of images besides the ten of every class; by default `NUM_IMAGES`.
     """
+    num_images = NUM_IMAGES if num_images is None else num_images
     generator = state.generator
     device = next(generator.parameters()).device
     _seed(seed, state.step + 1)
     generator.eval()
-    labels = torch.multinomial(features.counts.clamp(min=1), NUM_IMAGES, replacement=True)
+    in_proportion = torch.multinomial(features.counts.clamp(min=1), max(num_images, 1), replacement=True)[:num_images]
+    labels = torch.cat([torch.arange(len(features.counts)).repeat(10), in_proportion])
+    labels = labels[torch.randperm(len(labels))]
     images = [
         generator(torch.randn(len(some), LATENT_SIZE).to(device), some.to(device)).cpu()
         for some in labels.split(BATCH_SIZE)

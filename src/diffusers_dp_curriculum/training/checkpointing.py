@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ from diffusers import SchedulerMixin, UNet2DModel
 from ..config import DPCurriculumConfig
 from ..errors import InputError, StorageError
 from ..files import sync
-from ..mechanisms.releases import Release
 from ..privacy.ledger import PrivacyLedger
 from .planning import Plan
-from .stages import RELEASES
 from .training_state import StageState
 
 
@@ -43,7 +41,6 @@ class Checkpoint:
         check (`int`):
             The ledger's check when the checkpoint was written, which tells it from a checkpoint of a copy of the run.
         plan (`Plan`): The run's plan; its noise multiplier was calibrated once and does not change.
-        released (`dict[str, Release]`): What the stages have released so far, and the images made of it, by name.
     """
 
     name: str
@@ -52,7 +49,6 @@ class Checkpoint:
     position: int
     check: int
     plan: Plan
-    released: dict[str, Release]
 
 
 class Checkpoints:
@@ -86,7 +82,6 @@ class Checkpoints:
         state: StageState,
         ledger: PrivacyLedger,
         plan: Plan,
-        released: Mapping[str, Release],
     ) -> Path:
         """Write `checkpoint-{number}`, replacing any checkpoint of that name; existing checkpoints survive a crash.
 
@@ -97,10 +92,7 @@ class Checkpoints:
         partial = path.with_name(path.name + PARTIAL)
         partial.mkdir(parents=True)
         torch.save(state.state_dict(), partial / "state.pt")
-        for name, images in released.items():
-            images.save_to_disk(partial / name)
         metadata = {"stage": state.stage, "position": ledger.position, "check": ledger.check, "plan": asdict(plan)}
-        metadata["released"] = list(released)
         metadata["identity"] = self.identity | {"records": self._records_checksum()}
         (partial / "checkpoint.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         _sync(partial)
@@ -142,13 +134,12 @@ class Checkpoints:
         self._check_same_run(path, metadata["identity"])
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-            released = {name: RELEASES[name].load_from_disk(path / name) for name in metadata["released"]}
         except Exception as error:  # of many types; torch's message would advise loading without safety checks
             raise StorageError(
                 f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint."
             ) from error
         plan = Plan.from_dict(metadata["plan"])
-        return Checkpoint(path.name, metadata["stage"], state, metadata["position"], metadata["check"], plan, released)
+        return Checkpoint(path.name, metadata["stage"], state, metadata["position"], metadata["check"], plan)
 
     def remove_partial(self) -> None:
         """Remove checkpoints that a crash left half written."""
@@ -200,7 +191,7 @@ def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler:
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        return {name: metadata[name] for name in ("stage", "position", "check", "plan", "released", "identity")}
+        return {name: metadata[name] for name in ("stage", "position", "check", "plan", "identity")}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StorageError(
             f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "

@@ -115,7 +115,7 @@ def estimate(
 
 def _memory_of(stage: Stage) -> AbstractContextManager[None]:
     if isinstance(stage, GeneratorStage):
-        return enough_memory("The generator of frequency images", "lower `frequency_features`")
+        return enough_memory(stage.title, "lower `frequency_features`")
     return warm_up_memory(stage.batch_size, stage.name.replace("images", "batch_size"))
 
 

@@ -29,7 +29,7 @@ class FrequencyChoice:
     Args:
         num_features (`int`): D; 0 for no query.
         noise_multiplier (`float`): sigma; 0 for no query.
-        reason (`str`): Why there is no query, in words; empty if there is one.
+        reason (`str`): Why there is no query, or why its answer will be mostly noise; else empty.
     """
 
     num_features: int
@@ -91,6 +91,8 @@ def choose_frequency_features(
             return FrequencyChoice(
                 0,
                 0.0,
-                f"with {records_per_class:,.0f} records a class their noise would be too large at this budget",
+                f"with {records_per_class:,.0f} records a class the noise on them would be too large",
             )
-    return FrequencyChoice(int(features), sigma)
+    noise = int(features) ** 0.5 * sigma / records_per_class
+    warning = f"the noise on them is {noise:.2g} times as large as they are" if noise > 1 else ""
+    return FrequencyChoice(int(features), sigma, warning)

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..mechanisms.dp_sgd import dp_sgd_mechanism
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
 from .frequency_choice import FrequencyChoice, choose_frequency_features
-from .stages import warm_up_stages
+from .stages import Stage, WarmUpStage, warm_up_stages
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,10 @@ class Plan:
         lines += [f"warm-up         {self._in_words(queries)}" for queries in self.warm_ups]
         if not self.warm_ups:
             lines.append("warm-up         none (DP-SGD alone)")
-        if self.frequency.reason:
+        if self.frequency.reason and self.frequency.num_features == 0:
             lines.append(f"                no frequency features: {self.frequency.reason}")
+        elif self.frequency.reason:
+            lines.append(f"                {self.frequency.num_features} frequency features: {self.frequency.reason}")
         if self.dp_sgd is None:
             lines.append("DP-SGD          none, the run ends after the warm-up")
         else:
@@ -133,13 +135,22 @@ def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[
 
     Raises:
         InputError:
-            If delta is too large, a batch is larger than the data set, there is nothing to train on, or the target
+            If delta is too large, a batch is larger than the data set, the run would train on nothing, or the target
             leaves nothing for one of the stages.
     """
     _check_sizes(config, info)
-    central = _queries(replace(config, frequency_features=0), info)
+    central = _mechanisms(warm_up_stages(replace(config, frequency_features=0)), info)
     frequency = choose_frequency_features(config, info, [*previous, *central])
-    warm_ups = _queries(frequency.put_into(config), info)
+    stages = warm_up_stages(frequency.put_into(config))
+    if config.max_train_steps == 0 and not any(
+        isinstance(stage, WarmUpStage) and stage.train_steps for stage in stages
+    ):
+        why = f" (no frequency features: {frequency.reason})" if frequency.reason else ""
+        raise InputError(
+            f"The run would train on nothing{why}: raise `max_train_steps`, `central_train_steps` or "
+            "`frequency_train_steps`, and leave `central_statistic` or `frequency_features` on."
+        )
+    warm_ups = _mechanisms(stages, info)
     _check_budget(config, previous, warm_ups)
     before = [*previous, *warm_ups]
     dp_sgd, without = None, None
@@ -164,8 +175,8 @@ def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[
     )
 
 
-def _queries(config: DPCurriculumConfig, info: DatasetInfo) -> tuple[Mechanism, ...]:
-    return tuple(stage.queries.mechanism(info) for stage in warm_up_stages(config) if stage.queries is not None)
+def _mechanisms(stages: Sequence[Stage], info: DatasetInfo) -> tuple[Mechanism, ...]:
+    return tuple(stage.queries.mechanism(info) for stage in stages if stage.queries is not None)
 
 
 def _calibrated_dp_sgd(config: DPCurriculumConfig, info: DatasetInfo, before: Sequence[Mechanism]) -> Mechanism:
@@ -179,7 +190,7 @@ def _calibrated_dp_sgd(config: DPCurriculumConfig, info: DatasetInfo, before: Se
 
 
 def _check_sizes(config: DPCurriculumConfig, info: DatasetInfo) -> None:
-    """Refuse a delta or a batch that does not fit the number of records, and a run that trains on nothing."""
+    """Refuse a delta or a batch that does not fit the number of records."""
     if config.target_delta >= 1 / info.num_records:
         raise InputError(
             f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / info.num_records:.3g}, and from 1/N on "
@@ -194,8 +205,6 @@ def _check_sizes(config: DPCurriculumConfig, info: DatasetInfo) -> None:
 
 def _check_budget(config: DPCurriculumConfig, previous: Sequence[Mechanism], warm_ups: Sequence[Mechanism]) -> None:
     """Refuse previous runs and warm-up queries that leave nothing of the target for what follows."""
-    if config.max_train_steps == 0 and not warm_ups:
-        raise InputError("There is no stage to train in: raise `max_train_steps`, or turn a warm-up stage on.")
     new_target = "raise `target_epsilon`, or do not run on these records again"
     fewer_queries = (
         "raise `central_noise_multiplier` or `frequency_noise_multiplier`, or lower `central_sample_rate` or "

@@ -13,11 +13,11 @@ from ..config import DPCurriculumConfig
 from ..mechanisms.central_images import CentralImageDataset, CentralImageQueries
 from ..mechanisms.frequency_features import FrequencyFeatureQuery, FrequencyFeatures
 from ..mechanisms.releases import Queries, Release, ReleasedImages
-from .auxiliary_generator import GENERATOR, FrequencyImageDataset
+from .auxiliary_generator import GENERATOR, TITLE, FrequencyImageDataset
 
 
 DP_SGD = "dp_sgd"  # the name of the last stage
-# Everything that stages release or make of releases, by name: what a checkpoint may hold.
+# Everything that stages release or make of releases, by name: what a run keeps in private/.
 RELEASES: dict[str, type[Release]] = {
     release.name: release for release in (CentralImageDataset, FrequencyFeatures, FrequencyImageDataset)
 }
@@ -66,7 +66,7 @@ class GeneratorStage:
     queries: FrequencyFeatureQuery
     train_steps: int
     name: ClassVar[str] = GENERATOR
-    title: ClassVar[str] = "Generator of frequency images"
+    title: ClassVar[str] = TITLE
 
 
 Stage = WarmUpStage | GeneratorStage
