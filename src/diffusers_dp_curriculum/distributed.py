@@ -1,7 +1,7 @@
 """Communication between the processes of one run, on one machine or several.
 
-One process is the main process: it alone makes the queries of the warm-up stages, adds noise, writes the journal and prints. A run
-with a single process communicates nothing.
+One process is the main process: it alone makes the queries of the warm-up stages, adds noise, writes the journal and
+prints. A run with a single process communicates nothing.
 """
 
 from collections.abc import Callable, Hashable

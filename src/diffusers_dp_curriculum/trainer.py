@@ -64,8 +64,8 @@ class DPCurriculumTrainer:
 
     "From Easy to Hard" (DP-FETA, S&P 2025, arXiv:2504.01395): DP central images are queried, the network warms up on
     them, and DP-SGD spends the rest of the budget on the records themselves. In between comes a warm-up on images that
-    a generator makes of DP frequency features (FETA-Pro, USENIX Security 2026, arXiv:2601.06368). Creating a trainer checks everything and
-    plans the budget. It spends no privacy and writes nothing.
+    a generator makes of DP frequency features (FETA-Pro, USENIX Security 2026, arXiv:2601.06368). Creating a trainer
+    checks everything and plans the budget. It spends no privacy and writes nothing.
 
     Args:
         unet (`UNet2DModel`):

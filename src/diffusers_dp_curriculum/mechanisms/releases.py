@@ -77,8 +77,8 @@ class Release:
             ) from None
         except Exception as error:  # of many types
             raise StorageError(
-                f"The {cls.name.replace('_', ' ')} in {path} cannot be read ({type(error).__name__}): restore its files "
-                "from a copy."
+                f"The {cls.name.replace('_', ' ')} in {path} cannot be read ({type(error).__name__}): restore its "
+                "files from a copy."
             ) from error
 
 
