@@ -138,7 +138,7 @@ def test_frequencies_have_the_widths_of_the_kernels():
     features = fourier_features(images, frequencies)
     squared = (images[0] - images[1]).square().sum()
     kernel = sum(math.exp(-squared / (2 * width**2)) for width in (2.0, 5.0)) / 2
-    assert float(features[0] @ features[1]) == pytest.approx(kernel, abs=0.06)  # three standard errors
+    assert float(features[0] @ features[1]) == pytest.approx(kernel, abs=0.13)  # six standard errors
 
 
 def noises(queries=60, noise_multiplier=3.0, secure_rng=False, num_features=400):
