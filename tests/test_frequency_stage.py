@@ -1,13 +1,14 @@
 """Whole runs with frequency features: what is written, what is counted, and how they are resumed."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DiffusionPipeline
 from huggingface_hub import ModelCard
 
-from diffusers_dp_curriculum import DPCurriculumConfig, FrequencyImageDataset, InputError
+from diffusers_dp_curriculum import DPCurriculumConfig, FrequencyImageDataset, InputError, StorageError
 from diffusers_dp_curriculum.commands.train import parse_arguments
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
 from diffusers_dp_curriculum.mechanisms.frequency_features import FrequencyFeatureQuery
@@ -108,6 +109,20 @@ def test_an_early_checkpoint_does_not_lead_to_a_second_query(tmp_path, monkeypat
         "frequency_features",
         *["dp_sgd"] * 4,
     ]
+
+
+def test_images_that_are_gone_are_made_anew_from_an_earlier_checkpoint(tmp_path):
+    options = {**FREQUENCY, "checkpointing_steps": 2}
+    interrupted(tmp_path / "model", 7, **options)
+    shutil.rmtree(tmp_path / "model" / "private" / "frequency_images")
+    with pytest.raises(
+        StorageError, match="frequency_images is missing: restore it, or resume from a checkpoint before"
+    ):
+        make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **options).train()
+    assert (
+        len(finish(make_trainer(tmp_path / "model", resume_from_checkpoint="checkpoint-4", **options))["mechanisms"])
+        == 3
+    )
 
 
 def test_a_release_that_was_not_written_to_its_end_is_not_used(tmp_path):

@@ -19,7 +19,7 @@ from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, to_image_dataset
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
-from .errors import InputError, confidential_errors
+from .errors import InputError, StorageError, confidential_errors
 from .gradients.losses import DenoisingLoss, NoiseDraws
 from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
@@ -388,8 +388,11 @@ class DPCurriculumTrainer:
         """Train the network on released images; return whether all steps were taken."""
         state = start_warm_up(self.unet, stage, self.args)
         self._release_and_restore(stage, state)
-        images = self.released[stage.name]
-        assert isinstance(images, ReleasedImages)
+        images = self.released_images.get(stage.name)
+        if images is None:
+            raise StorageError(
+                f"{self.paths.released(stage.name)} is missing: restore it, or resume from an earlier checkpoint."
+            )
         with self._progress_bar(state, stage.title, stage.train_steps) as progress:
             after_step = self._after_step_of(stage, state, progress)
             return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step)
