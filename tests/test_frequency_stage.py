@@ -115,14 +115,10 @@ def test_images_that_are_gone_are_made_anew_from_an_earlier_checkpoint(tmp_path)
     options = {**FREQUENCY, "checkpointing_steps": 2}
     interrupted(tmp_path / "model", 7, **options)
     shutil.rmtree(tmp_path / "model" / "private" / "frequency_images")
-    with pytest.raises(
-        StorageError, match="frequency_images is missing: restore it, or resume from a checkpoint before"
-    ):
+    with pytest.raises(StorageError, match="frequency_images is missing: restore it, or resume from an earlier"):
         make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **options).train()
-    assert (
-        len(finish(make_trainer(tmp_path / "model", resume_from_checkpoint="checkpoint-4", **options))["mechanisms"])
-        == 3
-    )
+    trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="checkpoint-4", **options)
+    assert [entry["steps"] for entry in finish(trainer)["mechanisms"]] == [5, 1, 4]
 
 
 def test_a_release_that_was_not_written_to_its_end_is_not_used(tmp_path):
