@@ -1,6 +1,5 @@
 """Whole runs with frequency features: what is written, what is counted, and how they are resumed."""
 
-import json
 import shutil
 
 import pytest
@@ -14,7 +13,7 @@ from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQuerie
 from diffusers_dp_curriculum.mechanisms.frequency_features import FrequencyFeatureQuery
 from diffusers_dp_curriculum.training import auxiliary_generator
 from helpers import PUBLISHED, smallest_unet, tiny_records, tiny_unet
-from helpers.runs import interrupted, make_trainer
+from helpers.runs import finish, interrupted, make_trainer
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator", "small_batches")
@@ -32,13 +31,6 @@ FREQUENCY = {
 def small_batches(monkeypatch):
     monkeypatch.setattr(auxiliary_generator, "BATCH_SIZE", 12)
     monkeypatch.setattr(auxiliary_generator, "NUM_IMAGES", 60)
-
-
-def finish(trainer):
-    trainer.train()
-    trainer.save_pipeline()
-    trainer.ledger.close()
-    return json.loads((trainer.output_dir / "privacy.json").read_text())
 
 
 def entries(privacy):

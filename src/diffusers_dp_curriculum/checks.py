@@ -102,6 +102,9 @@ MODE_BINS = at_least(2)
 
 # Frequency features.
 NUM_FREQUENCY_FEATURES = Range("an even number above 0", lambda value: value > 0 and value % 2 == 0)
+FREQUENCY_FEATURES_OR_NONE = Range(
+    "0 or an even number above it", lambda value: value == 0 or NUM_FREQUENCY_FEATURES.contains(value)
+)
 KERNEL_WIDTH = Range("a number from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6)
 
 # The loss.

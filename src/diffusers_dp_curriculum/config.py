@@ -8,6 +8,7 @@ from .checks import (
     ACCOUNTANT,
     AUTO,
     DELTA,
+    FREQUENCY_FEATURES_OR_NONE,
     GUIDANCE_SCALE,
     KERNEL_WIDTH,
     LABEL_DROPOUT,
@@ -19,7 +20,6 @@ from .checks import (
     SEED,
     STATISTIC,
     TIMESTEP_SAMPLING,
-    Range,
     above,
     at_least,
     auto_or,
@@ -167,7 +167,7 @@ class DPCurriculumConfig:
         AUTO,
         "Number of random Fourier features of one query of all records; 0 leaves the stage out (the curriculum of the "
         "paper). auto chooses by the number of records and classes and by the budget, see docs/concepts.md.",
-        limits=auto_or(Range("0 or an even number above it", lambda value: value >= 0 and value % 2 == 0)),
+        limits=auto_or(FREQUENCY_FEATURES_OR_NONE),
     )
     frequency_noise_multiplier: float | str = _frequency(
         AUTO, "Noise standard deviation over sensitivity of that query.", limits=auto_or(above(0))

@@ -255,9 +255,9 @@ class DPCurriculumTrainer:
         info = self.info
         classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
         provenance = "".join(f"  {title:<15} {text}\n" for title, text in self.records.provenance.items())
-        gradients = f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
-        if self.plan.dp_sgd is None:
-            gradients = ""
+        gradients = ""
+        if self.plan.dp_sgd is not None:
+            gradients = f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
         expected = estimate(self.unet, self.loss, self.gradients_of, info, self.args, self.stages, self.precision)
         return (
             f"Plan for {info.num_records:,} records of {info.resolution}x{info.resolution}x{info.num_channels}"
@@ -402,14 +402,18 @@ class DPCurriculumTrainer:
         shape, classes, seed = pooled_shape(self.info.image_shape), self.info.num_labels, self.args.seed
         state = start_generator(shape, classes, stage.train_steps, seed, self.accelerator.device, self.unet)
         self._release_and_restore(stage, state)
-        features = self.released[FrequencyFeatures.name]
-        assert isinstance(features, FrequencyFeatures)
+        features = self._released_features()
         with self._progress_bar(state, stage.title, stage.train_steps) as progress:
             after_step = self._after_step_of(stage, state, progress)
             if not fit_generator(state, features, stage.train_steps, seed, after_step):
                 return False
         self._store(run_on_main_process(lambda: generate_images(state, features, seed)))
         return True
+
+    def _released_features(self) -> FrequencyFeatures:
+        features = self.released[FrequencyFeatures.name]
+        assert isinstance(features, FrequencyFeatures)
+        return features
 
     def _release_and_restore(self, stage: Stage, state: StageState) -> None:
         """Make the stage's queries, unless the run has made them before, and load the state from the checkpoint."""
@@ -535,9 +539,7 @@ class DPCurriculumTrainer:
         self.paths.samples.mkdir(exist_ok=True)
         path = self.paths.samples / f"step-{self._number(state)}.png"
         if isinstance(state, GeneratorState):
-            features = self.released[FrequencyFeatures.name]
-            assert isinstance(features, FrequencyFeatures)
-            generate_images(state, features, self.args.seed, num_images=0).to_grid().save(path)
+            generate_images(state, self._released_features(), self.args.seed, num_images=0).to_grid().save(path)
             return
         average = state.ema if isinstance(state, TrainingState) and self.args.use_ema else None
         if average is not None:

@@ -66,6 +66,16 @@ def tiny_records(count=60, num_classes=3, size=8, channels=1, seed=0):
     return ImageDataset(images, labels, [f"class {label}" for label in range(num_classes)])
 
 
+def random_records(count=40, channels=1, size=8, classes=3):
+    """Records whose classes are random, too."""
+    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
+    return ImageDataset(images, torch.randint(0, classes, (count,)), [str(c) for c in range(classes)])
+
+
+def without_first(records):
+    return ImageDataset(records.images[1:], records.labels[1:], records.class_names)
+
+
 def records_of_one_value(value):
     """A thousand records of each class, whose means are known."""
     images = torch.full((3000, 1, 8, 8), value, dtype=torch.uint8)

@@ -1,5 +1,6 @@
 """Small runs, whole or interrupted."""
 
+import json
 import os
 import signal
 
@@ -30,6 +31,14 @@ def make_trainer(output_dir, unet=None, records=None, **options):
         args=make_config(output_dir, **options),
         train_dataset=tiny_records() if records is None else records,
     )
+
+
+def finish(trainer):
+    """Train and save; return the content of privacy.json."""
+    trainer.train()
+    trainer.save_pipeline()
+    trainer.ledger.close()
+    return json.loads((trainer.output_dir / "privacy.json").read_text())
 
 
 def interrupted(output_dir, after, **options):

@@ -11,13 +11,8 @@ from diffusers_dp_curriculum.mechanisms.central_images import CentralImageDatase
 from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness, entropy_generator
 from diffusers_dp_curriculum.privacy.accounting import Mechanism
 from diffusers_dp_curriculum.privacy.ledger import PrivacyLedger
-from helpers import records_of_one_value
+from helpers import random_records, records_of_one_value, without_first
 from helpers.tensor_memory import TensorMemory
-
-
-def random_records(count=40, channels=1, size=8, classes=3):
-    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
-    return ImageDataset(images, torch.randint(0, classes, (count,)), [str(c) for c in range(classes)])
 
 
 def summed(records, statistic, pool_factor=1):
@@ -25,10 +20,6 @@ def summed(records, statistic, pool_factor=1):
     if statistic == "mean":
         return central_images._mean_sums(records, 1.0, pool_factor, torch.Generator())
     return central_images._mode_votes(records, 1.0, pool_factor, 8, torch.Generator())
-
-
-def without_first(records):
-    return ImageDataset(records.images[1:], records.labels[1:], records.class_names)
 
 
 @pytest.mark.parametrize("statistic", ["mean", "mode"])

@@ -14,23 +14,14 @@ from diffusers_dp_curriculum.mechanisms.frequency_features import (
     pooled_shape,
 )
 from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
-from helpers import records_of_one_value
+from helpers import random_records, records_of_one_value, without_first
 from helpers.tensor_memory import TensorMemory
-
-
-def random_records(count=40, channels=1, size=8, classes=3):
-    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
-    return ImageDataset(images, torch.randint(0, classes, (count,)), [str(c) for c in range(classes)])
 
 
 def summed(records, num_features=60, seed=0):
     """What the query adds noise to."""
     query = FrequencyFeatureQuery(num_features, seed=seed)
     return frequency_features._feature_sums(records, query.frequencies(pooled_shape(records.info.image_shape)))
-
-
-def without_first(records):
-    return ImageDataset(records.images[1:], records.labels[1:], records.class_names)
 
 
 def query(records, num_features=60, noise_multiplier=1e-9, **options):

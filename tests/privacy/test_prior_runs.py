@@ -14,7 +14,7 @@ from diffusers_dp_curriculum.privacy.journal import read_released
 from diffusers_dp_curriculum.privacy.publishability import check_statement
 from diffusers_dp_curriculum.privacy.statement import PrivacyStatement
 from helpers import resume_run, write_privacy_json, write_run
-from helpers.runs import interrupted, make_trainer
+from helpers.runs import finish, interrupted, make_trainer
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -29,17 +29,15 @@ def previous(tmp_path):
     return write_run(tmp_path / "previous-run-of-mine", CENTRAL, DP_SGD)
 
 
-def finish(trainer):
-    trainer.train()
-    trainer.save_pipeline()
-    trainer.ledger.close()
+def checked_statement_of(trainer):
+    finish(trainer)
     return check_statement(trainer.output_dir / "privacy.json")
 
 
 def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsys, messages):
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)])
     assert trainer.plan.dp_sgd.noise_multiplier > make_trainer(tmp_path / "other").plan.dp_sgd.noise_multiplier
-    privacy = finish(trainer)
+    privacy = checked_statement_of(trainer)
     together = compute_epsilon([CENTRAL, DP_SGD, *trainer.plan.warm_ups, trainer.plan.dp_sgd], 1e-5, "rdp")
     assert 9.9 <= privacy.epsilon == together == recompute_epsilon(privacy) <= 10
     own, other = privacy.runs
@@ -72,7 +70,7 @@ def test_the_target_covers_the_previous_run_everywhere(tmp_path, previous, capsy
 def test_a_run_without_previous_runs_says_that_it_is_for_itself_alone(tmp_path):
     trainer = make_trainer(tmp_path / "model")
     scope = "The figure is for this run alone: further runs on the same records add up."
-    assert finish(trainer).scope == scope
+    assert checked_statement_of(trainer).scope == scope
     assert scope in (tmp_path / "model" / "README.md").read_text()
     assert scope in trainer.summary()
     assert "previous run 1" not in trainer.summary()
@@ -82,7 +80,7 @@ def test_training_stops_where_the_target_is_spent_with_the_previous_runs(tmp_pat
     """The budget pays for fewer steps than planned, as after lost steps that count."""
     trainer = make_trainer(tmp_path / "model", prior_runs=[str(previous)])
     trainer.plan = replace(trainer.plan, dp_sgd=make_trainer(tmp_path / "other").plan.dp_sgd)
-    privacy = finish(trainer)
+    privacy = checked_statement_of(trainer)
     assert privacy.epsilon <= 10
     assert re.search(r"DP-SGD stops after [1-3] of 4 steps", messages.text)
 
@@ -104,7 +102,7 @@ def test_a_resumed_run_has_the_previous_runs_without_their_files(tmp_path, previ
             make_trainer(tmp_path / "model", resume_from_checkpoint="latest", prior_runs=[str(previous)])
     trainer = make_trainer(tmp_path / "model", resume_from_checkpoint="latest", **options)
     assert trainer.plan.previous == (CENTRAL, DP_SGD)
-    privacy = finish(trainer)
+    privacy = checked_statement_of(trainer)
     assert all_mechanisms(privacy.runs[1:]) == [CENTRAL, DP_SGD]
     assert 9.9 <= privacy.epsilon <= 10
 
@@ -157,7 +155,7 @@ def test_copies_and_runs_without_a_name_are_said_to_be_counted_twice(tmp_path, p
     trainer = make_trainer(tmp_path / "model", target_epsilon=20.0, prior_runs=[str(previous), str(copy)])
     assert re.search("are of one run, and neither counts all .*: both are counted in full", caplog.text)
     assert trainer.plan.previous == 2 * (CENTRAL, replace(DP_SGD, steps=20))
-    assert "Copies of one run that were resumed separately" in " ".join(finish(trainer).remarks)
+    assert "Copies of one run that were resumed separately" in " ".join(checked_statement_of(trainer).remarks)
 
 
 def test_the_flag_takes_directories():

@@ -29,18 +29,11 @@ from diffusers_dp_curriculum.mechanisms.dp_sgd import DPSGD
 from diffusers_dp_curriculum.training import checkpointing as checkpointing_module
 from diffusers_dp_curriculum.training.run_directory import note_errors_for_resume
 from helpers import smallest_unet, tiny_records
-from helpers.runs import interrupted, make_trainer
+from helpers.runs import finish, interrupted, make_trainer
 from kill_harness import check, kill_until_done, start
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
-
-def finish(trainer):
-    trainer.train()
-    trainer.save_pipeline()
-    trainer.ledger.close()
-    return json.loads((trainer.output_dir / "privacy.json").read_text())
 
 
 def names(output_dir):

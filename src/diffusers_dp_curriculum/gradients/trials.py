@@ -50,6 +50,15 @@ def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+def seed_from(*numbers: int) -> None:
+    """Seed PyTorch's generators from several numbers, such as a seed and a step, which are mixed into one.
+
+    Args:
+        *numbers (`int`): Whole numbers of at least 0.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
 def randomise_parameters(model: torch.nn.Module) -> None:
     """Add noise to the trainable parameters: a last layer initialised with zeros would hide all layers before it."""
     with torch.no_grad():

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..distributed import run_on_main_process
+from ..gradients.trials import seed_from
 from .secure_noise import secure_normal
 
 
@@ -91,8 +92,7 @@ class MechanismRandomness:
             record (`int`): The number of the record.
         """
         assert self.insecure_noise_seed is not None
-        words = np.random.SeedSequence([self.insecure_noise_seed, step, record]).generate_state(1)
-        torch.manual_seed(int(words[0]))
+        seed_from(self.insecure_noise_seed, step, record)
 
 
 def entropy_generator(device: torch.device | str = "cpu") -> torch.Generator:

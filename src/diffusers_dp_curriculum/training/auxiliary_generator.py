@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..errors import TrainingError
-from ..gradients.trials import seeded
+from ..gradients.trials import seed_from, seeded
 from ..mechanisms.frequency_features import FrequencyFeatures, fourier_features
 from ..mechanisms.releases import ReleasedImages
 
@@ -139,6 +138,7 @@ class GeneratorState:
         lr_scheduler (`torch.optim.lr_scheduler.LRScheduler`): Its learning-rate schedule.
         unet (`torch.nn.Module`, *optional*): The network of the run; None outside of a run.
         step (`int`): The number of steps taken.
+        stage (`str`): The name of the stage.
     """
 
     generator: AuxiliaryGenerator
@@ -181,7 +181,7 @@ def start_generator(
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the generator is trained.
         unet (`torch.nn.Module`, *optional*): The network of the run, which checkpoints have to keep.
     """
-    _seed(seed, 0)
+    seed_from(seed, 0)
     generator = AuxiliaryGenerator(image_shape, num_labels).to(device)
     optimizer = torch.optim.Adam(generator.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, train_steps)
@@ -219,7 +219,7 @@ def fit_generator(
     per_class = BATCH_SIZE // classes_at_once
     while state.step < train_steps:
         generator.train()
-        _seed(seed, state.step + 1)
+        seed_from(seed, state.step + 1)
         classes = torch.randperm(len(target))[:classes_at_once].to(device)
         latents = torch.randn(classes_at_once * per_class, LATENT_SIZE).to(device)
         images = generator(latents, classes.repeat_interleave(per_class))
@@ -277,7 +277,7 @@ def generate_images(
     num_images = NUM_IMAGES if num_images is None else num_images
     generator = state.generator
     device = next(generator.parameters()).device
-    _seed(seed, state.step + 1)
+    seed_from(seed, state.step + 1)
     generator.eval()
     in_proportion = torch.multinomial(features.counts.clamp(min=1), max(num_images, 1), replacement=True)[:num_images]
     labels = torch.cat([torch.arange(len(features.counts)).repeat(10), in_proportion])
@@ -289,7 +289,3 @@ def generate_images(
     return FrequencyImageDataset(
         torch.cat(images), labels, features.mechanism, features.class_names, features.counts.clamp(min=0).tolist()
     )
-
-
-def _seed(seed: int, step: int) -> None:
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))

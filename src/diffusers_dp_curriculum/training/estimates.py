@@ -116,7 +116,7 @@ def estimate(
 def _memory_of(stage: Stage) -> AbstractContextManager[None]:
     if isinstance(stage, GeneratorStage):
         return enough_memory(stage.title, "lower `frequency_features`")
-    return warm_up_memory(stage.batch_size, stage.name.replace("images", "batch_size"))
+    return warm_up_memory(stage.batch_size, stage.batch_size_option)
 
 
 def _generator_step(

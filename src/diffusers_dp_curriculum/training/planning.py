@@ -43,11 +43,6 @@ class Plan:
     previous: tuple[Mechanism, ...] = ()
     noise_without_frequency: float | None = None
 
-    @property
-    def dp_sgd_steps(self) -> int:
-        """`int`: The number of DP-SGD steps."""
-        return 0 if self.dp_sgd is None else self.dp_sgd.steps
-
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Plan":
         """Rebuild a plan from the dictionary that `dataclasses.asdict` made of it, also if it was stored as JSON.
@@ -72,16 +67,15 @@ class Plan:
         Args:
             executed (`Sequence[Mechanism]`): What this run has executed; the previous runs are in the plan.
         """
-        steps, dp_sgd = 0, []
-        others = list(executed)
+        counted = [mechanism for mechanism in executed if self.dp_sgd is None or mechanism.name != self.dp_sgd.name]
         if self.dp_sgd is not None:
             steps = sum(mechanism.steps for mechanism in executed if mechanism.name == self.dp_sgd.name)
-            others = [mechanism for mechanism in executed if mechanism.name != self.dp_sgd.name]
             later = next((after for after in sorted(self.epsilon_after) if after >= steps), None)
             if later is None:
                 return self.target_epsilon
-            dp_sgd = [replace(self.dp_sgd, steps=later)] if later > 0 else []
-        return min(self._epsilon(*self.previous, *others, *dp_sgd), self.target_epsilon)
+            if later > 0:
+                counted.append(replace(self.dp_sgd, steps=later))
+        return min(self._epsilon(*self.previous, *counted), self.target_epsilon)
 
     def _epsilon(self, *mechanisms: Mechanism) -> float:
         return compute_epsilon(mechanisms, self.delta, self.accountant)
@@ -107,10 +101,8 @@ class Plan:
                 f"{self.dp_sgd.sample_rate:.4g}, clipping norm {self.dp_sgd.sensitivity:g}"
             )
         included = ", previous runs included" if self.previous else ""
-        lines.append(
-            f"whole run       epsilon {self.epsilon_after[self.dp_sgd_steps]:.3f} by the {self.accountant} accountant"
-            f"{included}"
-        )
+        in_the_end = self.epsilon_after[max(self.epsilon_after)]
+        lines.append(f"whole run       epsilon {in_the_end:.3f} by the {self.accountant} accountant{included}")
         return "\n".join(f"  {line}" for line in lines)
 
     def _in_words(self, queries: Mechanism) -> str:

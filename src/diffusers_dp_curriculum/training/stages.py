@@ -32,6 +32,7 @@ class WarmUpStage:
         queries (`Queries`, *optional*): The queries that release the images; None if the stage before makes them.
         train_steps (`int`): Number of training steps, which cost no privacy.
         batch_size (`int`): Images per step, over all processes.
+        batch_size_option (`str`): The name of the option that sets the batch size, for messages.
         learning_rate (`float`): Learning rate of Adam.
         augmentation (`str`): Name of the random variations of the images, see [`make_augmentation`].
     """
@@ -40,6 +41,7 @@ class WarmUpStage:
     queries: Queries | None
     train_steps: int
     batch_size: int
+    batch_size_option: str
     learning_rate: float
     augmentation: str
 
@@ -98,6 +100,7 @@ def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
                 central,
                 train_steps=config.central_train_steps,
                 batch_size=config.central_batch_size,
+                batch_size_option="central_batch_size",
                 learning_rate=config.central_learning_rate,
                 augmentation=config.central_augmentation,
             )
@@ -117,6 +120,7 @@ def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
                 None,
                 train_steps=config.frequency_train_steps,
                 batch_size=config.frequency_batch_size,
+                batch_size_option="frequency_batch_size",
                 learning_rate=config.frequency_learning_rate,
                 augmentation="none",
             )

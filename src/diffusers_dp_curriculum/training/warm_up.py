@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import kornia.augmentation as K
-import numpy as np
 import torch
 from accelerate.utils import reduce
 
@@ -11,6 +10,7 @@ from ..config import DPCurriculumConfig
 from ..distributed import num_processes, process_index
 from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.precision import FULL_PRECISION, Precision
+from ..gradients.trials import seed_from
 from ..mechanisms.releases import ReleasedImages
 from ..pictures import enlarge
 from .stages import WarmUpStage
@@ -98,7 +98,7 @@ def warm_up(
     share = torch.arange(process_index(), stage.batch_size, num_processes(), device=device)
     unet.train()
     while state.step < stage.train_steps:
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, state.step]).generate_state(1)[0]))
+        seed_from(config.seed, state.step)
         chosen = torch.randint(len(released), (stage.batch_size,))
         images = enlarge(vary(released.images[chosen].to(device)), unet.config.sample_size) * 2 - 1
         draws = loss.draw(images, released.labels[chosen].to(device), noise_multiplicity=1).flatten()
