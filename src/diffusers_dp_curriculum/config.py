@@ -179,7 +179,7 @@ class DPCurriculumConfig:
         limits=KERNEL_WIDTH,
     )
     frequency_generator_steps: int = _frequency(
-        800, "Steps of fitting the generator to the features; they cost no privacy.", limits=at_least(1)
+        1600, "Steps of fitting the generator to the features; they cost no privacy.", limits=at_least(1)
     )
     frequency_train_steps: int = _frequency(
         500, "Warm-up steps on the generator's images; they cost no privacy.", limits=at_least(0)

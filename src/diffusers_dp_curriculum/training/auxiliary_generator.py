@@ -26,7 +26,7 @@ GENERATOR = "auxiliary_generator"  # the name of the stage
 TITLE = "Generator of frequency images"
 BATCH_SIZE = 200  # images per step, over all classes
 FEWEST_PER_CLASS = 4  # with more classes than fit into a batch, each step takes some of them at random
-LEARNING_RATE = 5e-3
+LEARNING_RATE = 1e-2
 LATENT_SIZE = 32
 CHANNELS = 64  # of the coarsest level
 NUM_IMAGES = 10_000
@@ -110,7 +110,7 @@ class FrequencyImageDataset(ReleasedImages):
     def from_features(
         cls,
         features: FrequencyFeatures,
-        train_steps: int = 800,
+        train_steps: int = 1600,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> "FrequencyImageDataset":
@@ -118,7 +118,7 @@ class FrequencyImageDataset(ReleasedImages):
 
         Args:
             features (`FrequencyFeatures`): What the query released.
-            train_steps (`int`, *optional*, defaults to 800): Steps of fitting, which cost no privacy.
+            train_steps (`int`, *optional*, defaults to 1600): Steps of fitting, which cost no privacy.
             seed (`int`, *optional*, defaults to 0): Seed of the generator's weights and latent vectors.
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the generator is trained.
         """
