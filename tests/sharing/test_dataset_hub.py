@@ -15,8 +15,10 @@ from huggingface_hub import DatasetCard, HfApi
 from diffusers_dp_curriculum import (
     CentralImageDataset,
     ClassConditionalPipeline,
+    FrequencyImageDataset,
     InputError,
     Mechanism,
+    cli,
     generate_dataset,
 )
 from diffusers_dp_curriculum.commands import generate
@@ -145,18 +147,35 @@ def test_the_script_shares_images_out_by_the_released_counts_and_pushes(hub, pip
     pipe.save_pretrained(tmp_path / "model")
     write_privacy_json(tmp_path / "model" / "privacy.json")
     entry = Mechanism("central_images_mean", 5.0, 0.1, 5, 4.0)
-    central = CentralImageDataset(
-        torch.zeros(3, 1, 8, 8), torch.arange(3), entry, NAMES, class_counts=[30.0, 10.0, 20.0]
-    )
-    central.save_to_disk(tmp_path / "model" / "private" / "central_images")
+    zeros, private = torch.zeros(3, 1, 8, 8), tmp_path / "model" / "private"
+    central = CentralImageDataset(zeros, torch.arange(3), entry, NAMES, class_counts=[30.0, 10.0, 20.0])
+    central.save_to_disk(private / "central_images")
     monkeypatch.chdir(tmp_path)
     arguments = ["model", "--images_per_class", "2", "--class_balance", "dp_counts", "--num_inference_steps", "2"]
-    assert generate.main([*arguments, "--output_dir", "shoes", "--push_to_hub", "--hub_private_repo"]) == 0
+    assert cli.run("generate", [*arguments, "--output_dir", "shoes", "--push_to_hub", "--hub_private_repo"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"Pushed to {hub.url}/datasets/alice/shoes/commit/")
     assert hub.repos["dataset", "alice/shoes"].private
     assert "private/" not in " ".join(hub.files("alice/shoes", "dataset"))
     table = datasets.load_dataset(str(tmp_path / "shoes"), split="train")
     assert sorted(table["label"]) == [0, 0, 0, 1, 2, 2]
+
+    query = Mechanism("frequency_features", 5.0, 1.0, 1, 1.05)
+    frequency = FrequencyImageDataset(zeros, torch.arange(3), query, NAMES, class_counts=[10.0, 40.0, 10.0])
+    frequency.save_to_disk(private / "frequency_images")
+    assert generate.main([*arguments, "--output_dir", "boots"]) == 0
+    assert sorted(datasets.load_dataset(str(tmp_path / "boots"), split="train")["label"]) == [0, 1, 1, 1, 1, 2]
+
+
+def test_a_run_without_noisy_counts_cannot_share_images_out_by_them(tmp_path):
+    central = CentralImageDataset(
+        torch.zeros(3, 1, 8, 8), torch.arange(3), Mechanism("central_images_mode", 5.0, 0.1, 5, 4.0), NAMES
+    )
+    for directory in ("none", "mode"):
+        (tmp_path / directory).mkdir()
+    central.save_to_disk(tmp_path / "mode" / "private" / "central_images")
+    for directory in ("none", "mode"):
+        with pytest.raises(InputError, match="holds no noisy class counts"):
+            generate.share_out([2], "dp_counts", str(tmp_path / directory))
 
 
 def test_the_card_follows_what_is_left_of_the_data_set(hub, pipe, tmp_path):

@@ -34,8 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--class_balance",
         choices=["uniform", "dp_counts"],
         default="uniform",
-        help="dp_counts: the same number of images in all, in proportion to the noisy class counts that the run's "
-        "central mean images released; needs the directory of the run",
+        help="dp_counts: the same number of images in all, in proportion to the noisy class counts that the run "
+        "released with frequency features or mean images; needs the directory of the run",
     )
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="a new or empty directory, or that of an interrupted run"
@@ -70,12 +70,18 @@ def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -
     from ..mechanisms.central_images import CentralImageDataset
     from ..run_paths import RunPaths
     from ..sampling.synthesis import apportion
+    from ..training.auxiliary_generator import FrequencyImageDataset
 
-    path = RunPaths(Path(pipeline_directory)).released(CentralImageDataset.name)
-    class_counts = CentralImageDataset.load_from_disk(path).class_counts
-    if class_counts is None:
-        raise InputError(f"{path} holds mode images, which have no class counts: leave out `class_balance`.")
-    return apportion(numbers[0] * len(class_counts), class_counts)
+    # The counts of the frequency query are of all records, and so less noisy than those of the mean queries.
+    for released in (FrequencyImageDataset, CentralImageDataset):
+        path = RunPaths(Path(pipeline_directory)).released(released.name)
+        counts = released.load_from_disk(path).class_counts if path.is_dir() else None
+        if counts is not None:
+            return apportion(numbers[0] * len(counts), counts)
+    raise InputError(
+        f"{pipeline_directory} holds no noisy class counts, which frequency features and mean images have: leave out "
+        "`class_balance`."
+    )
 
 
 def prepare_push(
