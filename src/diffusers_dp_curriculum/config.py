@@ -37,7 +37,7 @@ _noise = options_of_group("Source of the noise")
 _central = options_of_group("Stage 1: central images, and the warm-up on them")
 _frequency = options_of_group("Stage 2: frequency features, and the warm-up on images that have them")
 _dp_sgd = options_of_group("Stage 3: DP-SGD")
-_loss = options_of_group("Loss of all stages")
+_training = options_of_group("All stages: loss, learning-rate schedule and average")
 _samples = options_of_group("Samples shown at the end")
 _publishing = options_of_group("Publishing", execution=True)
 
@@ -182,7 +182,7 @@ class DPCurriculumConfig:
         1600, "Steps of fitting the generator to the features; they cost no privacy.", limits=at_least(1)
     )
     frequency_train_steps: int = _frequency(
-        500, "Warm-up steps on the generator's images; they cost no privacy.", limits=at_least(0)
+        1500, "Warm-up steps on the generator's images; they cost no privacy.", limits=at_least(0)
     )
     frequency_batch_size: int = _frequency(64, "Images per warm-up step.", limits=at_least(1))
     frequency_learning_rate: float = _frequency(1e-3, "Learning rate of Adam in the warm-up.", limits=above(0))
@@ -200,41 +200,43 @@ class DPCurriculumConfig:
     )
     max_grad_norm: float = _dp_sgd(1.0, "C: L2 norm to which the gradient of each record is clipped.", limits=above(0))
     learning_rate: float = _dp_sgd(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).", limits=above(0))
-    # The schedules of diffusers' `get_scheduler` that need nothing but a number of steps.
-    lr_scheduler: str = _dp_sgd(
-        "constant",
-        "Learning-rate schedule of DP-SGD.",
-        limits=one_of("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
-    )
-    lr_warmup_steps: int = _dp_sgd(
-        0,
-        "Number w of DP-SGD steps in which the learning rate rises from 1/w of its peak, if lr_scheduler warms up.",
-        limits=at_least(0),
-    )
     adam_beta1: float = _dp_sgd(0.9, "First-moment decay of Adam.", limits=PROBABILITY_BELOW_ONE)
     adam_beta2: float = _dp_sgd(0.999, "Second-moment decay of Adam.", limits=PROBABILITY_BELOW_ONE)
     adam_weight_decay: float = _dp_sgd(0.0, "Decoupled weight decay of Adam.", limits=at_least(0))
     adam_epsilon: float = _dp_sgd(1e-8, "Epsilon of Adam (no privacy meaning).", limits=above(0))
-    use_ema: bool = _dp_sgd(True, "Keep, sample and publish the exponential moving average of the weights.")
-    ema_max_decay: float = _dp_sgd(0.999, "Largest decay of the average (paper: 0.999).", limits=PROBABILITY_BELOW_ONE)
-    ema_inv_gamma: float = _dp_sgd(
-        1.0, "Inverse gamma of the average's warm-up, see diffusers' EMAModel.", limits=above(0)
-    )
-    ema_power: float = _dp_sgd(0.75, "Power of the average's warm-up, see diffusers' EMAModel.", limits=above(0))
 
-    timestep_sampling: str = _loss(
+    timestep_sampling: str = _training(
         "log_normal", "log_normal over noise levels, or uniform over timesteps.", limits=TIMESTEP_SAMPLING
     )
-    noise_level_mean: float = _loss(-0.6, "Mean of log sigma for log_normal (EDM and paper: -1.2).")
-    noise_level_std: float = _loss(
+    noise_level_mean: float = _training(-0.6, "Mean of log sigma for log_normal (EDM and paper: -1.2).")
+    noise_level_std: float = _training(
         1.2, "Standard deviation of log sigma for log_normal (paper: 1.2).", limits=NOISE_LEVEL_STD
     )
-    label_dropout: float = _loss(
+    label_dropout: float = _training(
         0.1,
         "Probability of dropping a draw's label, for classifier-free guidance (paper: 0.1).",
         limits=LABEL_DROPOUT,
     )
-    random_flip: bool = _loss(False, "Mirror half of the noise draws; costs no privacy.")
+    random_flip: bool = _training(False, "Mirror half of the noise draws; costs no privacy.")
+    # The schedules of diffusers' `get_scheduler` that need nothing but a number of steps.
+    lr_scheduler: str = _training(
+        "constant",
+        "Learning-rate schedule of each stage but the generator.",
+        limits=one_of("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
+    )
+    lr_warmup_steps: int = _training(
+        0,
+        "Number w of steps in which the learning rate rises from 1/w of its peak, if lr_scheduler warms up.",
+        limits=at_least(0),
+    )
+    use_ema: bool = _training(True, "Keep, sample and publish the exponential moving average of the weights.")
+    ema_max_decay: float = _training(
+        0.999, "Largest decay of the average (paper: 0.999).", limits=PROBABILITY_BELOW_ONE
+    )
+    ema_inv_gamma: float = _training(
+        1.0, "Inverse gamma of the average's warm-up, see diffusers' EMAModel.", limits=above(0)
+    )
+    ema_power: float = _training(0.75, "Power of the average's warm-up, see diffusers' EMAModel.", limits=above(0))
 
     num_inference_steps: int = _samples(50, "Denoising steps per sampled image.", limits=at_least(1))
     guidance_scale: float = _samples(1.0, "Classifier-free guidance of the samples; 1 is none.", limits=GUIDANCE_SCALE)

@@ -1,4 +1,6 @@
-"""The learning rate of each step of DP-SGD, also in a run that was interrupted."""
+"""The learning rate of each step of a stage, also in a run that was interrupted."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +9,8 @@ from diffusers.optimization import get_scheduler
 from diffusers_dp_curriculum import DPCurriculumConfig
 from diffusers_dp_curriculum.options import declared_options
 from diffusers_dp_curriculum.training.optimization import start_dp_sgd
+from diffusers_dp_curriculum.training.stages import warm_up_stages
+from diffusers_dp_curriculum.training.warm_up import start_warm_up
 from helpers import tiny_unet
 from helpers.runs import make_trainer
 
@@ -59,6 +63,16 @@ def test_the_first_step_moves_and_the_last_of_the_warm_up_has_the_whole_rate(nam
 @pytest.mark.parametrize("steps", [1, 2, STEPS])
 def test_without_a_warm_up_the_schedule_is_that_of_diffusers_to_the_last_bit(name, steps):
     assert rates(start(name, 0, steps), steps) == rates_of_diffusers(name, 0, steps)
+
+
+def test_a_warm_up_stage_has_the_schedule_over_its_own_steps():
+    config = DPCurriculumConfig(lr_scheduler="cosine", lr_warmup_steps=2, central_train_steps=6, frequency_features=0)
+    (stage,) = warm_up_stages(config)
+    config_of_same_length = replace(config, max_train_steps=6, learning_rate=stage.learning_rate)
+    expected = rates(start_dp_sgd(tiny_unet(), config_of_same_length), 6)
+    assert rates(start_warm_up(tiny_unet(), stage, config), 6) == expected
+    assert expected[0] == pytest.approx(stage.learning_rate / 2)
+    assert expected[-1] < 0.2 * stage.learning_rate
 
 
 def test_a_constant_rate_has_no_warm_up():

@@ -1,7 +1,8 @@
-"""Sets up DP-SGD before its first step: optimizer, learning-rate schedule, and the average of the weights."""
+"""Sets up the schedule of a stage, and DP-SGD before its first step."""
 
 import torch
 from diffusers.optimization import get_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..config import DPCurriculumConfig
 from .stages import DP_SGD
@@ -11,33 +12,41 @@ from .training_state import TrainingState, make_ema
 def start_dp_sgd(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:
     """Create the training state of DP-SGD before its first step.
 
+    Args:
+        unet (`torch.nn.Module`): The network; its trainable parameters are trained.
+        config (`DPCurriculumConfig`): The fields of DP-SGD's optimizer and of the average are used.
+    """
+    optimizer = torch.optim.AdamW(
+        [p for p in unet.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+    )
+    lr_scheduler = make_lr_scheduler(optimizer, config.max_train_steps, config)
+    return TrainingState(DP_SGD, unet, optimizer, make_ema(unet, config), lr_scheduler)
+
+
+def make_lr_scheduler(optimizer: torch.optim.Optimizer, steps: int, config: DPCurriculumConfig) -> LRScheduler:
+    """Create the learning-rate schedule of a stage.
+
     A schedule of diffusers with a warm-up starts at a learning rate of 0, and a DP-SGD step at a learning rate of 0
     spends budget on nothing. A schedule with a warm-up of w steps therefore starts at its second value and is one step
     longer: step 1 has 1/w of the learning rate, step w all of it, and the last step is as far from the end of the decay
     as without a warm-up.
 
     Args:
-        unet (`torch.nn.Module`): The network; its trainable parameters are trained.
-        config (`DPCurriculumConfig`): The fields of DP-SGD's optimizer and of the average are used.
+        optimizer (`torch.optim.Optimizer`): The optimizer of the stage, with the peak of the learning rate.
+        steps (`int`): Number of steps of the stage.
+        config (`DPCurriculumConfig`): The fields of the schedule are used.
     """
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in unet.parameters() if p.requires_grad],
-                "initial_lr": config.learning_rate,  # torch needs this for a schedule with `last_epoch` >= 0
-            }
-        ],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-    )
     skipped = 1 if config.lr_warmup_steps > 0 else 0
-    lr_scheduler = get_scheduler(
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # torch needs this for a schedule with `last_epoch` >= 0
+    return get_scheduler(
         config.lr_scheduler,
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps + skipped,
+        num_training_steps=steps + skipped,
         last_epoch=skipped - 1,
     )
-    return TrainingState(DP_SGD, unet, optimizer, make_ema(unet, config), lr_scheduler)

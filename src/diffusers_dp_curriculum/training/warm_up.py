@@ -13,6 +13,7 @@ from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import seed_from
 from ..mechanisms.releases import ReleasedImages
 from ..pictures import enlarge
+from .optimization import make_lr_scheduler
 from .stages import WarmUpStage
 from .training_state import TrainingState, make_ema
 
@@ -57,10 +58,11 @@ def start_warm_up(unet: torch.nn.Module, stage: WarmUpStage, config: DPCurriculu
     Args:
         unet (`torch.nn.Module`): The network; all of it is trained.
         stage (`WarmUpStage`): The warm-up stage.
-        config (`DPCurriculumConfig`): The fields of the average are used.
+        config (`DPCurriculumConfig`): The fields of the average and of the learning-rate schedule are used.
     """
     optimizer = torch.optim.Adam(unet.parameters(), lr=stage.learning_rate)
-    return TrainingState(stage.name, unet, optimizer, make_ema(unet, config))
+    lr_scheduler = make_lr_scheduler(optimizer, stage.train_steps, config)
+    return TrainingState(stage.name, unet, optimizer, make_ema(unet, config), lr_scheduler)
 
 
 def warm_up(
