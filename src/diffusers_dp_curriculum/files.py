@@ -8,7 +8,10 @@ from .errors import InputError
 
 def sync(path: Path) -> None:
     """Flush the content of a file, or the entries of a directory, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # it syncs files that are open for writing alone, and entries of directories by itself
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 ERROR_NOTE = "seen-by-process-"  # followed by the number of the process
 
 # Files in private/ that are created before anything is released.
-FILES_BEFORE_RELEASE = {".gitignore", "journal.jsonl", "journal.reserve"}
+FILES_BEFORE_RELEASE = {".gitignore", "journal.jsonl", "journal.lock", "journal.reserve"}
 
 
 def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
