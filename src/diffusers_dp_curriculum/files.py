@@ -1,9 +1,14 @@
-"""Files that survive a power cut, and a check that an output directory is empty."""
+"""Files that survive a power cut, paths as people write them, and a check that an output directory is empty."""
 
 import os
 from pathlib import Path
 
 from .errors import InputError
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a person means, with the home directory in place of `~`, as no shell puts it in `--flag=~/x`."""
+    return Path(os.path.expanduser(path))
 
 
 def sync(path: Path) -> None:

@@ -59,8 +59,8 @@ class Journal:
             self._file = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
         except FileNotFoundError as error:
             raise InputError(f"There is no journal {error.filename} to resume: give the directory of a run.") from None
-        # The lock is on a file beside the journal: on Windows a locked file cannot be read. However the process ends, the
-        # operating system releases the lock. Any thread may close the journal.
+        # The lock is on a file beside the journal, because on Windows a locked file cannot be read. However the process
+        # ends, the operating system releases the lock. Any thread may close the journal.
         self._lock = FileLock(self.path.with_suffix(".lock"), mode=0o600, thread_local=False)
         try:
             self._lock.acquire(blocking=False)
