@@ -27,8 +27,10 @@ from ..checks import (
 )
 from ..config import DPCurriculumConfig
 from ..errors import InputError
+from ..names import check_config_name
 from ..options import check_options, options_of_group
 from ..presets import load_preset, preset_names
+from ..run_paths import check_output_dir
 from .flags import add_options, in_flags, with_underscores
 
 
@@ -204,6 +206,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load the data set, plan, train, save and print a summary; return the exit status."""
     script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     hide_token()
+    if is_main_process():
+        check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
+    if script.train_data_dir is not None and not Path(script.train_data_dir).exists():
+        raise InputError(f"{script.train_data_dir} does not exist: give the directory of images as `train_data_dir`.")
+    if script.model_config_name_or_path is not None:
+        check_config_name(script.model_config_name_or_path)
 
     from accelerate.utils import set_seed
 
@@ -212,10 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..sharing.hub import prepare_repo
     from ..trainer import DPCurriculumTrainer
     from ..training.interruption import RunStatus
-    from ..training.run_directory import check_output_dir
 
-    if is_main_process():  # checked before loading, which may take long
-        check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
     noise_scheduler = scheduler_of(script)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,
