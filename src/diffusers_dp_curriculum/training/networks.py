@@ -6,18 +6,17 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 from ..checks import (
     BETA_SCHEDULE,
+    CHANNELS,
     DDPM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
     EDM_SIGMA_MIN,
     LAYERS_PER_BLOCK,
     NOISE_SCHEDULER,
+    NORM_GROUPS,
 )
 from ..errors import InputError
 from ..names import check_config_name, no_config
-
-
-NORM_GROUPS = 8
 
 
 def build_unet(
@@ -70,7 +69,7 @@ def build_unet(
         except (OSError, ValueError) as error:
             raise no_config(model_config_name_or_path) from error
     levels = len(block_out_channels)
-    if levels == 0 or any(channels < 1 or channels % NORM_GROUPS for channels in block_out_channels):
+    if levels == 0 or not all(CHANNELS.contains(channels) for channels in block_out_channels):
         raise InputError(f"`block_out_channels` is {list(block_out_channels)}: give multiples of {NORM_GROUPS}.")
     LAYERS_PER_BLOCK.check("layers_per_block", layers_per_block)
     if not 0 <= attention_levels <= levels:
