@@ -14,8 +14,9 @@ lint:  ## style and formatting
 	ruff check .
 	ruff format --check .
 
-types:  ## static types
+types:  ## static types, also as on Windows, where some functions of Python are missing
 	mypy
+	mypy --platform win32
 
 docs:  ## the documentation, into site/
 	mkdocs build --strict

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import FrozenInstanceError, asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,8 @@ def test_no_option_takes_what_is_out_of_its_range(option):
         ({"max_train_steps": 2.0}, "`max_train_steps` is 2.0: give a whole number"),
         ({"learning_rate": "fast"}, "`learning_rate` is fast: give a number above 0"),
         ({"checkpoints_total_limit": 0}, "`checkpoints_total_limit` is 0: give at least 1"),
+        ({"output_dir": 3}, "`output_dir` is 3: give text"),
+        ({"resume_from_checkpoint": 3}, "`resume_from_checkpoint` is 3: give text"),
         ({"target_epsilon": None}, "`target_epsilon` is None: give a number above 0"),
     ],
 )
@@ -43,6 +46,17 @@ def test_a_config_is_checked_when_it_is_made_also_from_another(changes, message)
         DPCurriculumConfig(**changes)
     with pytest.raises(InputError, match=message):
         replace(DPCurriculumConfig(), **changes)
+
+
+def test_true_resumes_from_the_last_checkpoint_as_in_transformers():
+    for given, which in ((True, "latest"), ("True", "latest"), (False, None), (None, None), ("latest", "latest")):
+        assert DPCurriculumConfig(resume_from_checkpoint=given).resume_from_checkpoint == which
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("USERPROFILE", "/home/alice")
+    assert DPCurriculumConfig(output_dir="~/model").output_dir == str(Path("/home/alice/model"))
 
 
 def test_a_config_cannot_be_changed():

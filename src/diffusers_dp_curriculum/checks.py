@@ -127,5 +127,8 @@ DDPM_NUM_STEPS = at_least(2)
 EDM_SIGMA_MIN = 0.002
 EDM_SIGMA_MAX = above(EDM_SIGMA_MIN)
 EDM_SIGMA_DATA = above(0)
+PREDICTION_TYPE = one_of("epsilon", "v_prediction", "sample")
+NORM_GROUPS = 8
+CHANNELS = Range(f"a multiple of {NORM_GROUPS}", lambda value: value > 0 and value % NORM_GROUPS == 0)
 LAYERS_PER_BLOCK = at_least(1)
 ATTENTION_LEVELS = at_least(0)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .commands.flags import in_flags
+from .commands.flags import in_flags, with_home
 from .errors import DPCurriculumError
 from .verbosity import print_messages
 
@@ -48,7 +48,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
     parser = module.make_parser()
     print_messages(lambda message: in_flags(message, parser))
     try:
-        status: int = module.main(list(sys.argv[1:] if arguments is None else arguments))
+        status: int = module.main(with_home(sys.argv[1:] if arguments is None else arguments))
     except DPCurriculumError as error:
         print(f"error: {in_flags(str(error), parser)}", file=sys.stderr)
         return 1

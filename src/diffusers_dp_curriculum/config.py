@@ -26,8 +26,11 @@ from .checks import (
     one_of,
 )
 from .errors import InputError
+from .files import local_path
 from .options import check_options, declared_options, options_of_group
 
+
+SAMPLES = "Samples shown at the end"
 
 _output = options_of_group("Output")
 _execution = options_of_group("Execution (changes no result but for rounding)", execution=True)
@@ -38,8 +41,11 @@ _central = options_of_group("Stage 1: central images, and the warm-up on them")
 _frequency = options_of_group("Stage 2: frequency features, and the warm-up on images that have them")
 _dp_sgd = options_of_group("Stage 3: DP-SGD")
 _training = options_of_group("All stages: loss, learning-rate schedule and average")
-_samples = options_of_group("Samples shown at the end")
+_samples = options_of_group(SAMPLES)
 _publishing = options_of_group("Publishing", execution=True)
+
+# transformers resumes by `True` from the last checkpoint, and by `False` from none.
+RESUME_WORDS = {"true": "latest", "false": None}
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ class DPCurriculumConfig:
     )
     checkpoints_total_limit: int | None = _checkpoints(None, "Checkpoints to keep; all by default.", limits=at_least(1))
     resume_from_checkpoint: str | None = _checkpoints(
-        None, 'Resume from "latest" (a new run where there is none), or from the path of a checkpoint of this run.'
+        None,
+        'Resume from "latest" or true (a new run where there is none), or from the path of a checkpoint of this run.',
     )
     save_images_steps: int | None = _checkpoints(
         None, "Steps of any stage between two grids of samples, in private/; none by default.", limits=at_least(1)
@@ -264,9 +271,12 @@ class DPCurriculumConfig:
 
     def __post_init__(self, hub_token: str | None) -> None:
         object.__setattr__(self, "hub_token", hub_token)  # where `dataclasses.replace` looks for it
+        which = RESUME_WORDS.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
+        object.__setattr__(self, "resume_from_checkpoint", which)
         check_options(self)
         if not self.output_dir:
             raise InputError("`output_dir` is empty: give the directory that the run is to write to.")
+        object.__setattr__(self, "output_dir", str(local_path(self.output_dir)))
         if self.guidance_scale != 1 and self.label_dropout == 0:
             raise InputError(
                 "`guidance_scale` needs the null class, which `label_dropout` 0 never trains: raise `label_dropout`."
@@ -291,3 +301,8 @@ class DPCurriculumConfig:
         """The options that define a run's result: all except those that only say where and how it is executed."""
         values = asdict(self)
         return {declared.name: values[declared.name] for declared in declared_options(self) if not declared.execution}
+
+    def training_parameters(self) -> dict[str, Any]:
+        """The hyper-parameters that a run must keep when it is resumed: all except those of its samples."""
+        of_samples = {declared.name for declared in declared_options(self) if declared.group == SAMPLES}
+        return {name: value for name, value in self.hyper_parameters().items() if name not in of_samples}

@@ -1,4 +1,4 @@
-"""Files that survive a power cut, and a check that an output directory is empty."""
+"""Files that survive a power cut, paths as people write them, and a check that an output directory is empty."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,17 @@ from pathlib import Path
 from .errors import InputError
 
 
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a person means, with the home directory in place of `~`, as no shell puts it in `--flag=~/x`."""
+    return Path(os.path.expanduser(path))
+
+
 def sync(path: Path) -> None:
     """Flush the content of a file, or the entries of a directory, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # it syncs files that are open for writing alone, and entries of directories by itself
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import Field, InitVar, dataclass, field
 from functools import partial
+from os import PathLike
 from typing import Any, get_args
 
 from .checks import AUTO, Choice, Range
@@ -82,6 +83,8 @@ class Option:
         for item in value if self.is_list else [value]:
             if self.item_type is int and not isinstance(item, int):
                 raise InputError(f"`{self.name}` is {value}: give a whole number.")
+            if self.item_type is str and not isinstance(item, (str, PathLike)):
+                raise InputError(f"`{self.name}` is {value}: give text.")
             if self.limits is not None:
                 self.limits.check(self.name, item)
 

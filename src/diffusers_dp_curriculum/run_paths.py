@@ -1,7 +1,11 @@
-"""The paths of all files of a run."""
+"""The paths of all files of a run, and whether a run may write there."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from .errors import InputError, StorageError
+from .files import is_new_or_empty
 
 
 @dataclass(frozen=True)
@@ -77,3 +81,28 @@ class RunPaths:
             process_index (`int`): The rank of the process.
         """
         return self.private / f"traceback-{process_index}.txt"
+
+
+def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
+    """Refuse a directory that a run must not write to.
+
+    Args:
+        output_dir (`Path`): Where the run is to write.
+        resume_from_checkpoint (`str`, *optional*): Given if the directory may hold a run to resume.
+
+    Raises:
+        InputError: If `output_dir` is a file, or holds anything but the run to resume.
+        StorageError: If `output_dir` cannot be created.
+    """
+    is_free = is_new_or_empty(output_dir)
+    if not is_free and resume_from_checkpoint is None:
+        raise InputError(
+            f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose another "
+            "`output_dir`, move it away, or resume it by `resume_from_checkpoint` latest."
+        )
+    starts_a_run = is_free and resume_from_checkpoint in (None, "latest")
+    if not starts_a_run and not RunPaths(output_dir).private.is_dir():
+        raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
+    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise StorageError(f"{output_dir} cannot be created in {existing}: choose another `output_dir`.")

@@ -31,7 +31,7 @@ from .mechanisms.releases import Queries, Release, ReleasedImages
 from .privacy.accounting import Mechanism
 from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
-from .run_paths import RunPaths
+from .run_paths import RunPaths, check_output_dir
 from .sampling.preview import Preview
 from .sharing.artifact import write_artifact
 from .sharing.hub import push_model
@@ -44,7 +44,7 @@ from .training.interruption import RunStatus, TerminationRequest
 from .training.model_checks import check_network, check_not_trained, check_sample_size, mark_as_trained
 from .training.optimization import start_dp_sgd
 from .training.planning import Plan, make_plan
-from .training.run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
+from .training.run_directory import find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
 from .training.stages import DP_SGD, RELEASES, GeneratorStage, Stage, WarmUpStage, warm_up_stages
 from .training.summary import summarize

@@ -4,7 +4,7 @@ import pytest
 
 from diffusers_dp_curriculum import InputError, cli
 from diffusers_dp_curriculum.commands import evaluate, generate, train
-from diffusers_dp_curriculum.commands.flags import in_flags, rename_arguments
+from diffusers_dp_curriculum.commands.flags import in_flags, rename_arguments, with_home
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ def test_arguments_of_the_library_get_the_names_that_a_command_has_for_them():
         rename_arguments(train_data_dir="reference"),
     ):
         raise InputError("dir holds no images: give one that does as `train_data_dir`, not `split`.")
+
+
+def test_a_tilde_is_the_home_directory_in_every_argument(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("USERPROFILE", "/home/alice")
+    given = ["~/model", "--output_dir=~/x", "--output_dir", "~", "--seed=1", "a~b", "--commit_message=two\nlines"]
+    expanded = ["/home/alice/model", "--output_dir=/home/alice/x", "--output_dir", "/home/alice"]
+    assert with_home(given) == expanded + given[4:]
 
 
 def test_an_error_is_one_line_and_status_1(capsys):

@@ -477,6 +477,7 @@ ROUTES = [
     ("GET", _API + r"/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", _Handler.tree),
     ("GET", _API + r"/refs", _Handler.refs),
     ("GET", _API + r"(/revision/(?P<revision>[^/]+))?", _Handler.info),
+    ("GET", r"/api/(?P<kind>model|dataset)s/(?P<repo_id>[^/]+)", _Handler.info),  # of which there are none
     ("PUT", r"/lfs-storage/(?P<oid>\w+)", _Handler.lfs_put),
     ("PUT", r"/lfs-storage/(?P<oid>\w+)/(?P<part>\d+)", _Handler.lfs_put_part),
     ("POST", r"/lfs-join", _Handler.lfs_join),

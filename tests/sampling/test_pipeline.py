@@ -260,6 +260,10 @@ def test_samples_of_a_known_distribution_have_the_deviation_that_the_algorithm_g
         ([-1], {}, "0 to 2"),
         ([0, "shoe"], {}, "'T-shirt/top'"),
         ("bag", {}, "list"),
+        (2, {}, "`class_labels` is 2: give a list of ids from 0 to 2 or of names"),
+        (None, {}, "list"),
+        ([[0, 1]], {}, "list"),
+        (torch.tensor(1), {}, "`class_labels` is 1: give a list"),
         ([0], {"guidance_scale": -0.5}, "guidance_scale"),
         ([0], {"guidance_scale": float("nan")}, "guidance_scale"),
         ([0], {"num_inference_steps": 0}, "num_inference_steps"),
@@ -271,6 +275,12 @@ def test_samples_of_a_known_distribution_have_the_deviation_that_the_algorithm_g
 def test_refusals(labels, kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_pipeline()(labels, **kwargs)
+
+
+def test_labels_may_be_a_tensor_or_an_array():
+    labels = [1, 0, 2]
+    for form in (torch.tensor(labels), np.array(labels), tuple(labels)):
+        assert make_pipeline().get_label_ids(form) == labels
 
 
 def test_an_unconditional_unet_is_refused():

@@ -366,6 +366,15 @@ def test_another_run_is_not_resumed(tmp_path_factory, change, message):
     assert (output_dir / "private" / "journal.jsonl").read_bytes() == journal
 
 
+def test_a_run_is_resumed_with_other_settings_of_its_samples(tmp_path):
+    interrupted(tmp_path / "model", 5)
+    samples = {"num_inference_steps": 3, "guidance_scale": 2.0, "s_tmin": 0.1, "s_tmax": 20.0}
+    trainer = make_trainer(tmp_path / "model", resume_from_checkpoint=True, **samples)
+    assert trainer.checkpoint.name == "checkpoint-5"
+    finish(trainer)
+    assert "| num_inference_steps | 3 |" in (tmp_path / "model" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("content", [b"", b"neither JSON nor tensors", b"null"])
 @pytest.mark.parametrize("name", ["checkpoint.json", "state.pt", "central_images.json", "central_images.safetensors"])
 def test_a_damaged_checkpoint_or_release_is_refused(tmp_path, tmp_path_factory, name, content):

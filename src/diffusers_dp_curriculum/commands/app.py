@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DPCurriculumError, InputError
+from ..names import check_pipeline_name
 
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     if find_spec("gradio") is None:
         raise InputError("The page needs gradio: install it by `pip install 'diffusers-dp-curriculum[app]'`.")
+    check_pipeline_name(args.pipeline)
     make_page(args.pipeline).launch(server_name="127.0.0.1", server_port=args.port, share=False)
     return 0
 

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import check_new_or_empty
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,18 +94,17 @@ def plot(audit: "Audit") -> "Figure":
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, attack and report; return the exit status, 1 if the claim is refuted."""
     args = make_parser().parse_args(arguments)
+    check_new_or_empty(args.output_dir)
 
     import torch
     from tqdm.auto import tqdm
 
     from ..auditing.audit import audit_dp_sgd
     from ..data.image_dataset import load_image_dataset
-    from ..files import check_new_or_empty
     from ..gradients.losses import DenoisingLoss
     from ..privacy.accounting import Mechanism, calibrate_noise_multiplier
     from ..training.networks import build_scheduler, build_unet
 
-    check_new_or_empty(args.output_dir)
     torch.set_num_threads(1)  # two threads slow down so small a network, and very much on a busy machine
     if args.dataset_name is None and args.train_data_dir is None:
         args.dataset_name = "digits"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import ACCOUNTANT
 from ..errors import InputError
+from ..names import check_run_name
 
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def add_up(statements: "list[FoundStatement]", delta: float | None, accountant: 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check one statement, or add up several, and return the exit status."""
     args = make_parser().parse_args(arguments)
+    for run in args.runs:
+        check_run_name(run)
 
     from ..privacy.composition import find_statements
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import CLASSIFIER
 from ..errors import DPCurriculumError, HubError, InputError
+from ..files import check_new_or_empty
 from .flags import rename_arguments
 
 
@@ -169,18 +170,18 @@ def describe(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load and check everything; then sample, measure and report; return the exit status."""
     args = make_parser().parse_args(arguments)
+    check_new_or_empty(args.output_dir)
+    if args.train_split == args.test_split:
+        raise InputError("`train_split` and `test_split` are the same: give another `test_split`.")
+    samples_are_made = is_pipeline(args.samples)
 
     from ..evaluation.features import load_feature_extractor
     from ..evaluation.metrics import check_reference, evaluate
     from ..evaluation.report import NOT_PRIVATE, table, write_report
-    from ..files import check_new_or_empty
     from ..sampling.saved_pipelines import load_pipeline, use_scheduler
 
-    check_new_or_empty(args.output_dir)
-    if args.train_split == args.test_split:
-        raise InputError("`train_split` and `test_split` are the same: give another `test_split`.")
     extractors = {name: load_feature_extractor(name, args.inception_weights) for name in args.features}
-    if is_pipeline(args.samples):
+    if samples_are_made:
         pipeline = load_pipeline(args.samples)
         if args.scheduler:
             use_scheduler(pipeline, args.scheduler)

@@ -1,6 +1,7 @@
 """Makes flags from declared options, and rewrites messages of the library to name flags."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,12 @@ def _auto_or(number: type) -> Callable[[str], Any]:
 def with_underscores(arguments: Sequence[str]) -> list[str]:
     """Replace hyphens in flags by underscores, so that `--hub-token` is accepted for `--hub_token`."""
     return [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in arguments]
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Put the home directory in place of `~`, which no shell does in `--output_dir=~/x`."""
+    parts = [re.fullmatch(r"(--[\w-]+=)?(.*)", word, re.DOTALL) for word in arguments]
+    return [(part[1] or "") + os.path.expanduser(part[2]) for part in parts if part]
 
 
 @contextmanager

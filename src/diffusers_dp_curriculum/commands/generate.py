@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..checks import FILE_FORMAT
 from ..errors import InputError
+from ..names import check_pipeline_name
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -103,13 +104,14 @@ def prepare_push(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load the pipeline, generate the images, and push them if asked to; return the exit status."""
     args = make_parser().parse_args(arguments)
+    images_per_class = share_out(args.images_per_class, args.class_balance, args.pipeline)
+    check_pipeline_name(args.pipeline)
 
     import torch
 
     from ..sampling.saved_pipelines import find_privacy_json, load_pipeline, use_scheduler
     from ..sampling.synthesis import generate_dataset
 
-    images_per_class = share_out(args.images_per_class, args.class_balance, args.pipeline)
     pipeline = load_pipeline(args.pipeline)
     if args.scheduler:
         use_scheduler(pipeline, args.scheduler)

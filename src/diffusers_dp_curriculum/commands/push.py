@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import InputError
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the flags."""
@@ -27,6 +29,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Push, and print the address of the commit; return the exit status."""
     args = make_parser().parse_args(arguments)
+    if not args.output_dir.is_dir():
+        raise InputError(f"{args.output_dir} is not a directory: give that of a finished run.")
 
     from ..sharing.hub import push_model
 

@@ -18,17 +18,21 @@ from typing import TYPE_CHECKING
 from ..checks import (
     ATTENTION_LEVELS,
     BETA_SCHEDULE,
+    CHANNELS,
     DDPM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
     LAYERS_PER_BLOCK,
     NOISE_SCHEDULER,
+    PREDICTION_TYPE,
     at_least,
 )
 from ..config import DPCurriculumConfig
 from ..errors import InputError
+from ..names import check_config_name, check_run_name
 from ..options import check_options, options_of_group
 from ..presets import load_preset, preset_names
+from ..run_paths import check_output_dir
 from .flags import add_options, in_flags, with_underscores
 
 
@@ -76,7 +80,7 @@ class ScriptArguments:
     model_config_name_or_path: str | None = _network(
         None, "Config of the UNet2DModel, used instead of the other flags of the network."
     )
-    block_out_channels: list[int] = _network([32, 64], "Channels of each level, finest first; multiples of 8.")
+    block_out_channels: list[int] = _network([32, 64], "Channels of each level, finest first.", limits=CHANNELS)
     layers_per_block: int = _network(1, "Residual blocks per level.", limits=LAYERS_PER_BLOCK)
     attention_levels: int = _network(1, "Number of coarsest levels that have attention.", limits=ATTENTION_LEVELS)
 
@@ -84,7 +88,7 @@ class ScriptArguments:
         "ddpm", "Noise levels and loss; edm is that of Karras et al. 2022.", limits=NOISE_SCHEDULER
     )
     prediction_type: str = _scheduler(
-        "v_prediction", "What the network predicts: epsilon, v_prediction or, with ddpm, sample."
+        "v_prediction", "What the network predicts; sample with ddpm alone.", limits=PREDICTION_TYPE
     )
     edm_sigma_data: float = _scheduler(
         0.5,
@@ -204,6 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load the data set, plan, train, save and print a summary; return the exit status."""
     script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     hide_token()
+    if is_main_process():
+        check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
+    if script.train_data_dir is not None and not Path(script.train_data_dir).exists():
+        raise InputError(f"{script.train_data_dir} does not exist: give the directory of images as `train_data_dir`.")
+    if script.model_config_name_or_path is not None:
+        check_config_name(script.model_config_name_or_path)
+    if config.resume_from_checkpoint is None:  # a resumed run has noted what its previous runs had released
+        for run in config.prior_runs or []:
+            check_run_name(run)
 
     from accelerate.utils import set_seed
 
@@ -212,10 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..sharing.hub import prepare_repo
     from ..trainer import DPCurriculumTrainer
     from ..training.interruption import RunStatus
-    from ..training.run_directory import check_output_dir
 
-    if is_main_process():  # checked before loading, which may take long
-        check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
     noise_scheduler = scheduler_of(script)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import HubError, InputError
+from ..names import is_on_hub, no_such_run
 from .accounting import LOOSE
 from .counted_runs import CountedRun, count_once
 from .journal import Released, read_released
@@ -226,6 +227,8 @@ def _on_the_hub(repo_id: str) -> list[FoundStatement]:
     """The statement of each repository of this name; there may be two, a model and a data set."""
     found = []
     for kind, repo_type in (("model", "model"), ("data set", "dataset")):
+        if not is_on_hub(repo_id, repo_type):
+            continue
         # Not through the cache: without a connection it would give an earlier copy, which may count less.
         with tempfile.TemporaryDirectory() as directory:
             try:
@@ -242,8 +245,5 @@ def _on_the_hub(repo_id: str) -> list[FoundStatement]:
                 ) from error
             found.append(_in_file(Path(path), f"{repo_id} ({kind})"))
     if not found:
-        raise InputError(
-            f"{repo_id} is no path, and there is no repository with a privacy.json of this name on the Hub: check the "
-            "name, and that you are logged in if it is a private one."
-        )
+        raise no_such_run(repo_id)
     return found

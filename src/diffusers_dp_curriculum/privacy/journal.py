@@ -15,7 +15,6 @@ drops them, since nothing that depends on them exists any more.
 """
 
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -23,6 +22,8 @@ import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..errors import InputError, StorageError
 from ..files import sync
@@ -53,13 +54,17 @@ class Journal:
         self.path = Path(path)
         try:
             flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if header is not None else 0)
-            self._file = os.fdopen(os.open(path, flags, 0o600), "r+", encoding="utf-8", errors="replace", newline="\n")
+            # Windows alone has, and needs, the flag by which line ends are written as they are.
+            flags |= getattr(os, "O_BINARY", 0)
+            self._file = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
         except FileNotFoundError as error:
             raise InputError(f"There is no journal {error.filename} to resume: give the directory of a run.") from None
+        # The lock is on a file beside the journal, because on Windows a locked file cannot be read. However the process
+        # ends, the operating system releases the lock. Any thread may close the journal.
+        self._lock = FileLock(self.path.with_suffix(".lock"), mode=0o600, thread_local=False)
         try:
-            # The lock belongs to the open file: however the process ends, the operating system releases it.
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock.acquire(blocking=False)
+        except Timeout:
             self._file.close()
             raise InputError(
                 f"Another process is writing {path}, or another trainer in this one: wait for it to end, or end it."
@@ -77,7 +82,7 @@ class Journal:
                 self.append("header", {"format": FORMAT, **run, **header})
                 sync(self.path.parent)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     @property
@@ -157,16 +162,18 @@ class Journal:
         return _counted(self.events)
 
     def close(self) -> None:
-        """Close the file, which releases the lock."""
+        """Close the file, and release the lock."""
         self._file.close()
+        self._lock.release()
 
     def _size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
 
     def _read_again(self) -> None:
-        size = self._size()
-        self.events = _read(os.pread(self._file.fileno(), size, 0).decode("utf-8", errors="replace"), self.path)
-        self._known_size = size
+        self._file.seek(0)
+        content = self._file.read()
+        self.events = _read(content.decode("utf-8", errors="replace"), self.path)
+        self._known_size = len(content)
 
     def _write(self, line: str) -> bool:
         """Write a whole line to disk, or nothing if the disk is full; return whether there was room."""

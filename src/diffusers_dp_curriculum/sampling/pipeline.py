@@ -7,6 +7,8 @@ For that reason it imports only diffusers and torch.
 import inspect
 import json
 import os
+from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +102,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises:
             `ValueError`: If the list is empty or has a label that is not one of the classes.
         """
+        if hasattr(class_labels, "tolist"):  # a tensor or an array
+            class_labels = class_labels.tolist()
         ids: dict[int | str, int] = {name: class_id for class_id, name in enumerate(self.class_names)}
         ids |= {class_id: class_id for class_id in range(len(self.class_names))}
-        unknown = [label for label in class_labels if label not in ids]
-        if isinstance(class_labels, str) or len(class_labels) == 0 or unknown:
+        listed = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
+        known = listed and all(isinstance(label, (Real, str)) and label in ids for label in class_labels)
+        if not known or len(class_labels) == 0:
             raise ValueError(
                 f"`class_labels` is {class_labels!r}: give a list of ids from 0 to {len(self.class_names) - 1} or of "
                 f"names from {self.class_names}."

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import diffusers
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..errors import HubError, InputError
 from ..gradients.losses import EDM_SCHEDULERS
+from ..names import check_pipeline_name, is_on_hub
 from .pipeline import ClassConditionalPipeline
 
 
@@ -19,7 +20,9 @@ def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
 
     Raises:
         InputError: If there is no pipeline of that name, or it needs code of its own.
+        HubError: If the Hub is out of reach, and offline mode is not set.
     """
+    check_pipeline_name(name)
     try:
         class_name = diffusers.DiffusionPipeline.load_config(name)["_class_name"]
     except OSError as error:
@@ -66,9 +69,11 @@ def find_privacy_json(name: str, repo_type: str = "model") -> Path | None:
     if Path(name).is_dir():
         path = Path(name, "privacy.json")
         return path if path.is_file() else None
+    if not is_on_hub(name, repo_type):  # such as the digits of scikit-learn
+        return None
     try:
         return Path(hf_hub_download(name, "privacy.json", repo_type=repo_type))
     except LocalEntryNotFoundError as error:
         raise HubError(f"The Hub is out of reach, and the privacy.json of {name} is only there: try again.") from error
-    except (EntryNotFoundError, RepositoryNotFoundError):
-        return None  # also if `name` is no repository, such as the digits of scikit-learn
+    except EntryNotFoundError:
+        return None

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..checks import FILE_FORMAT, at_least
 from ..errors import InputError
+from ..files import local_path
 from ..privacy.publishability import check_statement
 from ..privacy.statement import PrivacyStatement
 from ..sharing.cards import update as update_card
@@ -239,7 +240,7 @@ def generate_dataset(
         layout: ParquetLayout | ImageFolderLayout = ImageFolderLayout(class_names, labels, num_images)
         if file_format == "parquet":
             layout = ParquetLayout(len(shards))
-        directory = DatasetDirectory(Path(output_dir).resolve(), layout, settings)
+        directory = DatasetDirectory(local_path(output_dir).resolve(), layout, settings)
 
     tables = _sample_shards(pipeline, shards, labels, seed, sampling, directory)
     if directory is None:

@@ -182,7 +182,7 @@ def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler:
     public = {
         **{f"unet {name}": value for name, value in unet.config.items()},
         **{f"scheduler {name}": value for name, value in noise_scheduler.config.items()},
-        **config.hyper_parameters(),
+        **config.training_parameters(),
     }
     identity = {name: value for name, value in public.items() if not name.split()[-1].startswith("_")}
     return json.loads(json.dumps(identity))

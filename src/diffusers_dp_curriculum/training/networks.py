@@ -6,17 +6,17 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 from ..checks import (
     BETA_SCHEDULE,
+    CHANNELS,
     DDPM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
     EDM_SIGMA_MIN,
     LAYERS_PER_BLOCK,
     NOISE_SCHEDULER,
+    NORM_GROUPS,
 )
 from ..errors import InputError
-
-
-NORM_GROUPS = 8
+from ..names import check_config_name, no_config
 
 
 def build_unet(
@@ -63,15 +63,13 @@ def build_unet(
         "num_class_embeds": None if num_classes is None else num_classes + 1,
     }
     if model_config_name_or_path is not None:
+        check_config_name(model_config_name_or_path)
         try:
             return UNet2DModel.from_config(UNet2DModel.load_config(model_config_name_or_path), **sizes)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{model_config_name_or_path} has no config of a UNet2DModel: give a directory or Hub id of one as "
-                "`model_config_name_or_path`."
-            ) from error
+            raise no_config(model_config_name_or_path) from error
     levels = len(block_out_channels)
-    if levels == 0 or any(channels < 1 or channels % NORM_GROUPS for channels in block_out_channels):
+    if levels == 0 or not all(CHANNELS.contains(channels) for channels in block_out_channels):
         raise InputError(f"`block_out_channels` is {list(block_out_channels)}: give multiples of {NORM_GROUPS}.")
     LAYERS_PER_BLOCK.check("layers_per_block", layers_per_block)
     if not 0 <= attention_levels <= levels:

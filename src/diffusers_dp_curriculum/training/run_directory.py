@@ -1,20 +1,18 @@
 """Checks the directory of a run, and creates or opens the journal in it."""
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import DPCurriculumConfig
 from ..errors import DPCurriculumError, InputError, StorageError
-from ..files import is_new_or_empty
 from ..privacy.composition import read_prior_runs
 from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
 from ..privacy.ledger import PrivacyLedger
 from ..privacy.publishability import journal_in
-from ..run_paths import RunPaths
+from ..run_paths import RunPaths, check_output_dir
 from .checkpointing import Checkpoint, Checkpoints
 
 
@@ -22,32 +20,7 @@ logger = logging.getLogger(__name__)
 ERROR_NOTE = "seen-by-process-"  # followed by the number of the process
 
 # Files in private/ that are created before anything is released.
-FILES_BEFORE_RELEASE = {".gitignore", "journal.jsonl", "journal.reserve"}
-
-
-def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None) -> None:
-    """Refuse a directory that a run must not write to.
-
-    Args:
-        output_dir (`Path`): Where the run is to write.
-        resume_from_checkpoint (`str`, *optional*): Given if the directory may hold a run to resume.
-
-    Raises:
-        InputError: If `output_dir` is a file, or holds anything but the run to resume.
-        StorageError: If `output_dir` cannot be created.
-    """
-    is_free = is_new_or_empty(output_dir)
-    if not is_free and resume_from_checkpoint is None:
-        raise InputError(
-            f"{output_dir} already holds another run or other files, which would be lost or mixed up: choose another "
-            "`output_dir`, move it away, or resume it by `resume_from_checkpoint` latest."
-        )
-    starts_a_run = is_free and resume_from_checkpoint in (None, "latest")
-    if not starts_a_run and not RunPaths(output_dir).private.is_dir():
-        raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
-    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise StorageError(f"{output_dir} cannot be created in {existing}: choose another `output_dir`.")
+FILES_BEFORE_RELEASE = {".gitignore", "journal.jsonl", "journal.lock", "journal.reserve"}
 
 
 def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
