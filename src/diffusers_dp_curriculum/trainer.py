@@ -23,7 +23,7 @@ from .errors import InputError, StorageError, confidential_errors
 from .gradients.losses import DenoisingLoss, NoiseDraws
 from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
-from .gradients.trials import seeded
+from .gradients.trials import random_draws, seeded
 from .mechanisms.dp_sgd import DPSGD
 from .mechanisms.frequency_features import FrequencyFeatures, pooled_shape
 from .mechanisms.randomness import MechanismRandomness
@@ -33,6 +33,7 @@ from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
 from .run_paths import RunPaths
 from .sampling.preview import Preview
+from .sampling.round_trip import check_round_trip
 from .sharing.artifact import write_artifact
 from .sharing.hub import push_model
 from .sharing.model_card import make_model_card
@@ -41,7 +42,14 @@ from .training.auxiliary_generator import GeneratorState, fit_generator, generat
 from .training.checkpointing import Checkpoint, Checkpoints, run_identity
 from .training.estimates import estimate
 from .training.interruption import RunStatus, TerminationRequest
-from .training.model_checks import check_network, check_not_trained, check_sample_size, mark_as_trained
+from .training.model_checks import (
+    check_network,
+    check_not_trained,
+    check_sample_size,
+    check_type,
+    mark_as_trained,
+    network_errors,
+)
 from .training.optimization import start_dp_sgd
 from .training.planning import Plan, make_plan
 from .training.run_directory import check_output_dir, find_prior_runs, note_errors_for_resume, open_ledger
@@ -111,6 +119,7 @@ class DPCurriculumTrainer:
         args: DPCurriculumConfig,
         train_dataset: "datasets.Dataset | ImageDataset",
     ):
+        check_type(unet)
         check_not_trained(unet)
         self.args = args
         self.paths = RunPaths(Path(args.output_dir))
@@ -136,10 +145,13 @@ class DPCurriculumTrainer:
         self.precision = Precision.of(self.accelerator)
         self.preview = Preview(noise_scheduler, self.info, args)
         with seeded(self.accelerator.device, args.seed):
-            self.grad_sample_mode, self.gradients_of = make_gradients_of(
-                self.unet, self.loss, self.info.images_shape, args, self.accelerator
-            )
+            with network_errors():
+                self.grad_sample_mode, self.gradients_of = make_gradients_of(
+                    self.unet, self.loss, self.info.images_shape, args, self.accelerator
+                )
             self.preview.check(self.unet)
+            rows = random_draws(self.loss, self.info.image_shape, 2, 2, self.accelerator.device).flatten()
+            run_on_main_process(lambda: check_round_trip(self.unet, noise_scheduler, rows))
         identity = run_identity(args, unet, noise_scheduler)
         check_all_equal(json.dumps(identity) + self.records.checksum(b""), "settings, network and records")
         self.checkpoints = Checkpoints(
