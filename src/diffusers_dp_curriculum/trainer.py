@@ -19,7 +19,8 @@ from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, to_image_dataset
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
-from .errors import InputError, StorageError, confidential_errors
+from .errors import InputError, StorageError, TrainingError, confidential_errors
+from .finite import is_finite
 from .gradients.losses import DenoisingLoss, NoiseDraws
 from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
@@ -200,8 +201,8 @@ class DPCurriculumTrainer:
 
         Raises:
             InputError: If this trainer has run before, or its output directory can no longer be used.
-            TrainingError: If training fails; the original message, which may reveal records, is in
-                `output_dir/private`.
+            TrainingError: If training diverges, or fails; the original message of a failure, which may reveal records,
+                is in `output_dir/private`.
             KeyboardInterrupt: If Ctrl-C is pressed twice, which does not wait for the current step.
         """
         if self._ledger is not None:
@@ -289,6 +290,7 @@ class DPCurriculumTrainer:
 
         Raises:
             InputError: If training has not finished.
+            TrainingError: If the samples of the network are not finite numbers.
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
@@ -400,6 +402,8 @@ class DPCurriculumTrainer:
         """Train the network on released images; return whether all steps were taken."""
         state = start_warm_up(self.unet, stage, self.args)
         self._release_and_restore(stage, state)
+        for group in state.optimizer.param_groups:
+            group["lr"] = stage.learning_rate  # a checkpoint from before the first step may have another one
         images = self.released_images.get(stage.name)
         if images is None:
             raise StorageError(
@@ -407,7 +411,12 @@ class DPCurriculumTrainer:
             )
         with self._progress_bar(state, stage.title, stage.train_steps) as progress:
             after_step = self._after_step_of(stage, state, progress)
-            return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step)
+            try:
+                return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step)
+            except TrainingError:  # it diverged: resuming its checkpoints would diverge again
+                first = self._number(state) - state.step
+                run_on_main_process(lambda: self.checkpoints.remove_steps_of(stage.name, first))
+                raise
 
     def _fit_generator(self, stage: GeneratorStage) -> bool:
         """Fit the generator to released features, and make its images; return whether all steps were taken."""
@@ -484,6 +493,11 @@ class DPCurriculumTrainer:
                 while state.step < last:
                     dp_sgd.step()
                     state.advance()
+                    if not is_finite(self.unet):
+                        raise TrainingError(
+                            f"DP-SGD diverged in step {state.step}, and its steps count: start a new run with a lower "
+                            "`learning_rate`, which counts this run by `prior_runs`."
+                        )
                     if self._after_step(state, progress, {}, is_last=state.step == last):
                         return False
         if args.use_ema:
@@ -543,7 +557,10 @@ class DPCurriculumTrainer:
             self.sensitive_curves.write(self.ledger.position, self.unet, draws)
 
     def _save_checkpoint(self, state: StageState) -> None:
-        run_on_main_process(lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan))
+        ahead = self.stages[self._place(state.stage) + (state.step > 0) :]
+        without_effect = [stage.learning_rate_option for stage in ahead if isinstance(stage, WarmUpStage)]
+        number = self._number(state)
+        run_on_main_process(lambda: self.checkpoints.save(number, state, self.ledger, self.plan, without_effect))
 
     def _save_samples(self, state: StageState) -> None:
         """Save a grid of samples of what the stage trains, at the current step: of the average, if there is one."""
