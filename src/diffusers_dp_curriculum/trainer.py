@@ -20,6 +20,7 @@ from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, to_image_dataset
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
 from .errors import InputError, StorageError, TrainingError, confidential_errors
+from .files import check_room, full_disk_errors
 from .finite import is_finite
 from .gradients.losses import DenoisingLoss, NoiseDraws
 from .gradients.precision import Precision
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+RESUME = "resume with the same settings and `resume_from_checkpoint` latest"
 
 
 class DPCurriculumTrainer:
@@ -209,6 +211,7 @@ class DPCurriculumTrainer:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
         plan = self.describe_plan()  # by every process, as it rehearses steps
         self._log(logging.INFO, plan)
+        run_on_main_process(self._check_room)
         details = self.paths.traceback(self.accelerator.process_index)
         try:
             self._open_ledger()
@@ -217,6 +220,7 @@ class DPCurriculumTrainer:
             with (
                 TerminationRequest() as self.termination,
                 confidential_errors(details),
+                full_disk_errors(self.output_dir, RESUME),
                 self._unseen(),
                 seeded(self.accelerator.device, self.args.seed),
             ):
@@ -294,8 +298,18 @@ class DPCurriculumTrainer:
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
-        run_on_main_process(self._save_pipeline)
+        with full_disk_errors(self.output_dir, f"save again, or {RESUME}"):
+            run_on_main_process(self._save_pipeline)
         return self.output_dir
+
+    def _check_room(self) -> None:
+        steps = sum(stage.train_steps for stage in self.stages) + self.args.max_train_steps
+        check_room(
+            self.output_dir,
+            self.checkpoints.bytes_to_write(self.unet, steps, self.args.checkpointing_steps),
+            "The checkpoints",
+            "set `checkpoints_total_limit` or raise `checkpointing_steps`",
+        )
 
     def _save_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
@@ -540,7 +554,7 @@ class DPCurriculumTrainer:
             progress.close()
             self._log(
                 logging.WARNING,
-                f"Interrupted after {number} steps: resume with the same settings and `resume_from_checkpoint` latest.",
+                f"Interrupted after {number} steps: {RESUME}.",
             )
         return terminated
 

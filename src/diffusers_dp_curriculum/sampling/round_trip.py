@@ -13,7 +13,8 @@ import diffusers
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
 
-from ..errors import InputError, first_line
+from ..errors import InputError, StorageError, first_line
+from ..files import full_disk_errors
 from ..gradients.losses import NoiseDraws
 from ..gradients.trials import random_parameters
 
@@ -44,7 +45,10 @@ def check_round_trip(unet: UNet2DModel, scheduler: SchedulerMixin, rows: NoiseDr
         )
     with random_parameters(unet), tempfile.TemporaryDirectory() as directory, torch.no_grad():
         try:
-            loaded, loaded_scheduler = _saved_and_loaded(unet, directory), _saved_and_loaded(scheduler, directory)
+            with full_disk_errors(Path(directory), "start again, or set TMPDIR to a directory on another disk"):
+                loaded, loaded_scheduler = _saved_and_loaded(unet, directory), _saved_and_loaded(scheduler, directory)
+        except StorageError:
+            raise
         except Exception as error:  # of many types, from diffusers, safetensors and PyTorch
             raise _refusal(f"{type(error).__name__}: {first_line(error)}") from error
         if names := unet.state_dict().keys() ^ loaded.state_dict().keys():

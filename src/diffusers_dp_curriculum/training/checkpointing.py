@@ -91,14 +91,21 @@ class Checkpoints:
         """
         ledger.mark_visible(f"checkpoint-{number}")
         path = self.directory / f"checkpoint-{number}"
-        partial = path.with_name(path.name + PARTIAL)
-        partial.mkdir(parents=True)
-        torch.save(state.state_dict(), partial / "state.pt")
-        metadata = {"stage": state.stage, "position": ledger.position, "check": ledger.check, "plan": asdict(plan)}
         identity = {name: value for name, value in self.identity.items() if name not in without_effect}
-        metadata |= {"identity": identity | {"records": self._records_checksum()}, "without_effect": [*without_effect]}
-        (partial / "checkpoint.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        _sync(partial)
+        metadata = {
+            "stage": state.stage,
+            "position": ledger.position,
+            "check": ledger.check,
+            "plan": asdict(plan),
+            "identity": identity | {"records": self._records_checksum()},
+            "without_effect": [*without_effect],
+        }
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            _write(partial, state.state_dict(), metadata)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk it would take the last room
+            raise
         if path.exists():  # left from before the run was resumed from an earlier checkpoint
             _remove(path)
         partial.rename(path)
@@ -143,6 +150,20 @@ class Checkpoints:
             ) from error
         plan = Plan.from_dict(metadata["plan"])
         return Checkpoint(path.name, metadata["stage"], state, metadata["position"], metadata["check"], plan)
+
+    def bytes_to_write(self, unet: torch.nn.Module, num_steps: int, interval: int) -> int:
+        """How many bytes the checkpoints of a whole run take, besides those that are there already.
+
+        Args:
+            unet (`torch.nn.Module`): The network; a checkpoint has its weights, their average and two values of Adam.
+            num_steps (`int`): The number of steps of all stages.
+            interval (`int`): The number of steps between two checkpoints.
+        """
+        number = 2 + num_steps // interval
+        if self.total_limit is not None:
+            number = min(number, self.total_limit + 1)  # one is written before one is deleted
+        size = 4 * sum(p.nbytes for p in unet.parameters())
+        return size * max(number - len(self.all()), 1)
 
     def remove_steps_of(self, stage: str, first: int) -> None:
         """Remove the checkpoints of a stage that has diverged, but for those at its start.
@@ -212,6 +233,14 @@ def _read_metadata(path: Path) -> dict[str, Any]:
             f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "
             "to resume from another checkpoint."
         ) from error
+
+
+def _write(directory: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
+    directory.mkdir(parents=True)
+    with open(directory / "state.pt", "wb") as file:  # given a path, PyTorch would not say why writing failed
+        torch.save(state, file)
+    (directory / "checkpoint.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    _sync(directory)
 
 
 def _remove(path: Path) -> None:
