@@ -22,6 +22,7 @@ KNOWN = {
     },
     "torch": {
         "_C": ("gradients/folded_layers.py", "`DisableTorchFunctionSubclass`, as PyTorch's documentation has it"),
+        "_compiled_call_impl": ("training/model_checks.py", "the only trace that `unet.compile()` leaves"),
         "_pytree": ("gradients/record_mixing.py", "nested outputs of a layer; there is no public module"),
     },
     "diffusers": {

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .commands.flags import in_flags, with_home
-from .errors import DPCurriculumError
+from .errors import DPCurriculumError, first_line
+from .files import is_full_disk
 from .verbosity import print_messages
 
 
@@ -51,6 +52,11 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
         status: int = module.main(with_home(sys.argv[1:] if arguments is None else arguments))
     except DPCurriculumError as error:
         print(f"error: {in_flags(str(error), parser)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        print(f"error: A disk is full ({first_line(error)}): make room, and repeat the command.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED  # the command has already printed what to do next

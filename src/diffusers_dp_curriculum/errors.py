@@ -5,6 +5,7 @@ is one sentence that says what is wrong and, after a colon, what to do; it names
 backticks. Command-line programs print the message without a traceback.
 """
 
+import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,16 @@ class TrainingError(DPCurriculumError, RuntimeError):
         ...
         diffusers_dp_curriculum.errors.TrainingError: Training broke off with a ValueError, ...
     """
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of another library's message, which fits into a sentence of ours.
+
+    Args:
+        error (`Exception`): The error, whose text must not tell of records.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return textwrap.shorten(lines[0], 120, placeholder=" ...").rstrip(".:") if lines else "no message"
 
 
 @contextmanager

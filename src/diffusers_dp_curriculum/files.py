@@ -1,9 +1,13 @@
-"""Files that survive a power cut, paths as people write them, and a check that an output directory is empty."""
+"""Files that survive a power cut, disks that are full, paths as people write them, and empty output directories."""
 
+import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError
+from .errors import DPCurriculumError, InputError, StorageError
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
@@ -43,3 +47,67 @@ def check_new_or_empty(output_dir: Path) -> None:
     """
     if not is_new_or_empty(output_dir):
         raise InputError(f"{output_dir} is neither new nor an empty directory: choose another as `output_dir`.")
+
+
+def check_room(directory: Path, num_bytes: int, work: str, remedy: str) -> None:
+    """Refuse work that needs more room than there is on a disk.
+
+    Args:
+        directory (`Path`): Where the work will write; it may not exist yet.
+        num_bytes (`int`): What it will write at most.
+        work (`str`): What is written.
+        remedy (`str`): What to do besides making room.
+
+    Raises:
+        StorageError: If there is not enough room.
+    """
+    free = shutil.disk_usage(existing_parent(directory)).free
+    if num_bytes > free:
+        raise StorageError(
+            f"{work} take up to {num_bytes / 1e6:,.1f} MB on the disk of {directory}, where {free / 1e6:,.1f} MB are "
+            f"free: make room, or {remedy}."
+        )
+
+
+def existing_parent(path: Path) -> Path:
+    """A path, or the nearest directory above it that exists.
+
+    Args:
+        path (`Path`): A path that may not exist.
+    """
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+@contextmanager
+def full_disk_errors(directory: Path, remedy: str) -> Iterator[None]:
+    """Turn any error of a full disk into one sentence.
+
+    Args:
+        directory (`Path`): Where files are written.
+        remedy (`str`): What to do after there is room.
+
+    Raises:
+        StorageError: If the disk is full.
+    """
+    try:
+        yield
+    except DPCurriculumError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise StorageError(f"The disk of {directory} is full: make room, and {remedy}.") from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or the one from which it came, says that a disk is full.
+
+    Args:
+        error (`BaseException`): An error of any library.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if f"(os error {errno.ENOSPC})" in str(error) or f"(os error {errno.EDQUOT})" in str(error):  # of safetensors
+        return True
+    origin = error.__cause__ or error.__context__
+    return origin is not None and is_full_disk(origin)

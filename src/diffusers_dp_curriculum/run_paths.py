@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InputError, StorageError
-from .files import is_new_or_empty
+from .files import existing_parent, is_new_or_empty
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,6 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
     starts_a_run = is_free and resume_from_checkpoint in (None, "latest")
     if not starts_a_run and not RunPaths(output_dir).private.is_dir():
         raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
-    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
+    existing = existing_parent(output_dir)
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise StorageError(f"{output_dir} cannot be created in {existing}: choose another `output_dir`.")

@@ -19,11 +19,13 @@ from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, to_image_dataset
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
-from .errors import InputError, StorageError, confidential_errors
+from .errors import InputError, StorageError, TrainingError, confidential_errors
+from .files import check_room, full_disk_errors
+from .finite import is_finite
 from .gradients.losses import DenoisingLoss, NoiseDraws
 from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
-from .gradients.trials import seeded
+from .gradients.trials import random_draws, seeded
 from .mechanisms.dp_sgd import DPSGD
 from .mechanisms.frequency_features import FrequencyFeatures, pooled_shape
 from .mechanisms.randomness import MechanismRandomness
@@ -33,6 +35,7 @@ from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
 from .run_paths import RunPaths, check_output_dir
 from .sampling.preview import Preview
+from .sampling.round_trip import check_round_trip
 from .sharing.artifact import write_artifact
 from .sharing.hub import push_model
 from .sharing.model_card import make_model_card
@@ -41,7 +44,14 @@ from .training.auxiliary_generator import GeneratorState, fit_generator, generat
 from .training.checkpointing import Checkpoint, Checkpoints, run_identity
 from .training.estimates import estimate
 from .training.interruption import RunStatus, TerminationRequest
-from .training.model_checks import check_network, check_not_trained, check_sample_size, mark_as_trained
+from .training.model_checks import (
+    check_network,
+    check_not_trained,
+    check_sample_size,
+    check_type,
+    mark_as_trained,
+    network_errors,
+)
 from .training.optimization import start_dp_sgd
 from .training.planning import Plan, make_plan
 from .training.run_directory import find_prior_runs, note_errors_for_resume, open_ledger
@@ -57,6 +67,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+RESUME = "resume with the same settings and `resume_from_checkpoint` latest"
 
 
 class DPCurriculumTrainer:
@@ -111,6 +122,7 @@ class DPCurriculumTrainer:
         args: DPCurriculumConfig,
         train_dataset: "datasets.Dataset | ImageDataset",
     ):
+        check_type(unet)
         check_not_trained(unet)
         self.args = args
         self.paths = RunPaths(Path(args.output_dir))
@@ -136,10 +148,13 @@ class DPCurriculumTrainer:
         self.precision = Precision.of(self.accelerator)
         self.preview = Preview(noise_scheduler, self.info, args)
         with seeded(self.accelerator.device, args.seed):
-            self.grad_sample_mode, self.gradients_of = make_gradients_of(
-                self.unet, self.loss, self.info.images_shape, args, self.accelerator
-            )
+            with network_errors():
+                self.grad_sample_mode, self.gradients_of = make_gradients_of(
+                    self.unet, self.loss, self.info.images_shape, args, self.accelerator
+                )
             self.preview.check(self.unet)
+            rows = random_draws(self.loss, self.info.image_shape, 2, 2, self.accelerator.device).flatten()
+            run_on_main_process(lambda: check_round_trip(self.unet, noise_scheduler, rows))
         identity = run_identity(args, unet, noise_scheduler)
         check_all_equal(json.dumps(identity) + self.records.checksum(b""), "settings, network and records")
         self.checkpoints = Checkpoints(
@@ -188,14 +203,15 @@ class DPCurriculumTrainer:
 
         Raises:
             InputError: If this trainer has run before, or its output directory can no longer be used.
-            TrainingError: If training fails; the original message, which may reveal records, is in
-                `output_dir/private`.
+            TrainingError: If training diverges, or fails; the original message of a failure, which may reveal records,
+                is in `output_dir/private`.
             KeyboardInterrupt: If Ctrl-C is pressed twice, which does not wait for the current step.
         """
         if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
         plan = self.describe_plan()  # by every process, as it rehearses steps
         self._log(logging.INFO, plan)
+        run_on_main_process(self._check_room)
         details = self.paths.traceback(self.accelerator.process_index)
         try:
             self._open_ledger()
@@ -204,6 +220,7 @@ class DPCurriculumTrainer:
             with (
                 TerminationRequest() as self.termination,
                 confidential_errors(details),
+                full_disk_errors(self.output_dir, RESUME),
                 self._unseen(),
                 seeded(self.accelerator.device, self.args.seed),
             ):
@@ -277,11 +294,22 @@ class DPCurriculumTrainer:
 
         Raises:
             InputError: If training has not finished.
+            TrainingError: If the samples of the network are not finite numbers.
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
-        run_on_main_process(self._save_pipeline)
+        with full_disk_errors(self.output_dir, f"save again, or {RESUME}"):
+            run_on_main_process(self._save_pipeline)
         return self.output_dir
+
+    def _check_room(self) -> None:
+        steps = sum(stage.train_steps for stage in self.stages) + self.args.max_train_steps
+        check_room(
+            self.output_dir,
+            self.checkpoints.bytes_to_write(self.unet, steps, self.args.checkpointing_steps),
+            "The checkpoints",
+            "set `checkpoints_total_limit` or raise `checkpointing_steps`",
+        )
 
     def _save_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
@@ -388,6 +416,8 @@ class DPCurriculumTrainer:
         """Train the network on released images; return whether all steps were taken."""
         state = start_warm_up(self.unet, stage, self.args)
         self._release_and_restore(stage, state)
+        for group in state.optimizer.param_groups:
+            group["lr"] = stage.learning_rate  # a checkpoint from before the first step may have another one
         images = self.released_images.get(stage.name)
         if images is None:
             raise StorageError(
@@ -395,7 +425,12 @@ class DPCurriculumTrainer:
             )
         with self._progress_bar(state, stage.title, stage.train_steps) as progress:
             after_step = self._after_step_of(stage, state, progress)
-            return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step)
+            try:
+                return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step)
+            except TrainingError:  # it diverged: resuming its checkpoints would diverge again
+                first = self._number(state) - state.step
+                run_on_main_process(lambda: self.checkpoints.remove_steps_of(stage.name, first))
+                raise
 
     def _fit_generator(self, stage: GeneratorStage) -> bool:
         """Fit the generator to released features, and make its images; return whether all steps were taken."""
@@ -472,6 +507,11 @@ class DPCurriculumTrainer:
                 while state.step < last:
                     dp_sgd.step()
                     state.advance()
+                    if not is_finite(self.unet):
+                        raise TrainingError(
+                            f"DP-SGD diverged in step {state.step}, and its steps count: start a new run with a lower "
+                            "`learning_rate`, which counts this run by `prior_runs`."
+                        )
                     if self._after_step(state, progress, {}, is_last=state.step == last):
                         return False
         if args.use_ema:
@@ -514,7 +554,7 @@ class DPCurriculumTrainer:
             progress.close()
             self._log(
                 logging.WARNING,
-                f"Interrupted after {number} steps: resume with the same settings and `resume_from_checkpoint` latest.",
+                f"Interrupted after {number} steps: {RESUME}.",
             )
         return terminated
 
@@ -531,7 +571,10 @@ class DPCurriculumTrainer:
             self.sensitive_curves.write(self.ledger.position, self.unet, draws)
 
     def _save_checkpoint(self, state: StageState) -> None:
-        run_on_main_process(lambda: self.checkpoints.save(self._number(state), state, self.ledger, self.plan))
+        ahead = self.stages[self._place(state.stage) + (state.step > 0) :]
+        without_effect = [stage.learning_rate_option for stage in ahead if isinstance(stage, WarmUpStage)]
+        number = self._number(state)
+        run_on_main_process(lambda: self.checkpoints.save(number, state, self.ledger, self.plan, without_effect))
 
     def _save_samples(self, state: StageState) -> None:
         """Save a grid of samples of what the stage trains, at the current step: of the average, if there is one."""

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -293,18 +292,6 @@ def test_ctrl_c_while_an_event_is_written_does_not_damage_the_journal(path, monk
     journal.close()
     written = function == "fsync" or (function == "write" and after)
     assert counted(Journal(path)) == ([1, 2] if written else [2])
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A directory on a disk of half a megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_on_a_full_disk_no_release_begins_and_what_is_in_memory_still_counts(small_disk):

@@ -71,6 +71,26 @@ def test_what_the_launcher_asks_for_is_checked(tmp_path, monkeypatch, mixed_prec
     make_trainer(tmp_path / "model", mixed_precision="bf16")  # a refusal does not fix the precision of the process
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launcher_that_splits_the_network_is_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(InputError, match=rf"splits the network over devices \({kind}\)"):
+        make_trainer(tmp_path / "model")
+
+
+def test_what_accelerate_refuses_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "fastest")
+    with pytest.raises(InputError, match=r"Accelerate cannot start \(ValueError: .*\): correct"):
+        make_trainer(tmp_path / "model")
+
+
+def test_a_second_trainer_with_another_precision_is_refused(tmp_path):
+    make_trainer(tmp_path / "one", mixed_precision="bf16")
+    make_trainer(tmp_path / "two", mixed_precision="bf16")
+    with pytest.raises(InputError, match="already trains with `mixed_precision` bf16, which Accelerate cannot change"):
+        make_trainer(tmp_path / "three", mixed_precision="no")
+
+
 @pytest.mark.parametrize("mode", ["folded", "loop"])
 def test_gradient_checkpointing_changes_no_gradient(mode):
     unet, draws = tiny_unet().train(), some_draws()

@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError
+from ..files import check_room, full_disk_errors
 from .silence import silence
 
 
@@ -89,6 +92,11 @@ def _to_grey_or_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:
     if math.prod(shape) <= MAX_BYTES_IN_MEMORY:
         return np.empty(shape, dtype=np.uint8)
+    directory, remedy = Path(tempfile.gettempdir()), "set TMPDIR to a directory on a larger disk"
+    check_room(directory, math.prod(shape), "The decoded images", remedy)
     # The file has no name, so the system deletes it when the last reference to the memory map is gone.
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile() as file, full_disk_errors(directory, "start again"):
+        # The room is reserved: a process that writes to a memory map on a full disk is killed.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
         return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)

@@ -111,7 +111,7 @@ def _copy(model: torch.nn.Module) -> torch.nn.Module:
         ]
         raise InputError(
             f"The network cannot be copied ({type(error).__name__}), as it keeps {', '.join(computed) or 'something'} "
-            "between calls: compute it in each call, for weights by `torch.nn.utils.parametrize`."
+            "between calls: compute it in each call."
         ) from error
     with on_trial(model):
         randomise_parameters(model)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputError, StorageError
-from ..files import check_new_or_empty
+from ..files import check_new_or_empty, full_disk_errors
 from ..sharing.cards import update as update_card
 
 
@@ -91,7 +91,12 @@ class DatasetDirectory:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(content)
+        try:
+            with full_disk_errors(self.path, "repeat the call, which continues where this one stopped"):
+                partial.write_bytes(content)
+        except StorageError:
+            partial.unlink()
+            raise
         partial.replace(path)
 
 

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from ..checks import GUIDANCE_SCALE, S_CHURN
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
-from ..errors import InputError
+from ..errors import InputError, TrainingError
 from ..gradients.losses import EDM_SCHEDULERS
 from ..pictures import image_grid
 from .pipeline import ClassConditionalPipeline
@@ -103,7 +103,11 @@ class Preview:
             )
 
     def grid(self, unet: UNet2DModel) -> Image.Image:
-        """Sample a grid with one row per class; the noise is always the same, so that grids can be compared."""
+        """Sample a grid with one row per class; the noise is always the same, so that grids can be compared.
+
+        Raises:
+            TrainingError: If a sample is not made of finite numbers.
+        """
         generator = torch.Generator(unet.device).manual_seed(self.config.seed)
         rows = min(GRID_COLUMNS if self.class_names is None else len(self.class_names), MAX_GRID_ROWS)
         pipeline = self.pipeline(unet)
@@ -111,6 +115,11 @@ class Preview:
             self._sample(pipeline, label, GRID_COLUMNS, self.config.num_inference_steps, generator).cpu()
             for label in tqdm(range(rows), desc="Sampling", leave=False)
         ]
+        if not all(sample.isfinite().all() for sample in samples):
+            raise TrainingError(
+                "The samples of the network are not finite numbers, as its training diverged: start a new run with "
+                "lower learning rates."
+            )
         return image_grid(torch.cat(samples), GRID_COLUMNS)
 
     def _sample(

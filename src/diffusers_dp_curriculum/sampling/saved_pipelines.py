@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import diffusers
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..errors import HubError, InputError
+from ..finite import is_finite
 from ..gradients.losses import EDM_SCHEDULERS
 from ..names import check_pipeline_name, is_on_hub
 from .pipeline import ClassConditionalPipeline
@@ -19,7 +21,7 @@ def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
         name (`str`): Directory or Hub id of a saved pipeline.
 
     Raises:
-        InputError: If there is no pipeline of that name, or it needs code of its own.
+        InputError: If there is no pipeline of that name, it needs code of its own, or its training diverged.
         HubError: If the Hub is out of reach, and offline mode is not set.
     """
     check_pipeline_name(name)
@@ -30,10 +32,16 @@ def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
             f"{name} is neither the directory of a saved pipeline nor one on the Hub: check the name."
         ) from error
     if class_name == ["pipeline", "ClassConditionalPipeline"]:
-        return ClassConditionalPipeline.from_pretrained(name)
-    if isinstance(class_name, list):
+        pipeline = ClassConditionalPipeline.from_pretrained(name)
+    elif isinstance(class_name, list):
         raise InputError(f"{name} needs code of its own ({'.'.join(class_name)}): call `generate_dataset` in Python.")
-    return diffusers.DiffusionPipeline.from_pretrained(name)
+    else:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(name)
+    if not all(is_finite(part) for part in pipeline.components.values() if isinstance(part, torch.nn.Module)):
+        raise InputError(
+            f"The weights of {name} are not all finite numbers, as its training diverged: use another pipeline."
+        )
+    return pipeline
 
 
 def use_scheduler(pipeline: diffusers.DiffusionPipeline, name: str) -> None:

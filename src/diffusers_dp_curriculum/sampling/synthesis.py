@@ -192,7 +192,8 @@ def generate_dataset(
         class-conditional pipeline, `label` (`datasets.ClassLabel`).
 
     Raises:
-        [`InputError`]: If an argument is out of range, or `output_dir` holds anything but a part of the same data set.
+        [`InputError`]: If an argument is out of range, `output_dir` holds anything but a part of the same data set, or
+            images are not made of finite numbers.
 
     Examples:
         >>> from diffusers_dp_curriculum import ClassConditionalPipeline, build_scheduler, build_unet, generate_dataset
@@ -293,8 +294,13 @@ def _sample_shard(
         features["label"] = datasets.ClassLabel(names=pipeline.class_names)
         columns["label"] = labels
         condition = {"class_labels": labels}
-    images = pipeline(**condition, **sampling, generator=generator).images
-    columns["image"] = [{"bytes": _png(image), "path": None} for image in images]
+    images = pipeline(**condition, **sampling, generator=generator, output_type="np").images
+    if not np.isfinite(images).all():  # they would become black images
+        raise InputError(
+            "The pipeline makes images that are not finite numbers, as its training diverged or its number type is too "
+            "small: use another pipeline, or load it in float32."
+        )
+    columns["image"] = [{"bytes": _png(image), "path": None} for image in pipeline.numpy_to_pil(images)]
     return pa.table(columns, schema=features.arrow_schema)
 
 

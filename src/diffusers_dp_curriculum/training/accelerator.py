@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, parse_choice_from_env
+from accelerate.utils import InitProcessGroupKwargs, parse_choice_from_env, parse_flag_from_env
 
 from ..config import DPCurriculumConfig
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..gradients.precision import LOSS_SCALES
 from ..run_paths import RunPaths
 
@@ -18,6 +19,10 @@ from ..run_paths import RunPaths
 # The timeout of collective operations. It is long because the other processes wait while the main process alone queries
 # central images and draws samples.
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
+
+
+# What a launcher sets if it wants the weights of a network split over devices.
+SPLITTING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
@@ -28,8 +33,14 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
 
     Raises:
         InputError: If this machine does not support the precision, the package of the logger is not installed, or
-            training would run on Apple's GPU, which has no float64.
+            training would run on Apple's GPU, which has no float64; or if the launcher splits networks over devices, or
+            the process has trained with another precision.
     """
+    if split := [name for name in SPLITTING if parse_flag_from_env(f"ACCELERATE_USE_{name}")]:
+        raise InputError(
+            f"The launcher splits the network over devices ({split[0]}), and per-record gradients need all of it in each "
+            "process: choose data parallelism in `accelerate config`."
+        )
     on_cpu = not torch.accelerator.is_available()
     # Checked before the accelerator is created, because Accelerate keeps the first precision for the whole process.
     _check_precision(args.mixed_precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no"), on_cpu)
@@ -38,14 +49,26 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
             f"The logger {args.logger} is not installed: install it (`pip install {args.logger}`), or choose another "
             "`logger`."
         )
+    if args.mixed_precision is not None and is_initialized():
+        if (existing := AcceleratorState().mixed_precision) != args.mixed_precision:
+            raise InputError(
+                f"This process already trains with `mixed_precision` {existing}, which Accelerate cannot change: use "
+                "that, or start a new process, in a notebook by restarting the kernel."
+            )
     long_timeout = InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        cpu=on_cpu,
-        kwargs_handlers=[long_timeout],
-        log_with=args.logger,
-        project_dir=RunPaths(Path(args.output_dir)).private / args.logging_dir,
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            cpu=on_cpu,
+            kwargs_handlers=[long_timeout],
+            log_with=args.logger,
+            project_dir=RunPaths(Path(args.output_dir)).private / args.logging_dir,
+        )
+    except Exception as error:  # of many types, for what a launcher or `accelerate config` asks for
+        raise InputError(
+            f"Accelerate cannot start ({type(error).__name__}: {first_line(error)}): correct what `accelerate config` or "
+            "the launcher sets."
+        ) from error
     if accelerator.device.type == "mps":
         raise InputError(
             "DP noise needs float64, which Apple's GPU has not: set ACCELERATE_USE_CPU=true to train on the CPU."

@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,20 +82,30 @@ class Checkpoints:
         state: StageState,
         ledger: PrivacyLedger,
         plan: Plan,
+        without_effect: Collection[str] = (),
     ) -> Path:
         """Write `checkpoint-{number}`, replacing any checkpoint of that name; existing checkpoints survive a crash.
 
         From this call on, every release in the ledger counts for good, even if the checkpoint is deleted later.
+        Settings in `without_effect` have had no effect yet, and may change when the run is resumed from the checkpoint.
         """
         ledger.mark_visible(f"checkpoint-{number}")
         path = self.directory / f"checkpoint-{number}"
+        identity = {name: value for name, value in self.identity.items() if name not in without_effect}
+        metadata = {
+            "stage": state.stage,
+            "position": ledger.position,
+            "check": ledger.check,
+            "plan": asdict(plan),
+            "identity": identity | {"records": self._records_checksum()},
+            "without_effect": [*without_effect],
+        }
         partial = path.with_name(path.name + PARTIAL)
-        partial.mkdir(parents=True)
-        torch.save(state.state_dict(), partial / "state.pt")
-        metadata = {"stage": state.stage, "position": ledger.position, "check": ledger.check, "plan": asdict(plan)}
-        metadata["identity"] = self.identity | {"records": self._records_checksum()}
-        (partial / "checkpoint.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        _sync(partial)
+        try:
+            _write(partial, state.state_dict(), metadata)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk it would take the last room
+            raise
         if path.exists():  # left from before the run was resumed from an earlier checkpoint
             _remove(path)
         partial.rename(path)
@@ -131,7 +141,7 @@ class Checkpoints:
                     f"{', '.join(['latest', *(p.name for p in self.all())])}."
                 )
         metadata = _read_metadata(path)
-        self._check_same_run(path, metadata["identity"])
+        self._check_same_run(path, metadata["identity"], metadata["without_effect"])
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         except Exception as error:  # of many types; torch's message would advise loading without safety checks
@@ -140,6 +150,31 @@ class Checkpoints:
             ) from error
         plan = Plan.from_dict(metadata["plan"])
         return Checkpoint(path.name, metadata["stage"], state, metadata["position"], metadata["check"], plan)
+
+    def bytes_to_write(self, unet: torch.nn.Module, num_steps: int, interval: int) -> int:
+        """How many bytes the checkpoints of a whole run take, besides those that are there already.
+
+        Args:
+            unet (`torch.nn.Module`): The network; a checkpoint has its weights, their average and two values of Adam.
+            num_steps (`int`): The number of steps of all stages.
+            interval (`int`): The number of steps between two checkpoints.
+        """
+        number = 2 + num_steps // interval
+        if self.total_limit is not None:
+            number = min(number, self.total_limit + 1)  # one is written before one is deleted
+        size = 4 * sum(p.nbytes for p in unet.parameters())
+        return size * max(number - len(self.all()), 1)
+
+    def remove_steps_of(self, stage: str, first: int) -> None:
+        """Remove the checkpoints of a stage that has diverged, but for those at its start.
+
+        Args:
+            stage (`str`): The name of the stage.
+            first (`int`): The number of steps of all stages before it.
+        """
+        for path in self.all():
+            if _read_metadata(path)["stage"] == stage and int(path.name.removeprefix("checkpoint-")) > first:
+                _remove(path)
 
     def remove_partial(self) -> None:
         """Remove checkpoints that a crash left half written."""
@@ -155,9 +190,9 @@ class Checkpoints:
             existing, key=lambda path: (_read_metadata(path)["position"], int(path.name.removeprefix("checkpoint-")))
         )
 
-    def _check_same_run(self, path: Path, identity: dict[str, Any]) -> None:
+    def _check_same_run(self, path: Path, identity: dict[str, Any], without_effect: Collection[str]) -> None:
         for name, value in (self.identity | {"records": self._records_checksum()}).items():
-            if identity.get(name) != value:
+            if name not in without_effect and identity.get(name) != value:
                 raise InputError(
                     f"{path} was made with other {name}: resume with the settings, network and records that the run "
                     "was started with."
@@ -191,12 +226,21 @@ def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler:
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        return {name: metadata[name] for name in ("stage", "position", "check", "plan", "identity")}
+        wanted = ("stage", "position", "check", "plan", "identity")
+        return {"without_effect": []} | metadata | {name: metadata[name] for name in wanted}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StorageError(
             f"{path / 'checkpoint.json'} cannot be read ({type(error).__name__}): restore it, or move {path.name} away "
             "to resume from another checkpoint."
         ) from error
+
+
+def _write(directory: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
+    directory.mkdir(parents=True)
+    with open(directory / "state.pt", "wb") as file:  # given a path, PyTorch would not say why writing failed
+        torch.save(state, file)
+    (directory / "checkpoint.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    _sync(directory)
 
 
 def _remove(path: Path) -> None:

@@ -1,10 +1,57 @@
 """Checks that a network fits the data set and can be trained under differential privacy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from diffusers import UNet2DModel
 
 from ..data.dataset_info import DatasetInfo
-from ..errors import InputError
+from ..errors import DPCurriculumError, InputError, first_line
+
+
+# The end of the name of a part that `torch.compile` has wrapped.
+COMPILED = "._orig_mod"
+
+
+def check_type(unet: torch.nn.Module) -> None:
+    """Refuse a network that is not a plain `UNet2DModel`: a wrapped, compiled or adapted one, or one of another class.
+
+    Diffusers could not load it from what a run publishes. A compiled network would be compiled again for each of the
+    many trials, and the compiler of `accelerate launch` compiles the gradients of single records instead.
+
+    Raises:
+        InputError: If the network, or a part of it, is wrapped or compiled, or the network is of another class.
+    """
+    if type(unet) is not UNet2DModel:
+        raise InputError(
+            f"`unet` is of type {type(unet).__name__}, which cannot be published as a UNet2DModel: give the "
+            "UNet2DModel itself; `accelerate launch` starts several processes, or a compiler."
+        )
+    for name, module in unet.named_modules():
+        if name.endswith(COMPILED) or module._compiled_call_impl is not None:
+            where = name.removesuffix(COMPILED) or "it"
+            raise InputError(
+                f"The UNet is compiled (by `torch.compile` of {where}): give it as it was before; "
+                "`accelerate launch` with a `dynamo_backend` compiles its gradients."
+            )
+
+
+@contextmanager
+def network_errors() -> Iterator[None]:
+    """Turn any error of a network on random numbers into one sentence.
+
+    Raises:
+        InputError: If the network raises an error.
+    """
+    try:
+        yield
+    except DPCurriculumError:
+        raise
+    except Exception as error:  # whatever a layer raises
+        raise InputError(
+            f"The UNet fails on random images ({type(error).__name__}: {first_line(error)}): correct its config."
+        ) from error
 
 
 def check_sample_size(unet: UNet2DModel) -> int:
@@ -64,6 +111,11 @@ def check_network(unet: UNet2DModel, info: DatasetInfo) -> None:
         raise InputError(
             f"The UNet has num_class_embeds={config.num_class_embeds} where the data set needs {wanted} (its classes "
             "and the null class; None without classes): make the UNet with that."
+        )
+    if config.class_embed_type not in (None, "timestep"):
+        raise InputError(
+            f"The UNet has class_embed_type={config.class_embed_type!r}, which takes vectors where a data set has "
+            "numbers of classes: make the UNet without `class_embed_type`."
         )
     if not any(p.requires_grad for p in unet.parameters()):
         raise InputError("No parameter of the UNet is trainable: set requires_grad of those that should be.")

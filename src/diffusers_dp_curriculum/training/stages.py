@@ -34,6 +34,7 @@ class WarmUpStage:
         batch_size (`int`): Images per step, over all processes.
         batch_size_option (`str`): The name of the option that sets the batch size, for messages.
         learning_rate (`float`): Learning rate of Adam.
+        learning_rate_option (`str`): The name of the option that sets the learning rate, for messages.
         augmentation (`str`): Name of the random variations of the images, see [`make_augmentation`].
     """
 
@@ -43,6 +44,7 @@ class WarmUpStage:
     batch_size: int
     batch_size_option: str
     learning_rate: float
+    learning_rate_option: str
     augmentation: str
 
     @property
@@ -102,6 +104,7 @@ def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
                 batch_size=config.central_batch_size,
                 batch_size_option="central_batch_size",
                 learning_rate=config.central_learning_rate,
+                learning_rate_option="central_learning_rate",
                 augmentation=config.central_augmentation,
             )
         )
@@ -122,6 +125,7 @@ def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
                 batch_size=config.frequency_batch_size,
                 batch_size_option="frequency_batch_size",
                 learning_rate=config.frequency_learning_rate,
+                learning_rate_option="frequency_learning_rate",
                 augmentation="none",
             )
         )

@@ -7,7 +7,9 @@ import torch
 from accelerate.utils import reduce
 
 from ..config import DPCurriculumConfig
-from ..distributed import num_processes, process_index
+from ..distributed import any_process, num_processes, process_index
+from ..errors import TrainingError
+from ..finite import is_finite
 from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import seed_from
@@ -16,6 +18,10 @@ from ..pictures import enlarge
 from .optimization import make_lr_scheduler
 from .stages import WarmUpStage
 from .training_state import TrainingState, make_ema
+
+
+# Targets have a variance of about 1, and a network that predicts zeros has a loss of about 1.
+LARGEST_LOSS = 1000.0
 
 
 def make_augmentation(name: str, channels: int) -> torch.nn.Module:
@@ -93,6 +99,9 @@ def warm_up(
 
     Returns:
         `bool`: Whether all steps were taken.
+
+    Raises:
+        TrainingError: If training diverges, before anything of that step is passed to `after_step`.
     """
     unet = state.unet
     device = next(unet.parameters()).device
@@ -115,6 +124,12 @@ def warm_up(
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.advance()
+        if any_process(not error.item() <= LARGEST_LOSS or not is_finite(unet)):
+            raise TrainingError(
+                f"The training on {stage.name.replace('_', ' ')} diverged by step {state.step}: lower "
+                f"`{stage.learning_rate_option}`, and resume with `resume_from_checkpoint` latest, which queries no "
+                "record again."
+            )
         if after_step(error.detach()):
             return False
     if config.use_ema:
