@@ -19,7 +19,7 @@ import torch
 from ..checks import at_least
 from ..errors import InputError
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
-from .columns import encode_labels, find_image_column, find_label_column, read_labels
+from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
 from .dataset_info import DatasetInfo
 from .file_inventory import FileInventory
 from .idx import find_idx_files, has_idx_files, read_idx_dataset
@@ -165,8 +165,9 @@ def load_image_dataset(
             The column of labels: a `ClassLabel` feature, or integers, booleans or strings with `class_names`. By
             default the only `ClassLabel` feature; if there is none, the data set is unconditional.
         class_names (`list[str]`, *optional*):
-            The classes, in order. Named labels (`ClassLabel` and strings) are looked up in the list; integers and
-            booleans are indices into it. By default the classes that the `ClassLabel` feature declares, the directories
+            The classes, in order. Labels are looked up in the list by their names, also integers and booleans if
+            the names are such values ("1", "2" or "no", "yes"); otherwise integers and booleans are indices into it.
+            By default the classes that the `ClassLabel` feature declares, the directories
             of image files, or the ten digits for IDX files. The list is never read from the records, because it is
             published.
         unconditional (`bool`, defaults to `False`):
@@ -391,7 +392,7 @@ def _from_arrays(
         origin = "as given" if class_names else "the ten digits"
         class_names = list(class_names or map(str, range(10)))
         provenance = {**provenance, "classes": describe_classes(class_names, origin)}
-        labels = encode_labels(labels.tolist(), {index: index for index in range(len(class_names))})
+        labels = encode_labels(labels.tolist(), classes_of_numbers(class_names))
     side = resolution or images.shape[1]
     if images.shape[1:] == (side, side):
         pixels = torch.from_numpy(images[:, np.newaxis])
