@@ -21,8 +21,8 @@ from ..errors import InputError
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
 from .dataset_info import DatasetInfo
-from .file_inventory import FileInventory
-from .idx import find_idx_files, has_idx_files, read_idx_dataset
+from .file_inventory import OTHER_FORMAT, FileInventory, is_document
+from .idx import find_idx_files, has_idx_files, is_idx, read_idx_dataset
 from .image_decoding import read_images, to_tensor
 from .silence import no_messages
 from .sources import load_from_directory, load_from_hub, read_digits
@@ -141,6 +141,7 @@ def load_image_dataset(
     class_names: list[str] | None = None,
     unconditional: bool = False,
     accept_found_classes: bool = False,
+    accept_left_out_files: bool = False,
 ) -> ImageDataset:
     """Load one split of an image data set from the Hub, from a directory, or from scikit-learn.
 
@@ -175,6 +176,10 @@ def load_image_dataset(
         accept_found_classes (`bool`, defaults to `False`):
             Whether to accept, without `class_names`, a list of classes that may depend on which records there are, such
             as the list of `datasets.load_dataset("imagefolder", ...)`. The list will be published.
+        accept_left_out_files (`bool`, defaults to `False`):
+            Whether to load a part of the files only, where others may be records: images in formats that Pillow does
+            not read, links whose files have not been fetched, images that the metadata do not name, files of another
+            format, or parquet files that are missing.
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -211,18 +216,22 @@ def load_image_dataset(
         _refuse_columns("The digits have", image_column, label_column)
         return _from_arrays(*read_digits(split), provenance={}, **array_options)
     if dataset_name is not None:
-        return _from_source(load_from_hub(dataset_name, split), **column_options)
+        return _from_source(load_from_hub(dataset_name, split, accept_left_out_files), **column_options)
 
     assert train_data_dir is not None
     directory = Path(train_data_dir)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory: pass the one that holds the images as `train_data_dir`.")
     files = FileInventory.of_directory(directory)
+    files.check_no_output(directory)
     if has_idx_files(directory):
         _refuse_columns("IDX files have", image_column, label_column)
         images, labels = read_idx_dataset(directory, split)
         used = find_idx_files(directory, split)
-        files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
+        files.leave_out(f"not in the split {split!r}", lambda path: is_idx(path) and path not in used)
+        files.leave_out("documents", lambda path: path not in used and is_document(path))
+        files.leave_out(OTHER_FORMAT, lambda path: path not in used)
+        files.check_nothing_is_lost(accept_left_out_files)
         return _from_arrays(images, labels, provenance=files.provenance(), **array_options)
     # `datasets` makes a copy of the records, which must not remain in the user's cache.
     with tempfile.TemporaryDirectory() as cache_dir:
@@ -233,6 +242,7 @@ def load_image_dataset(
                 split,
                 class_names=class_names,
                 unconditional=unconditional,
+                accept_left_out_files=accept_left_out_files,
                 cache_dir=cache_dir,
             )
         return _from_source(source, **column_options)
