@@ -72,6 +72,11 @@ class ScriptArguments:
         "Publish the list of classes that was found, although one record may have added its own to it; --class_names "
         "is better.",
     )
+    accept_left_out_files: bool = _data(
+        False,
+        "Train without files that may be records: of formats that are not read, linked to nothing, not named in the "
+        "metadata, beside files of another format, or missing.",
+    )
 
     model_config_name_or_path: str | None = _network(
         None, "Config of the UNet2DModel, used instead of the other flags of the network."
@@ -209,11 +214,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from ..data.image_dataset import load_image_dataset
     from ..distributed import run_on_main_process
+    from ..files import check_outside
     from ..sharing.hub import prepare_repo
     from ..trainer import DPCurriculumTrainer
     from ..training.interruption import RunStatus
     from ..training.run_directory import check_output_dir
 
+    if script.train_data_dir is not None:
+        check_outside(Path(config.output_dir), Path(script.train_data_dir))
     if is_main_process():  # checked before loading, which may take long
         check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
     noise_scheduler = scheduler_of(script)
@@ -226,6 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         class_names=script.class_names,
         unconditional=script.unconditional,
         accept_found_classes=script.accept_found_classes,
+        accept_left_out_files=script.accept_left_out_files,
+        # A plan needs no pixels, unless it is that of a run to resume, whose records are compared with these.
+        decode=not script.plan or config.resume_from_checkpoint is not None,
     )
     set_seed(config.seed)
     unet = network_of(script, dataset.info)

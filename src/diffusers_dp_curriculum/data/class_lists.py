@@ -12,6 +12,7 @@ import datasets
 
 from ..errors import InputError
 from .columns import image_paths
+from .dataset_info import classes_in_words
 
 
 @dataclass
@@ -89,8 +90,7 @@ def in_several_directories(files: Iterable[Path]) -> bool:
 
 def describe_classes(class_names: list[str], origin: str) -> str:
     """Describe the classes for the plan: their indices, and where the list comes from."""
-    names = ", ".join(f"{index} = {name}" for index, name in enumerate(class_names))
-    return f"{names}: {origin}; published with the model"
+    return f"{classes_in_words(class_names)}: {origin}; published with the model"
 
 
 def _doubt_about_classes(dataset: datasets.Dataset, class_names: list[str]) -> str | None:

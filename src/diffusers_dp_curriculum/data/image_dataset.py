@@ -37,7 +37,8 @@ class ImageDataset(torch.utils.data.Dataset):
     Args:
         images (`torch.Tensor`):
             `uint8` of shape `(N, C, H, W)` with `C` 1 (grey) or 3 (RGB) and `H == W`. It may be backed by a
-            memory-mapped temporary file, which is deleted together with the tensor.
+            memory-mapped temporary file, which is deleted together with the tensor. On PyTorch's device "meta" it has
+            a shape and no pixels, which is enough for a plan.
         labels (`torch.Tensor`):
             `int64` of shape `(N,)`; all zero for an unconditional data set.
         class_names (`list[str]`, *optional*):
@@ -45,6 +46,8 @@ class ImageDataset(torch.utils.data.Dataset):
         provenance (`dict[str, str]`):
             Lines for the plan about where the records and their classes come from, by their titles. They are for the
             owner of the data and never published.
+        directory (`Path`, *optional*):
+            The directory that the records were loaded from, in which no run may write.
 
     Examples:
         >>> import torch
@@ -61,6 +64,7 @@ class ImageDataset(torch.utils.data.Dataset):
     labels: torch.Tensor
     class_names: list[str] | None = None
     provenance: dict[str, str] = field(default_factory=dict)
+    directory: Path | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,6 +92,11 @@ class ImageDataset(torch.utils.data.Dataset):
     def num_classes(self) -> int | None:
         """`int` or `None`: The number of classes; `None` for an unconditional data set."""
         return self.info.num_classes
+
+    @property
+    def is_decoded(self) -> bool:
+        """`bool`: Whether the images have pixels, and not a shape alone."""
+        return not self.images.is_meta
 
     def batch(
         self, indices: torch.Tensor | slice, device: torch.device | str = "cpu"
@@ -125,7 +134,9 @@ class ImageDataset(torch.utils.data.Dataset):
         Returns:
             `str`: 32 hexadecimal digits.
         """
-        checksum = hashlib.blake2b(self.images.contiguous().numpy(), key=key, digest_size=16)
+        checksum = hashlib.blake2b(key=key, digest_size=16)
+        if self.is_decoded:
+            checksum.update(self.images.contiguous().numpy())
         checksum.update(self.labels.contiguous().numpy())
         return checksum.hexdigest()
 
@@ -142,6 +153,7 @@ def load_image_dataset(
     unconditional: bool = False,
     accept_found_classes: bool = False,
     accept_left_out_files: bool = False,
+    decode: bool = True,
 ) -> ImageDataset:
     """Load one split of an image data set from the Hub, from a directory, or from scikit-learn.
 
@@ -180,6 +192,9 @@ def load_image_dataset(
             Whether to load a part of the files only, where others may be records: images in formats that Pillow does
             not read, links whose files have not been fetched, images that the metadata do not name, files of another
             format, or parquet files that are missing.
+        decode (`bool`, defaults to `True`):
+            Whether to decode the images. Otherwise only the first one of a column is decoded, and the data set has the
+            shape of the images and no pixels, so that `describe_plan` of a trainer takes no longer with more images.
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -209,6 +224,7 @@ def load_image_dataset(
         "image_column": image_column,
         "label_column": label_column,
         "accept_found_classes": accept_found_classes,
+        "decode": decode,
         **array_options,
     }
 
@@ -232,7 +248,9 @@ def load_image_dataset(
         files.leave_out("documents", lambda path: path not in used and is_document(path))
         files.leave_out(OTHER_FORMAT, lambda path: path not in used)
         files.check_nothing_is_lost(accept_left_out_files)
-        return _from_arrays(images, labels, provenance=files.provenance(), **array_options)
+        return replace(
+            _from_arrays(images, labels, provenance=files.provenance(), **array_options), directory=directory
+        )
     # `datasets` makes a copy of the records, which must not remain in the user's cache.
     with tempfile.TemporaryDirectory() as cache_dir:
         with no_messages():
@@ -245,7 +263,7 @@ def load_image_dataset(
                 accept_left_out_files=accept_left_out_files,
                 cache_dir=cache_dir,
             )
-        return _from_source(source, **column_options)
+        return replace(_from_source(source, **column_options), directory=directory)
 
 
 def to_image_dataset(
@@ -300,7 +318,8 @@ def to_image_dataset(
                 f"The images were loaded with {dataset.resolution} pixels per side: load them with `resolution` "
                 f"{resolution}, or ask for {dataset.resolution}."
             )
-        dataset = _without_labels(dataset.images, dataset.provenance) if unconditional else dataset
+        if unconditional:
+            dataset = replace(_without_labels(dataset.images, dataset.provenance), directory=dataset.directory)
         _check_image_dataset(dataset)
         return dataset
     if not isinstance(dataset, datasets.Dataset):
@@ -310,6 +329,7 @@ def to_image_dataset(
         )
     return _from_source(
         Source(dataset),
+        decode=True,
         resolution=resolution,
         image_column=image_column,
         label_column=label_column,
@@ -328,6 +348,7 @@ def _from_source(
     class_names: list[str] | None,
     unconditional: bool,
     accept_found_classes: bool,
+    decode: bool,
 ) -> ImageDataset:
     source = replace(source, dataset=source.dataset.with_format(None))
     dataset = source.dataset
@@ -338,16 +359,22 @@ def _from_source(
     if label_column is None:
         if not unconditional:
             check_no_classes_are_lost(source)
-        pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
-        return _without_labels(pixels, source.provenance)
+        return _without_labels(_read_pixels(dataset, image_column, resolution, decode), source.provenance)
     origin = "as given"
     if class_names is None:
         class_names, origin = find_classes(source, label_column, accept_found_classes)
     # Labels first: they are checked within seconds, while decoding images may take an hour.
     labels, class_names = read_labels(dataset, label_column, class_names)
     provenance = {**source.provenance, "classes": describe_classes(class_names, origin)}
-    pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
-    return ImageDataset(pixels, labels, class_names, provenance)
+    return ImageDataset(_read_pixels(dataset, image_column, resolution, decode), labels, class_names, provenance)
+
+
+def _read_pixels(dataset: datasets.Dataset, image_column: str, resolution: int | None, decode: bool) -> torch.Tensor:
+    """Decode the images, or only the first one for the shape of all."""
+    if decode:
+        return to_tensor(read_images(dataset, image_column), len(dataset), resolution)
+    first = to_tensor(read_images(dataset.select([0]), image_column), 1, resolution)
+    return torch.empty((len(dataset), *first.shape[1:]), dtype=torch.uint8, device="meta")
 
 
 def _check_image_dataset(dataset: ImageDataset) -> None:
