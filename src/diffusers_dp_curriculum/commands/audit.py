@@ -33,6 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset_name", help='Hub id of a public data set; "digits" by default')
     parser.add_argument("--train_data_dir", help="directory with a public data set, instead of --dataset_name")
+    parser.add_argument(
+        "--accept_left_out_files", action="store_true", help="leave out files that may be images but cannot be read"
+    )
     parser.add_argument("--resolution", type=int, help="resize and crop images to this size")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty directory for audit.json and audit.png"
@@ -98,12 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from ..auditing.audit import audit_dp_sgd
     from ..data.image_dataset import load_image_dataset
-    from ..files import check_new_or_empty
+    from ..files import check_new_or_empty, check_outside
     from ..gradients.losses import DenoisingLoss
     from ..privacy.accounting import Mechanism, calibrate_noise_multiplier
     from ..training.networks import build_scheduler, build_unet
 
     check_new_or_empty(args.output_dir)
+    if args.train_data_dir is not None:
+        check_outside(args.output_dir, Path(args.train_data_dir))
     torch.set_num_threads(1)  # two threads slow down so small a network, and very much on a busy machine
     if args.dataset_name is None and args.train_data_dir is None:
         args.dataset_name = "digits"
@@ -112,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train_data_dir=args.train_data_dir,
         resolution=args.resolution,
         accept_found_classes=True,  # the records are public
+        accept_left_out_files=args.accept_left_out_files,
     )
     planned = Mechanism("dp_sgd", 1.0, args.sample_rate, args.max_train_steps, 1.0)
     noise_multiplier = calibrate_noise_multiplier(args.target_epsilon, args.target_delta, planned)
