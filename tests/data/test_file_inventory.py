@@ -5,7 +5,7 @@ import os
 import datasets
 import pytest
 
-from diffusers_dp_curriculum import load_image_dataset
+from diffusers_dp_curriculum import load_image_dataset, to_image_dataset
 from helpers.image_data import CLASSES, GREY, labelled, refused, write_images
 
 
@@ -125,6 +125,53 @@ def test_metadata_beside_the_directories_of_splits_are_not_ignored(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,age\ntrain/0.png,1\ntrain/1.png,2\n")
     with refused("would be left out, 1 .csv .metadata, but not in the directory of the split."):
         load(tmp_path)
+
+
+# Data sets that `datasets` made of directories
+
+
+def unread(photos):
+    (photos / "dog" / "0.png").rename(photos / "dog" / "0.heic")
+
+
+def unfetched(photos):
+    (photos / "dog" / "0.png").unlink()
+    (photos / "dog" / "0.png").symlink_to("nowhere")
+
+
+def a_class_of_another_format(photos):
+    for path in list((photos / "dog").iterdir()):
+        path.rename(path.with_suffix(".dcm"))
+
+
+def a_class_that_is_a_link(photos):
+    (photos / "dog").rename(photos.parent / "elsewhere")
+    (photos / "dog").symlink_to(photos.parent / "elsewhere")
+
+
+def metadata_of_one_image(photos):
+    (photos / "metadata.csv").write_text("file_name,age\ncat/0.png,1\n")
+
+
+@pytest.mark.parametrize(
+    "change", [metadata_of_one_image, unread, unfetched, a_class_of_another_format, a_class_that_is_a_link]
+)
+def test_what_datasets_has_dropped_is_refused(photos, tmp_path, change):
+    change(photos)
+    found = datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "cache"))["train"]
+    for options in ({}, {"unconditional": True}, {"class_names": CLASSES}):
+        for dataset in (found, found.shuffle(), found.with_transform(lambda batch: {"nothing": [0]})):
+            with refused("Files that may be records would be left out, "):
+                to_image_dataset(dataset, **options)
+    assert len(to_image_dataset(found, unconditional=True, accept_left_out_files=True)) == len(found)
+
+
+def test_what_was_left_out_of_a_found_data_set_on_purpose_is_no_loss(photos, tmp_path):
+    (photos / "dog" / "notes.txt").write_bytes(b"x")
+    (photos / "dog" / ".DS_Store").write_bytes(b"x")
+    found = datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "cache"))["train"]
+    for dataset in (found, found.filter(lambda label: label == 0, input_columns="label"), found.select([0])):
+        assert len(to_image_dataset(dataset, class_names=CLASSES)) == len(dataset)
 
 
 # Saved data sets

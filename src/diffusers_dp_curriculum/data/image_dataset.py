@@ -22,6 +22,7 @@ from .class_lists import Source, check_no_classes_are_lost, describe_classes, fi
 from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
 from .dataset_info import DatasetInfo
 from .file_inventory import OTHER_FORMAT, FileInventory, is_document
+from .found_folders import check_no_files_are_lost
 from .idx import find_idx_files, has_idx_files, is_idx, read_idx_dataset
 from .image_decoding import read_images, to_tensor
 from .silence import no_messages
@@ -275,6 +276,7 @@ def to_image_dataset(
     class_names: list[str] | None = None,
     unconditional: bool = False,
     accept_found_classes: bool = False,
+    accept_left_out_files: bool = False,
 ) -> ImageDataset:
     """Decode and check a `datasets.Dataset`; an [`ImageDataset`] is returned as it is.
 
@@ -294,6 +296,8 @@ def to_image_dataset(
             As in [`load_image_dataset`].
         accept_found_classes (`bool`, defaults to `False`):
             As in [`load_image_dataset`].
+        accept_left_out_files (`bool`, defaults to `False`):
+            Whether to accept that `datasets` has left out files beside the images, which may be records.
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -327,6 +331,7 @@ def to_image_dataset(
             f"{type(dataset).__name__} is not one split of a data set: pass a datasets.Dataset such as "
             'dataset["train"].'
         )
+    check_no_files_are_lost(dataset.with_format(None), accept_left_out_files)
     return _from_source(
         Source(dataset),
         decode=True,
