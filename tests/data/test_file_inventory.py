@@ -57,6 +57,13 @@ def test_directories_that_tools_leave_hold_no_records(photos, name, place):
     assert dataset.provenance["files"] == "11 found, 10 used, 1 left out"
 
 
+def test_a_class_may_hold_nothing_but_what_tools_leave(photos):
+    (photos / "bird" / "@eaDir").mkdir(parents=True)
+    (photos / "bird" / "Thumbs.db").write_bytes(b"x")
+    write_images(photos / "bird" / "@eaDir", GREY[:1])
+    assert load(photos).class_names == ["bird", *CLASSES]
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_one_file_is_not_two_records(photos, link):
     link(photos / "cat" / "0.png", photos / "dog" / "again.png")

@@ -18,6 +18,8 @@ from ..run_paths import RunPaths
 # Only what looks like a suffix is shown: in names such as 1.2.840.4711, the part after the dot identifies a person.
 SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 
+LEFT_BY_A_TOOL = "left by a tool"
+
 # Reasons to leave out a file that may be a record, or that may say what the records are.
 UNREADABLE = "in no format that Pillow reads"
 UNFETCHED = "linked to nothing"
@@ -105,11 +107,12 @@ class FileInventory:
         Raises:
             InputError: If a run, a generated data set or a part of either is among the files.
         """
-        for path in self.reasons:
-            run = RunPaths(path.parent.parent if path.parent.name == "private" else path.parent)
-            if path == run.journal or (path == run.privacy_json and path.parent != root):
+        with_files = {path.parent for path in self.reasons}
+        for directory in sorted(with_files | {directory.parent for directory in with_files}):
+            run = RunPaths(directory)
+            if run.journal in self.reasons or (directory != root and run.privacy_json in self.reasons):
                 raise InputError(
-                    f"{run.output_dir} holds the output of a run, whose pictures would be taken for records: move it "
+                    f"{directory} holds the output of a run, whose pictures would be taken for records: move it "
                     f"out of {root}, or pass another directory as `train_data_dir`."
                 )
 
@@ -120,11 +123,13 @@ class FileInventory:
                 self.reasons[path] = reason
 
     def left_out_of(self, directory: Path) -> list[Path]:
-        """The files in a directory that are left out, except hidden files without suffix, such as `.gitkeep`."""
+        """The files in a directory that are left out, except those that tools leave, and files such as `.gitkeep`."""
         return [
             path
             for path, reason in self.reasons.items()
-            if reason is not None and path.is_relative_to(directory) and not (reason == "hidden" and not path.suffix)
+            if reason not in (None, LEFT_BY_A_TOOL)
+            and path.is_relative_to(directory)
+            and not (reason == "hidden" and not path.suffix)
         ]
 
     def count(self, paths: Iterable[Path]) -> str:
@@ -162,7 +167,7 @@ def reason_to_ignore(name: str) -> str | None:
     """The reason to leave out a file or directory because of its name; None if there is none."""
     if name.startswith("."):
         return "hidden"
-    return "left by a tool" if is_left_behind(name) else None
+    return LEFT_BY_A_TOOL if is_left_behind(name) else None
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:

@@ -150,8 +150,8 @@ def find_split(directory: Path, split: str, class_names: list[str] | None = None
 def _check_no_splits_below(root: Path, images: list[Path], class_names: list[str] | None) -> None:
     """Refuse splits that would be read as one, also at another level, because one of them is to be held out."""
     beside: dict[Path, set[str]] = {}
-    for image in images:
-        for directory in image.relative_to(root).parents:
+    for place in {image.parent for image in images}:
+        for directory in (place.relative_to(root), *place.relative_to(root).parents):
             if directory.name and directory.name not in (class_names or []):
                 beside.setdefault(root / directory.parent, set()).add(directory.name)
     for parent, names in sorted(beside.items()):
