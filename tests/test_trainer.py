@@ -20,6 +20,8 @@ from diffusers_dp_curriculum import (
     DPCurriculumTrainer,
     Mechanism,
     PrivacyLedger,
+    load_image_dataset,
+    to_image_dataset,
 )
 from diffusers_dp_curriculum import trainer as trainer_module
 from diffusers_dp_curriculum.errors import InputError
@@ -28,6 +30,7 @@ from diffusers_dp_curriculum.mechanisms import central_images, randomness, secur
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
 from diffusers_dp_curriculum.mechanisms.secure_noise import secure_normal
 from helpers import PUBLISHED, smallest_unet, tiny_records, tiny_scheduler, tiny_unet
+from helpers.image_data import GREY, write_images
 from helpers.runs import make_config, make_trainer
 
 
@@ -516,3 +519,27 @@ def test_a_schedule_that_only_the_last_picture_would_break_on_is_refused(tmp_pat
         DPCurriculumTrainer(
             smallest_unet(), scheduler, make_config(tmp_path / "model", num_inference_steps=20), tiny_records()
         )
+
+
+def test_images_without_pixels_are_planned_for_and_not_trained_on(tmp_path):
+    write_images(tmp_path / "photos" / "cat", GREY[:5])
+    write_images(tmp_path / "photos" / "dog", GREY[:5])
+    records = load_image_dataset(train_data_dir=str(tmp_path / "photos"), decode=False)
+    assert (records.is_decoded, records.info.images_shape) == (False, (10, 1, 8, 8))
+    trainer = make_trainer(tmp_path / "model", smallest_unet(num_class_embeds=3), records)
+    assert "Plan for 10 records of 8x8x1 in 2 classes\n  files           10 found" in trainer.describe_plan()
+    with pytest.raises(InputError, match="loaded for a plan alone: load them with `decode` to train"):
+        trainer.train()
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_plan_lists_the_classes_of_any_data_set(tmp_path):
+    plan = make_trainer(tmp_path / "model").describe_plan()
+    assert "\n  classes         0 = class 0, 1 = class 1, 2 = class 2\n" in plan
+
+
+def test_a_trainer_does_not_write_into_the_directory_of_its_records(tmp_path):
+    write_images(tmp_path / "photos", GREY)
+    records = load_image_dataset(train_data_dir=str(tmp_path / "photos"))
+    with pytest.raises(InputError, match="is in the directory of the data set"):
+        make_trainer(tmp_path / "photos" / "model", smallest_unet(), to_image_dataset(records, unconditional=True))

@@ -1,4 +1,4 @@
-"""Files that survive a power cut, disks that are full, paths as people write them, and empty output directories."""
+"""Files that survive a power cut, full disks, paths as people write them, and checks of output directories."""
 
 import errno
 import os
@@ -15,6 +15,21 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
+# Files and directories that operating systems, file servers and notebooks leave behind, in lower case.
+LEFT_BEHIND = {
+    *(".ds_store", ".appledouble", ".fseventsd", ".localized", ".spotlight-v100", ".trashes", "__macosx", "icon\r"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", ".snapshot", ".directory"),
+    *("lost+found", ".trash", ".ipynb_checkpoints", "__pycache__", ".pytest_cache", ".idea", ".vscode"),
+}
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file or directory of this name is one that tools leave behind, which nobody has put there."""
+    name = name.lower()
+    return name in LEFT_BEHIND or name.startswith(("._", ".nfs", ".fuse_hidden", ".trash-"))
+
+
 def sync(path: Path) -> None:
     """Flush the content of a file, or the entries of a directory, to disk."""
     windows = os.name == "nt"  # it syncs files that are open for writing alone, and entries of directories by itself
@@ -28,12 +43,14 @@ def sync(path: Path) -> None:
 
 
 def is_new_or_empty(directory: Path) -> bool:
-    """Whether nothing can be overwritten in a directory, because it does not exist or is empty.
+    """Whether nothing can be overwritten in a directory, because it does not exist or holds at most what tools leave.
 
     Args:
         directory (`Path`): A path, at which there may also be a file.
     """
-    return not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if not directory.is_dir():
+        return not directory.exists()
+    return all(is_left_behind(path.name) for path in directory.iterdir())
 
 
 def check_new_or_empty(output_dir: Path) -> None:
@@ -111,3 +128,20 @@ def is_full_disk(error: BaseException) -> bool:
         return True
     origin = error.__cause__ or error.__context__
     return origin is not None and is_full_disk(origin)
+
+
+def check_outside(output_dir: Path, data_dir: Path) -> None:
+    """Refuse to write into the directory of a data set, where the next run would take the results for records.
+
+    Args:
+        output_dir (`Path`): Where results will be written.
+        data_dir (`Path`): The directory of the data set.
+
+    Raises:
+        InputError: If the output directory is in the directory of the data set.
+    """
+    if output_dir.resolve().is_relative_to(data_dir.resolve()):
+        raise InputError(
+            f"{output_dir} is in the directory of the data set, {data_dir}, where the next run would take its pictures "
+            "for records: choose another `output_dir`."
+        )

@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
+from .data.dataset_info import classes_in_words
 from .data.image_dataset import ImageDataset, to_image_dataset
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
 from .errors import InputError, StorageError, TrainingError, confidential_errors
-from .files import check_room, full_disk_errors
+from .files import check_outside, check_room, full_disk_errors
 from .finite import is_finite
 from .gradients.losses import DenoisingLoss, NoiseDraws
 from .gradients.precision import Precision
@@ -131,6 +132,8 @@ class DPCurriculumTrainer:
         self.prior_runs = run_on_main_process(lambda: find_prior_runs(args))
         self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
         self.info = self.records.info
+        if self.records.directory is not None:
+            check_outside(self.paths.output_dir, self.records.directory)
         check_network(unet, self.info)
         self.unet = unet.to(self.accelerator.device)
         if args.gradient_checkpointing:
@@ -202,13 +205,16 @@ class DPCurriculumTrainer:
             `RunStatus`: `FINISHED`; or `TERMINATED` if SIGTERM stopped the run, or `INTERRUPTED` if Ctrl-C did.
 
         Raises:
-            InputError: If this trainer has run before, or its output directory can no longer be used.
+            InputError: If this trainer has run before, its images are not decoded, or its output directory can no
+                longer be used.
             TrainingError: If training diverges, or fails; the original message of a failure, which may reveal records,
                 is in `output_dir/private`.
             KeyboardInterrupt: If Ctrl-C is pressed twice, which does not wait for the current step.
         """
         if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
+        if not self.records.is_decoded:
+            raise InputError("The images were loaded for a plan alone: load them with `decode` to train.")
         plan = self.describe_plan()  # by every process, as it rehearses steps
         self._log(logging.INFO, plan)
         run_on_main_process(self._check_room)
@@ -271,7 +277,10 @@ class DPCurriculumTrainer:
         """
         info = self.info
         classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
-        provenance = "".join(f"  {title:<15} {text}\n" for title, text in self.records.provenance.items())
+        lines = dict(self.records.provenance)
+        if info.class_names is not None:
+            lines.setdefault("classes", classes_in_words(info.class_names))
+        provenance = "".join(f"  {title:<15} {text}\n" for title, text in lines.items())
         gradients = ""
         if self.plan.dp_sgd is not None:
             gradients = f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
@@ -364,7 +373,7 @@ class DPCurriculumTrainer:
 
     def summary(self) -> str:
         """Summarize in text what the run wrote, where, and at what privacy cost; call it after [`save_pipeline`]."""
-        return summarize(self.output_dir, self.ledger, self.info.num_classes is not None, self.released_images)
+        return summarize(self.output_dir, self.ledger, self.info, self.released_images)
 
     def _open_ledger(self) -> None:
         """Create the journal of a new run, or open that of the run to resume; only the main process writes it."""

@@ -91,6 +91,11 @@ def test_the_script_overwrites_no_earlier_audit_and_says_so_before_it_loads_anyt
     assert (tmp_path / "audit.json").read_text() == "{}"
 
 
+def test_the_script_writes_nothing_among_the_images(tmp_path):
+    with pytest.raises(InputError, match="is in the directory of the data set"):
+        audit_command.main(["--output_dir", str(tmp_path / "audit"), "--train_data_dir", str(tmp_path)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("actual_noise", [1.0, 0.5, 0.0])
 def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):

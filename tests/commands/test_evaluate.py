@@ -111,7 +111,11 @@ def test_a_generated_data_set_is_compared_with_a_folder_of_images(file_format, m
         (["--reference", "digits", "--scheduler", "Magic"], "is Magic: choose one of"),
         (["--reference", "digits", "--class_names", *"abcdefghij"], "name the real ones alike"),
         (["--reference", "digits", "--output_dir", str(Path(__file__).parent)], "choose another as `output_dir`"),
-        (["--reference", "."], "holds no images: pass the directory with the images as `reference`"),
+        (["--reference", "."], "dp-evaluation is in the directory of the data set"),
+        (
+            ["--reference", ".", "--output_dir", "../report"],
+            "holds no images: pass the directory with the images as `reference`",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_sampled_or_written(

@@ -62,6 +62,7 @@ def test_image_folder_to_pipeline_and_data_set(tmp_path, monkeypatch, capsys, fr
     (tmp_path / "photos" / "cat" / "unread.heic").touch()
     output_dir = tmp_path / "model"
     options = {"train_data_dir": tmp_path / "photos", "resolution": 8, "output_dir": output_dir, **TINY}
+    options["accept_left_out_files"] = True
     finished = launch(flags_of(options), tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "Plan for 12 records" in finished.stdout
@@ -76,6 +77,7 @@ def test_image_folder_to_pipeline_and_data_set(tmp_path, monkeypatch, capsys, fr
         if path.is_file() and "private" not in path.parts:
             assert not any(words in path.read_bytes() for words in (b"heic", b"1 left out", b"directories found"))
     assert f"Published files are in {output_dir}" in finished.stdout
+    assert "  classes               0 = cat, 1 = dog\n" in finished.stdout
     assert "epsilon=" in finished.stderr  # the progress bars
     assert json.loads((output_dir / "privacy.json").read_text())["epsilon"] <= 10
     assert "0 = cat, 1 = dog." in (output_dir / "README.md").read_text()
@@ -216,6 +218,30 @@ def test_a_plan_says_what_a_run_costs_and_leaves_nothing_behind(tmp_path, capsys
     for words in ("noise multiplier", "whole run       epsilon 9.", "expected time   about", "a process beside Python"):
         assert words in printed
     assert not (tmp_path / "model").exists()
+
+
+def test_a_plan_needs_an_inventory_and_one_image(tmp_path, capsys, fresh_accelerator):
+    write_image_folder(tmp_path / "photos", size=(8, 8))
+    for path in sorted((tmp_path / "photos").rglob("*.png"))[1:]:
+        path.write_bytes(b"never decoded")
+    options = {"train_data_dir": tmp_path / "photos", "output_dir": tmp_path / "model", **TINY}
+    assert cli.main(["train", *flags_of(options), "--plan"]) == 0
+    printed = capsys.readouterr().out
+    assert "Plan for 12 records of 8x8x3 in 2 classes\n  files           12 found, 12 used, 0 left out" in printed
+    assert cli.main(["train", *flags_of(options)]) == 1
+    assert "record 1 " in capsys.readouterr().err.lower()
+
+
+@pytest.mark.parametrize("place", ["model", "cat/model", "../link/model", "."])
+def test_output_in_the_directory_of_the_records_is_refused(tmp_path, capsys, place):
+    write_image_folder(tmp_path / "photos")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    options = {"train_data_dir": tmp_path / "photos", "output_dir": tmp_path / "photos" / place, **TINY}
+    for flags in ([], ["--plan"], ["--resume_from_checkpoint", "latest"]):
+        assert cli.main(["train", *flags_of(options), *flags]) == 1
+        printed = capsys.readouterr().err
+        assert "is in the directory of the data set" in printed
+        assert "choose another --output_dir" in printed
 
 
 def test_a_found_list_of_classes_is_refused_unless_it_is_named_or_accepted(tmp_path, capsys, fresh_accelerator):

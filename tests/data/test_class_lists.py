@@ -261,9 +261,11 @@ def test_the_hub_declares_classes_or_the_user_gives_a_list(on_hub, tmp_path):
         "words": parquet(animals()),
     }
     photos_of, *others = ({"dataset_name": f"alice/{name}"} for name in repositories)
+    lossy, photos_of = photos_of, {**photos_of, "accept_left_out_files": True}
     others[-1]["label_column"] = "animal"
-    refusal, given, ignored, accepted, folder, strange, table, stray, words = on_hub(
+    lost, refusal, given, ignored, accepted, folder, strange, table, stray, words = on_hub(
         repositories,
+        lossy,
         photos_of,
         {**photos_of, "class_names": ["dog", "bird", "cat"]},
         {**photos_of, "unconditional": True},
@@ -271,12 +273,13 @@ def test_the_hub_declares_classes_or_the_user_gives_a_list(on_hub, tmp_path):
         *others,
     )
 
+    assert "would be left out, 1 .heic (in no format that Pillow reads)" in lost
     assert "`class_names` cat dog " in refusal
     assert (given[0], sorted(given[1])) == (["dog", "bird", "cat"], [0, 0, 0, 2, 2, 2])
     assert given[2] == {
         "files": "9 found, 6 used, 3 left out",
         "used": "6 .png",
-        "left out": "1 .md, 1 .heic (not in the split 'train'); 1 .png (hidden)",
+        "left out": "1 .md (documents); 1 .png (hidden); 1 .heic (in no format that Pillow reads)",
         "classes": "0 = dog, 1 = bird, 2 = cat: as given; published with the model",
     }
     assert ignored[0] is None

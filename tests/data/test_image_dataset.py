@@ -241,6 +241,45 @@ def test_undeclared_labels_need_class_names(dtype, values):
         to_image_dataset(dataset, label_column="animal", class_names=["cat"])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values", "class_names", "expected"),
+    [
+        ("int64", [1, 4, 2], "1 2 3 4 5", [0, 3, 1]),
+        ("int64", [-1, 1, 1], "1 -1", [1, 0, 0]),
+        ("int8", [7, 10, 7], "07 10", [0, 1, 0]),
+        ("int64", [0, 2, 1], "cat dog bird", [0, 2, 1]),
+        ("int64", [0, 2, 1], "0 1 other", [0, 2, 1]),
+        ("bool", [True, False, True], "True False", [0, 1, 0]),
+        ("bool", [True, False, True], "false true", [1, 0, 1]),
+        ("bool", [True, False, True], "yes no", [0, 1, 0]),
+        ("int64", [1, 0, 1], "TRUE FALSE", [0, 1, 0]),
+        ("bool", [True, False, True], "benign malignant", [1, 0, 1]),
+        ("int64", [5, 24, 0], "a b c d e f g h i j k l m n o p q r s t u v w x y z", [5, 24, 0]),
+        ("string", ["2", "1", "2"], "1 2", [1, 0, 1]),
+    ],
+)
+def test_labels_that_are_numbers_match_names_before_indices(dtype, values, class_names, expected):
+    dataset = make_dataset(GREY[:3], kind=(datasets.Value(dtype), values))
+    loaded = to_image_dataset(dataset, label_column="kind", class_names=class_names.split())
+    assert loaded.labels.tolist() == expected
+
+
+@pytest.mark.parametrize("class_names", ["2 1 other", "1 01", "other 2 1", "yes true"])
+def test_labels_that_may_be_names_or_indices_are_refused(class_names):
+    dataset = make_dataset(GREY[:3], kind=(datasets.Value("int64"), [1, 1, 1]))
+    with refused("The labels are numbers, which may be names or indices of the classes"):
+        to_image_dataset(dataset, label_column="kind", class_names=class_names.split())
+
+
+def test_labels_outside_of_the_names_are_not_read_as_indices(tmp_path):
+    dataset = make_dataset(GREY[:3], kind=(datasets.Value("int64"), [0, 1, 2]))
+    with refused("The label of record 0 is missing or none of the declared classes"):
+        to_image_dataset(dataset, label_column="kind", class_names=["1", "2", "3"])
+    write_idx(tmp_path / "train-images-idx3-ubyte", GREY[:3])
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.array([1, 3, 2], dtype=np.uint8))
+    assert load_image_dataset(train_data_dir=str(tmp_path), class_names=list("123")).labels.tolist() == [0, 2, 1]
+
+
 def test_floating_point_labels_are_refused():
     dataset = make_dataset(weight=(datasets.Value("float32"), LABELS))
     with refused("'weight' holds neither class labels nor integers nor booleans"):
@@ -336,8 +375,8 @@ def test_parquet_files(tmp_path):
     assert len(load_image_dataset(train_data_dir=str(tmp_path / "hub"), split="test")) == 2
 
     (tmp_path / "plain").mkdir()
-    labelled(GREY[:3], labels=LABELS[:3]).to_parquet(tmp_path / "plain" / "a.parquet")
-    labelled(GREY[3:], labels=LABELS[3:]).to_parquet(tmp_path / "plain" / "b.parquet")
+    labelled(GREY[:3], labels=LABELS[:3]).to_parquet(tmp_path / "plain" / "part-0.parquet")
+    labelled(GREY[3:], labels=LABELS[3:]).to_parquet(tmp_path / "plain" / "part-1.parquet")
     assert_is_grey(load_image_dataset(train_data_dir=str(tmp_path / "plain")))
     with refused("has no split 'test'"):
         load_image_dataset(train_data_dir=str(tmp_path / "plain"), split="test")
@@ -411,6 +450,7 @@ def test_a_directory_of_anything_else_is_refused(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"not parquet")
     with refused("cannot be read as"):
         load_image_dataset(train_data_dir=str(tmp_path))
+    (tmp_path / "train.parquet").unlink()
     (tmp_path / "state.json").write_text("{}")
     with refused("cannot be read as"):
         load_image_dataset(train_data_dir=str(tmp_path))

@@ -116,20 +116,21 @@ def test_files_are_counted_by_suffix_and_not_named(photos):
     write_files(photos / "cat", "a.HEIC", "b.heic", "c.dcm", "secret", "1.2.840.4711", ".hidden.png")
     write_files(photos / "dog" / ".ipynb_checkpoints", "0-checkpoint.png", "1-checkpoint.png")
     (photos / "dog" / "0.png").rename(photos / "dog" / "0.PNG")
-    dataset = load(photos)
+    dataset = load(photos, accept_left_out_files=True)
     assert dataset.provenance["files"] == "19 found, 10 used, 9 left out"
     assert dataset.provenance["used"] == "10 .png"
-    hidden, unread = dataset.provenance["left out"].split("; ")
+    hidden, documents, unread = dataset.provenance["left out"].split("; ")
+    assert documents == "1 .md (documents)"
     assert hidden == "2 without suffix, 1 .png (hidden)"
     assert unread.endswith(" (in no format that Pillow reads)")
     counts = unread.split(" (")[0].split(", ")
-    assert sorted(counts) == ["1 .dcm", "1 .md", "1 with another suffix", "1 without suffix", "2 .heic"]
+    assert sorted(counts) == ["1 .dcm", "1 with another suffix", "1 without suffix", "2 .heic"]
     assert dataset.provenance["classes"] == (
         "0 = cat, 1 = dog: taken from the directories found, also empty ones (`class_names` fixes the list); published "
         "with the model"
     )
     assert to_image_dataset(dataset, unconditional=True).provenance.keys() == {"files", "used", "left out"}
-    assert len(load(photos, unconditional=True)) == 10
+    assert len(load(photos, unconditional=True, accept_left_out_files=True)) == 10
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".tif", ".JPG"])
@@ -154,7 +155,10 @@ def test_avif_is_used_or_left_out(tmp_path):
 
 def test_what_pillow_only_recognises_is_left_out(photos):
     write_files(photos / "cat", "model.h5")
-    assert load(photos).provenance["left out"] == "1 .h5 (in no format that Pillow reads)"
+    with refused("Files that may be records would be left out, 1 .h5 .in no format that Pillow reads.: convert"):
+        load(photos)
+    loaded = load(photos, accept_left_out_files=True)
+    assert loaded.provenance["left out"] == "1 .h5 (in no format that Pillow reads)"
 
 
 def test_directories_that_are_links_are_read(photos, tmp_path):
@@ -174,7 +178,9 @@ def test_links_to_nothing_are_counted(photos):
     for index in range(3):
         (photos / "dog" / f"{index}.png").unlink()
         (photos / "dog" / f"{index}.png").symlink_to("../../.git/annex/objects/unfetched.png")
-    dataset = load(photos)
+    with refused("would be left out, 3 .png .linked to nothing.: convert or fetch them"):
+        load(photos)
+    dataset = load(photos, accept_left_out_files=True)
     assert dataset.labels.bincount().tolist() == [5, 2]
     assert dataset.provenance["left out"] == "3 .png (linked to nothing)"
     for index in (3, 4):
@@ -194,14 +200,14 @@ def test_a_class_of_which_nothing_can_be_used_is_refused(photos, name, options):
     with refused("The directory of the class dog holds nothing that can be used, only 1 ") as caught:
         load(photos, **options)
     assert "scan" not in str(caught.value)
-    assert len(load(photos, unconditional=True)) == 5
+    assert len(load(photos, unconditional=True, accept_left_out_files=True)) == 5
 
 
 def test_a_directory_beside_the_named_classes_may_hold_anything_but_images(photos):
     write_files(photos / "docs", "notes.txt")
     with refused("class docs holds nothing that can be used, only 1 .txt"):
         load(photos)
-    assert load(photos, class_names=CLASSES).provenance["left out"] == "1 .txt (in no format that Pillow reads)"
+    assert load(photos, class_names=CLASSES).provenance["left out"] == "1 .txt (documents)"
     write_images(photos / "docs", GREY[:1])
     with refused("The directories docs hold images but are none of the classes cat, dog"):
         load(photos, class_names=CLASSES)
@@ -265,7 +271,7 @@ def test_given_classes_need_directories(tmp_path):
     assert load(tmp_path, class_names=CLASSES, unconditional=True).class_names is None
 
 
-@pytest.mark.parametrize("places", [("images/cat", "images/dog"), (".", "dog"), ("data/train/cat", "data/test/cat")])
+@pytest.mark.parametrize("places", [("images/cat", "images/dog"), (".", "dog"), ("data/train/cat", "more/cat")])
 def test_directories_that_may_be_classes_are_not_ignored_silently(tmp_path, places):
     for place in places:
         write_images(tmp_path / place, GREY[:2])
@@ -309,12 +315,16 @@ def test_metadata_without_labels_beside_classes_is_refused(photos, name, place):
     (photos / place).mkdir(exist_ok=True)
     files = [f"{'cat/' if place == '.' else ''}{index}.png" for index in range(5)]
     write_metadata(photos / place, name, {"file_name": files, "age": list(range(5))})
+    for options in ({}, {"unconditional": True}, {"label_column": "age", "class_names": list("abcde")}):
+        with refused("would be left out, 5 .png .not named in the metadata.: convert"):
+            load(photos, **options)
     with refused("The images lie in several directories, .* pass `label_column` with one of image, age, or `uncond"):
-        load(photos)
-    ignored = load(photos, unconditional=True)
+        load(photos, accept_left_out_files=True)
+    ignored = load(photos, unconditional=True, accept_left_out_files=True)
     assert len(ignored) == 5
     assert ignored.provenance["left out"] == "5 .png (not named in the metadata)"
-    assert load(photos, label_column="age", class_names=list("abcde")).labels.tolist() == list(range(5))
+    labels = load(photos, label_column="age", class_names=list("abcde"), accept_left_out_files=True).labels
+    assert labels.tolist() == list(range(5))
 
 
 def test_metadata_that_declare_classes_are_their_labels(photos):
@@ -323,7 +333,7 @@ def test_metadata_that_declare_classes_are_their_labels(photos):
     )
     files = ["cat/0.png", "dog/1.png", "cat/2.png"]
     write_metadata(photos, "metadata.parquet", {"file_name": files, "animal": [1, 2, 1]}, features)
-    dataset = load(photos)
+    dataset = load(photos, accept_left_out_files=True)
     assert (dataset.class_names, dataset.labels.tolist()) == (["bird", "cat", "dog"], [1, 2, 1])
     assert dataset.provenance == {
         "files": "11 found, 4 used, 7 left out",
@@ -386,13 +396,15 @@ def test_files_of_other_sources_are_counted(tmp_path):
         labelled().to_parquet(tmp_path / "tables" / name)
     write_images(tmp_path / "tables" / "cat", GREY[:2])
     write_files(tmp_path / "tables" / ".cache", "old.parquet")
-    dataset = load(tmp_path / "tables")
+    with refused("would be left out, 2 .png .beside files of another format, which are read.: convert"):
+        load(tmp_path / "tables")
+    dataset = load(tmp_path / "tables", accept_left_out_files=True)
     assert len(dataset) == 12
     assert dataset.provenance == {
         "files": "6 found, 2 used, 4 left out",
         "used": "2 .parquet",
         "left out": "1 without suffix (hidden); 1 .parquet (not in the split 'train'); "
-        "2 .png (not parquet, in a directory of parquet files)",
+        "2 .png (beside files of another format, which are read)",
         "classes": "0 = cat, 1 = dog: as the column 'label' declares them; published with the model",
     }
 
@@ -400,12 +412,14 @@ def test_files_of_other_sources_are_counted(tmp_path):
     splits.save_to_disk(tmp_path / "saved")
     write_files(tmp_path / "saved", "notes.txt")
     left_out = load(tmp_path / "saved").provenance["left out"]
-    assert left_out == "1 .txt, 1 .arrow (not in the split 'train')"
+    assert left_out == "1 .txt (documents); 1 .arrow (not in the split 'train')"
 
     (tmp_path / "idx").mkdir()
     write_idx(tmp_path / "idx" / "train-images-idx3-ubyte", GREY)
     write_idx(tmp_path / "idx" / "train-labels-idx1-ubyte", np.array(LABELS, dtype=np.uint8))
     write_images(tmp_path / "idx", GREY[:1])
-    dataset = load(tmp_path / "idx")
+    with refused("would be left out, 1 .png .beside files of another format"):
+        load(tmp_path / "idx")
+    dataset = load(tmp_path / "idx", accept_left_out_files=True)
     assert dataset.provenance["files"] == "3 found, 2 used, 1 left out"
     assert dataset.provenance["classes"].startswith("0 = 0, 1 = 1, ")

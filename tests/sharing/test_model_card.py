@@ -17,7 +17,7 @@ def card(tmp_path):
     info = DatasetInfo(60, 1, 8, ("a", "b"))
     pipeline = DDPMPipeline(tiny_unet(), tiny_scheduler())
 
-    def make(**changes):
+    def make(info=info, **changes):
         privacy = PrivacyStatement.read(write_privacy_json(tmp_path / "privacy.json", **changes))
         return make_model_card(privacy, DPCurriculumConfig(), pipeline, info, "no", ["central_images"]).text
 
@@ -53,3 +53,9 @@ def test_names_from_previous_runs_are_no_markup(card):
     assert text.count("<!-- end: privacy -->") == 1
     assert "| &lt;!-- end: privacy --&gt;\\|This model is" in text
     assert "by which training read the data: training by DP-SGD and 1 previous run. The figure is for this run" in text
+
+
+@pytest.mark.parametrize("class_names", [("0", "1", "2"), ("0", "10", "2"), ("cat", "dog")])
+def test_classes_are_listed_with_their_indices_also_if_they_are_numbers(card, class_names):
+    text = card(info=DatasetInfo(60, 1, 8, class_names))
+    assert f"Classes: {', '.join(f'{index} = {name}' for index, name in enumerate(class_names))}." in text

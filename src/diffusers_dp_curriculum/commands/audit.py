@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import check_new_or_empty
+from ..files import check_new_or_empty, check_outside
 
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset_name", help='Hub id of a public data set; "digits" by default')
     parser.add_argument("--train_data_dir", help="directory with a public data set, instead of --dataset_name")
+    parser.add_argument(
+        "--accept_left_out_files", action="store_true", help="leave out files that may be images but cannot be read"
+    )
     parser.add_argument("--resolution", type=int, help="resize and crop images to this size")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty directory for audit.json and audit.png"
@@ -95,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, attack and report; return the exit status, 1 if the claim is refuted."""
     args = make_parser().parse_args(arguments)
     check_new_or_empty(args.output_dir)
+    if args.train_data_dir is not None:
+        check_outside(args.output_dir, Path(args.train_data_dir))
 
     import torch
     from tqdm.auto import tqdm
@@ -113,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train_data_dir=args.train_data_dir,
         resolution=args.resolution,
         accept_found_classes=True,  # the records are public
+        accept_left_out_files=args.accept_left_out_files,
     )
     planned = Mechanism("dp_sgd", 1.0, args.sample_rate, args.max_train_steps, 1.0)
     noise_multiplier = calibrate_noise_multiplier(args.target_epsilon, args.target_delta, planned)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import CLASSIFIER
 from ..errors import DPCurriculumError, HubError, InputError
-from ..files import check_new_or_empty
+from ..files import check_new_or_empty, check_outside
 from .flags import rename_arguments
 
 
@@ -38,6 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image_column", help="column of images in the reference, if there are several")
     parser.add_argument("--label_column", help="column of labels in the reference, if it does not declare one")
     parser.add_argument("--class_names", nargs="+", help="the classes of the reference, if it does not declare them")
+    parser.add_argument(
+        "--accept_left_out_files", action="store_true", help="leave out files that may be images but cannot be read"
+    )
     parser.add_argument(
         "--reference_is_public", action="store_true", help="the real images are public, so the report may be public too"
     )
@@ -90,7 +93,11 @@ def load_samples(args: argparse.Namespace) -> "Dataset":
 
     with rename_arguments(train_data_dir="samples", dataset_name="samples"):
         # The classes of the samples have been published with them.
-        return load_image_dataset(**{source_of(args.samples): args.samples}, accept_found_classes=True)
+        return load_image_dataset(
+            **{source_of(args.samples): args.samples},
+            accept_found_classes=True,
+            accept_left_out_files=args.accept_left_out_files,
+        )
 
 
 def load_reference(args: argparse.Namespace, split: str, resolution: int, with_labels: bool) -> "Dataset":
@@ -107,6 +114,7 @@ def load_reference(args: argparse.Namespace, split: str, resolution: int, with_l
             class_names=args.class_names if with_labels else None,
             unconditional=not with_labels,
             accept_found_classes=True,  # the report is not published
+            accept_left_out_files=args.accept_left_out_files,
         )
 
 
@@ -171,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load and check everything; then sample, measure and report; return the exit status."""
     args = make_parser().parse_args(arguments)
     check_new_or_empty(args.output_dir)
+    if Path(args.reference).is_dir():
+        check_outside(args.output_dir, Path(args.reference))
     if args.train_split == args.test_split:
         raise InputError("`train_split` and `test_split` are the same: give another `test_split`.")
     samples_are_made = is_pipeline(args.samples)

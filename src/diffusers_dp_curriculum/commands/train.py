@@ -29,6 +29,7 @@ from ..checks import (
 )
 from ..config import DPCurriculumConfig
 from ..errors import InputError
+from ..files import check_outside
 from ..names import check_config_name, check_run_name
 from ..options import check_options, options_of_group
 from ..presets import load_preset, preset_names
@@ -75,6 +76,11 @@ class ScriptArguments:
         False,
         "Publish the list of classes that was found, although one record may have added its own to it; --class_names "
         "is better.",
+    )
+    accept_left_out_files: bool = _data(
+        False,
+        "Train without files that may be records: of formats that are not read, linked to nothing, not named in the "
+        "metadata, beside files of another format, or missing.",
     )
 
     model_config_name_or_path: str | None = _network(
@@ -212,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
     if script.train_data_dir is not None and not Path(script.train_data_dir).exists():
         raise InputError(f"{script.train_data_dir} does not exist: give the directory of images as `train_data_dir`.")
+    if script.train_data_dir is not None:
+        check_outside(Path(config.output_dir), Path(script.train_data_dir))
     if script.model_config_name_or_path is not None:
         check_config_name(script.model_config_name_or_path)
     if config.resume_from_checkpoint is None:  # a resumed run has noted what its previous runs had released
@@ -236,6 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         class_names=script.class_names,
         unconditional=script.unconditional,
         accept_found_classes=script.accept_found_classes,
+        accept_left_out_files=script.accept_left_out_files,
+        # A plan needs no pixels, unless it is that of a run to resume, whose records are compared with these.
+        decode=not script.plan or config.resume_from_checkpoint is not None,
     )
     set_seed(config.seed)
     unet = network_of(script, dataset.info)

@@ -12,6 +12,7 @@ import datasets
 
 from ..errors import InputError
 from .columns import image_paths
+from .dataset_info import classes_in_words
 
 
 @dataclass
@@ -73,7 +74,7 @@ def check_no_classes_are_lost(source: Source) -> None:
     Raises:
         InputError: If the files lie in several directories.
     """
-    from_folder = _is_from_folder(source.dataset)
+    from_folder = is_from_folder(source.dataset)
     if source.several_directories or (from_folder and in_several_directories(map(Path, image_paths(source.dataset)))):
         raise InputError(
             "The images lie in several directories, which may be classes, but no column is declared to hold labels: "
@@ -89,8 +90,7 @@ def in_several_directories(files: Iterable[Path]) -> bool:
 
 def describe_classes(class_names: list[str], origin: str) -> str:
     """Describe the classes for the plan: their indices, and where the list comes from."""
-    names = ", ".join(f"{index} = {name}" for index, name in enumerate(class_names))
-    return f"{names}: {origin}; published with the model"
+    return f"{classes_in_words(class_names)}: {origin}; published with the model"
 
 
 def _doubt_about_classes(dataset: datasets.Dataset, class_names: list[str]) -> str | None:
@@ -102,7 +102,7 @@ def _doubt_about_classes(dataset: datasets.Dataset, class_names: list[str]) -> s
     so its list is accepted.
     """
     stored = _stored_infos(dataset)
-    if _is_from_folder(dataset):
+    if is_from_folder(dataset):
         return "may be those directories alone that hold an image"
     lists = [_declared_names(info.features, column) for info in stored for column in info.features or {}]
     if (stored or dataset.info.builder_name) and class_names not in lists:
@@ -110,7 +110,7 @@ def _doubt_about_classes(dataset: datasets.Dataset, class_names: list[str]) -> s
     return None
 
 
-def _is_from_folder(dataset: datasets.Dataset) -> bool:
+def is_from_folder(dataset: datasets.Dataset) -> bool:
     """Whether `datasets` read any of the records from a directory of files, as its builder "imagefolder" does."""
     return any((info.builder_name or "").endswith("folder") for info in [dataset.info, *_stored_infos(dataset)])
 

@@ -3,6 +3,7 @@
 The list of classes must be declared; it is never read from the records.
 """
 
+import re
 from collections.abc import Hashable
 
 import datasets
@@ -13,6 +14,10 @@ from ..errors import InputError
 
 
 LABEL_LIKE = {"label", "labels", "class", "classes", "target"}
+
+# Names of classes that are values of labels.
+INTEGER = re.compile(r"-?[0-9]+")
+BOOLEANS = {"false": 0, "no": 0, "f": 0, "n": 0, "0": 0, "true": 1, "yes": 1, "t": 1, "y": 1, "1": 1}
 
 
 def find_image_column(features: datasets.Features, image_column: str | None) -> str:
@@ -100,10 +105,37 @@ def read_labels(
             "pass `class_names`."
         )
     elif _is_index(feature):
-        classes = {index: index for index in range(len(class_names))}
+        classes = classes_of_numbers(class_names)
     else:
         classes = {name: index for index, name in enumerate(class_names)}
     return encode_labels(dataset[label_column][:], classes), list(class_names)
+
+
+def classes_of_numbers(class_names: list[str]) -> dict[Hashable, int]:
+    """Find the class of each integer or boolean label: the class of that name, or else the class with that index.
+
+    Args:
+        class_names (`list[str]`): The names of the classes, in order.
+
+    Returns:
+        `dict[Hashable, int]`: The index of the class for each value that a label may have.
+
+    Raises:
+        InputError: If some names are values of labels and others are not, so that a label may mean either.
+    """
+    words = [BOOLEANS.get(name.lower()) for name in class_names]
+    named = words if None not in words else [int(name) if INTEGER.fullmatch(name) else None for name in class_names]
+    values = [value for value in named if value is not None]
+    by_name: dict[Hashable, int] = {value: index for index, value in enumerate(named) if value is not None}
+    by_index: dict[Hashable, int] = {index: index for index in range(len(class_names))}
+    if len(by_name) == len(class_names):
+        return by_name
+    if len(by_name) == len(values) and by_name.items() <= by_index.items():  # both readings agree
+        return by_index
+    raise InputError(
+        f"The labels are numbers, which may be names or indices of the classes {', '.join(class_names)}: name all "
+        "classes by the values of the labels or none of them, or store the labels as text."
+    )
 
 
 def _is_index(feature: datasets.Value) -> bool:

@@ -1,5 +1,6 @@
 """The public description of a data set of sensitive images."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -46,3 +47,8 @@ class DatasetInfo:
     def images_shape(self) -> tuple[int, int, int, int]:
         """`tuple[int, int, int, int]`: The number of records, then channels, height and width."""
         return self.num_records, *self.image_shape
+
+
+def classes_in_words(class_names: Iterable[str]) -> str:
+    """List classes with their indices, as in "0 = shirt, 1 = boot"."""
+    return ", ".join(f"{index} = {name}" for index, name in enumerate(class_names))

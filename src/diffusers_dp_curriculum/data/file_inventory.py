@@ -1,5 +1,6 @@
 """Counts the files of a data set that are used, and those that are left out, with the reasons.
 
+The inventory is made before anything is decoded. Files that are left out although they may be records are refused.
 Only counts are shown, because names of files are as sensitive as their contents ("patient-4711.png").
 """
 
@@ -10,10 +11,31 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import is_left_behind
+from ..run_paths import RunPaths
 
 
 # Only what looks like a suffix is shown: in names such as 1.2.840.4711, the part after the dot identifies a person.
 SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
+
+LEFT_BY_A_TOOL = "left by a tool"
+
+# Reasons to leave out a file that may be a record, or that may say what the records are.
+UNREADABLE = "in no format that Pillow reads"
+UNFETCHED = "linked to nothing"
+TWICE = "the same file as one that is read already"
+UNNAMED = "not named in the metadata"
+OTHER_FORMAT = "beside files of another format, which are read"
+NOT_LOADED = "not loaded by `datasets`"
+METADATA_ELSEWHERE = "metadata, but not in the directory of the split"
+MAY_BE_RECORDS = {UNREADABLE, UNFETCHED, TWICE, UNNAMED, OTHER_FORMAT, NOT_LOADED, METADATA_ELSEWHERE}
+
+# Texts and tables that lie beside images, and are no images whatever they hold.
+DOCUMENT_SUFFIXES = {
+    *(".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg"),
+    *(".html", ".log", ".py", ".ipynb", ".sh", ".bib", ".cff", ".md5", ".sha1", ".sha256", ".lock"),
+}
+DOCUMENT_NAMES = {"readme", "license", "licence", "copying", "notice", "changelog", "authors", "citation", "makefile"}
 
 
 class FileInventory:
@@ -47,12 +69,52 @@ class FileInventory:
     @classmethod
     def of_names(cls, names: Iterable[str]) -> "FileInventory":
         """List files by their paths in a repository."""
-        return cls({Path(name): "hidden" if _is_hidden(*Path(name).parts) else None for name in names})
+        paths = {Path(name): map(reason_to_ignore, Path(name).parts) for name in names}
+        return cls({path: next(filter(None, reasons), None) for path, reasons in paths.items()})
 
     @property
     def used(self) -> list[Path]:
         """`list[Path]`: The files that are used."""
         return [path for path, reason in self.reasons.items() if reason is None]
+
+    def leave_out_unreadable(self, can_be_read: Callable[[Path], bool]) -> None:
+        """Leave out the used files that cannot be read; what is a text or a table by its name is a document."""
+        self.leave_out("documents", lambda path: not can_be_read(path) and is_document(path))
+        self.leave_out(UNREADABLE, lambda path: not can_be_read(path))
+
+    def check_nothing_is_lost(self, accept: bool = False) -> None:
+        """Refuse to load a part of the records without a word.
+
+        Args:
+            accept (`bool`, *optional*, defaults to False): Whether to accept that files are left out.
+
+        Raises:
+            InputError: If files are left out that may be records, and this is not accepted.
+        """
+        lost = [path for path, reason in self.reasons.items() if reason in MAY_BE_RECORDS]
+        if lost and not accept:
+            raise InputError(
+                f"Files that may be records would be left out, {self.count(lost)}: convert or fetch them, move them "
+                "elsewhere, or pass `accept_left_out_files` to load the data set without them."
+            )
+
+    def check_no_output(self, root: Path) -> None:
+        """Refuse directories that hold the output of a run, whose pictures are no records.
+
+        Args:
+            root (`Path`): The directory of the data set. A generated data set has a privacy.json of its own.
+
+        Raises:
+            InputError: If a run, a generated data set or a part of either is among the files.
+        """
+        with_files = {path.parent for path in self.reasons}
+        for directory in sorted(with_files | {directory.parent for directory in with_files}):
+            run = RunPaths(directory)
+            if run.journal in self.reasons or (directory != root and run.privacy_json in self.reasons):
+                raise InputError(
+                    f"{directory} holds the output of a run, whose pictures would be taken for records: move it "
+                    f"out of {root}, or pass another directory as `train_data_dir`."
+                )
 
     def leave_out(self, reason: str, condition: Callable[[Path], bool]) -> None:
         """Leave out the used files that satisfy a condition, for the given reason."""
@@ -61,11 +123,13 @@ class FileInventory:
                 self.reasons[path] = reason
 
     def left_out_of(self, directory: Path) -> list[Path]:
-        """The files in a directory that are left out, except hidden files without suffix, such as `.gitkeep`."""
+        """The files in a directory that are left out, except those that tools leave, and files such as `.gitkeep`."""
         return [
             path
             for path, reason in self.reasons.items()
-            if reason is not None and path.is_relative_to(directory) and not (reason == "hidden" and not path.suffix)
+            if reason not in (None, LEFT_BY_A_TOOL)
+            and path.is_relative_to(directory)
+            and not (reason == "hidden" and not path.suffix)
         ]
 
     def count(self, paths: Iterable[Path]) -> str:
@@ -87,6 +151,11 @@ class FileInventory:
         return {"files": files, "used": self.count(used), **({"left out": self.count(left_out)} if left_out else {})}
 
 
+def is_document(path: Path) -> bool:
+    """Whether a file is a text or a table by its name, and so no image."""
+    return path.suffix.lower() in DOCUMENT_SUFFIXES or path.stem.lower() in DOCUMENT_NAMES
+
+
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if not suffix:
@@ -94,12 +163,16 @@ def _suffix(path: Path) -> str:
     return suffix if SUFFIX.fullmatch(suffix) else "with another suffix"
 
 
-def _is_hidden(*names: str) -> bool:
-    return any(name.startswith(".") for name in names)
+def reason_to_ignore(name: str) -> str | None:
+    """The reason to leave out a file or directory because of its name; None if there is none."""
+    if name.startswith("."):
+        return "hidden"
+    return LEFT_BY_A_TOOL if is_left_behind(name) else None
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
     visited = set()
+    files = set()
 
     def refuse(error: OSError) -> None:
         raise error
@@ -112,14 +185,19 @@ def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
             subdirectories.clear()
             continue
         visited.add(real)
-        for name in filter(_is_hidden, subdirectories):
-            yield where / name, "hidden"
-        subdirectories[:] = sorted(name for name in subdirectories if not _is_hidden(name))
+        for name in sorted(subdirectories):
+            if reason := reason_to_ignore(name):
+                yield where / name, reason
+        subdirectories[:] = sorted(name for name in subdirectories if not reason_to_ignore(name))
         for name in sorted(names):
             path = where / name
-            if _is_hidden(name):
-                yield path, "hidden"
+            if reason := reason_to_ignore(name):
+                yield path, reason
             elif path.is_file():
-                yield path, None
+                real_file = path.stat()
+                identity = (real_file.st_dev, real_file.st_ino)
+                yield path, TWICE if identity in files else None
+                if real_file.st_ino:  # some network drives number no files
+                    files.add(identity)
             else:
-                yield path, "linked to nothing" if path.is_symlink() else "no file"
+                yield path, UNFETCHED if path.is_symlink() else "no file"

@@ -5,6 +5,7 @@ big-endian 32-bit integer, and the values in row-major order.
 """
 
 import gzip
+import re
 import zlib
 from pathlib import Path
 
@@ -90,6 +91,11 @@ def read_idx_dataset(directory: Path, split: str) -> tuple[np.ndarray, np.ndarra
             "one data set."
         )
     return images, labels
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a file is in the IDX format by its name."""
+    return re.search(r"idx[0-9]-ubyte(\.gz)?$", path.name) is not None
 
 
 def find_idx_files(directory: Path, split: str) -> list[Path]:

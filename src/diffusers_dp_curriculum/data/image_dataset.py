@@ -19,10 +19,11 @@ import torch
 from ..checks import at_least
 from ..errors import InputError
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
-from .columns import encode_labels, find_image_column, find_label_column, read_labels
+from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
 from .dataset_info import DatasetInfo
-from .file_inventory import FileInventory
-from .idx import find_idx_files, has_idx_files, read_idx_dataset
+from .file_inventory import OTHER_FORMAT, FileInventory, is_document
+from .found_folders import check_no_files_are_lost
+from .idx import find_idx_files, has_idx_files, is_idx, read_idx_dataset
 from .image_decoding import read_images, to_tensor
 from .silence import no_messages
 from .sources import load_from_directory, load_from_hub, read_digits
@@ -37,7 +38,8 @@ class ImageDataset(torch.utils.data.Dataset):
     Args:
         images (`torch.Tensor`):
             `uint8` of shape `(N, C, H, W)` with `C` 1 (grey) or 3 (RGB) and `H == W`. It may be backed by a
-            memory-mapped temporary file, which is deleted together with the tensor.
+            memory-mapped temporary file, which is deleted together with the tensor. On PyTorch's device "meta" it has
+            a shape and no pixels, which is enough for a plan.
         labels (`torch.Tensor`):
             `int64` of shape `(N,)`; all zero for an unconditional data set.
         class_names (`list[str]`, *optional*):
@@ -45,6 +47,8 @@ class ImageDataset(torch.utils.data.Dataset):
         provenance (`dict[str, str]`):
             Lines for the plan about where the records and their classes come from, by their titles. They are for the
             owner of the data and never published.
+        directory (`Path`, *optional*):
+            The directory that the records were loaded from, in which no run may write.
 
     Examples:
         >>> import torch
@@ -61,6 +65,7 @@ class ImageDataset(torch.utils.data.Dataset):
     labels: torch.Tensor
     class_names: list[str] | None = None
     provenance: dict[str, str] = field(default_factory=dict)
+    directory: Path | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,6 +93,11 @@ class ImageDataset(torch.utils.data.Dataset):
     def num_classes(self) -> int | None:
         """`int` or `None`: The number of classes; `None` for an unconditional data set."""
         return self.info.num_classes
+
+    @property
+    def is_decoded(self) -> bool:
+        """`bool`: Whether the images have pixels, and not a shape alone."""
+        return not self.images.is_meta
 
     def batch(
         self, indices: torch.Tensor | slice, device: torch.device | str = "cpu"
@@ -125,7 +135,9 @@ class ImageDataset(torch.utils.data.Dataset):
         Returns:
             `str`: 32 hexadecimal digits.
         """
-        checksum = hashlib.blake2b(self.images.contiguous().numpy(), key=key, digest_size=16)
+        checksum = hashlib.blake2b(key=key, digest_size=16)
+        if self.is_decoded:
+            checksum.update(self.images.contiguous().numpy())
         checksum.update(self.labels.contiguous().numpy())
         return checksum.hexdigest()
 
@@ -141,6 +153,8 @@ def load_image_dataset(
     class_names: list[str] | None = None,
     unconditional: bool = False,
     accept_found_classes: bool = False,
+    accept_left_out_files: bool = False,
+    decode: bool = True,
 ) -> ImageDataset:
     """Load one split of an image data set from the Hub, from a directory, or from scikit-learn.
 
@@ -165,8 +179,9 @@ def load_image_dataset(
             The column of labels: a `ClassLabel` feature, or integers, booleans or strings with `class_names`. By
             default the only `ClassLabel` feature; if there is none, the data set is unconditional.
         class_names (`list[str]`, *optional*):
-            The classes, in order. Named labels (`ClassLabel` and strings) are looked up in the list; integers and
-            booleans are indices into it. By default the classes that the `ClassLabel` feature declares, the directories
+            The classes, in order. Labels are looked up in the list by their names, also integers and booleans if
+            the names are such values ("1", "2" or "no", "yes"); otherwise integers and booleans are indices into it.
+            By default the classes that the `ClassLabel` feature declares, the directories
             of image files, or the ten digits for IDX files. The list is never read from the records, because it is
             published.
         unconditional (`bool`, defaults to `False`):
@@ -174,6 +189,13 @@ def load_image_dataset(
         accept_found_classes (`bool`, defaults to `False`):
             Whether to accept, without `class_names`, a list of classes that may depend on which records there are, such
             as the list of `datasets.load_dataset("imagefolder", ...)`. The list will be published.
+        accept_left_out_files (`bool`, defaults to `False`):
+            Whether to load a part of the files only, where others may be records: images in formats that Pillow does
+            not read, links whose files have not been fetched, images that the metadata do not name, files of another
+            format, or parquet files that are missing.
+        decode (`bool`, defaults to `True`):
+            Whether to decode the images. Otherwise only the first one of a column is decoded, and the data set has the
+            shape of the images and no pixels, so that `describe_plan` of a trainer takes no longer with more images.
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -203,6 +225,7 @@ def load_image_dataset(
         "image_column": image_column,
         "label_column": label_column,
         "accept_found_classes": accept_found_classes,
+        "decode": decode,
         **array_options,
     }
 
@@ -210,19 +233,25 @@ def load_image_dataset(
         _refuse_columns("The digits have", image_column, label_column)
         return _from_arrays(*read_digits(split), provenance={}, **array_options)
     if dataset_name is not None:
-        return _from_source(load_from_hub(dataset_name, split), **column_options)
+        return _from_source(load_from_hub(dataset_name, split, accept_left_out_files), **column_options)
 
     assert train_data_dir is not None
     directory = Path(train_data_dir)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory: pass the one that holds the images as `train_data_dir`.")
     files = FileInventory.of_directory(directory)
+    files.check_no_output(directory)
     if has_idx_files(directory):
         _refuse_columns("IDX files have", image_column, label_column)
         images, labels = read_idx_dataset(directory, split)
         used = find_idx_files(directory, split)
-        files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
-        return _from_arrays(images, labels, provenance=files.provenance(), **array_options)
+        files.leave_out(f"not in the split {split!r}", lambda path: is_idx(path) and path not in used)
+        files.leave_out("documents", lambda path: path not in used and is_document(path))
+        files.leave_out(OTHER_FORMAT, lambda path: path not in used)
+        files.check_nothing_is_lost(accept_left_out_files)
+        return replace(
+            _from_arrays(images, labels, provenance=files.provenance(), **array_options), directory=directory
+        )
     # `datasets` makes a copy of the records, which must not remain in the user's cache.
     with tempfile.TemporaryDirectory() as cache_dir:
         with no_messages():
@@ -232,9 +261,10 @@ def load_image_dataset(
                 split,
                 class_names=class_names,
                 unconditional=unconditional,
+                accept_left_out_files=accept_left_out_files,
                 cache_dir=cache_dir,
             )
-        return _from_source(source, **column_options)
+        return replace(_from_source(source, **column_options), directory=directory)
 
 
 def to_image_dataset(
@@ -246,6 +276,7 @@ def to_image_dataset(
     class_names: list[str] | None = None,
     unconditional: bool = False,
     accept_found_classes: bool = False,
+    accept_left_out_files: bool = False,
 ) -> ImageDataset:
     """Decode and check a `datasets.Dataset`; an [`ImageDataset`] is returned as it is.
 
@@ -265,6 +296,8 @@ def to_image_dataset(
             As in [`load_image_dataset`].
         accept_found_classes (`bool`, defaults to `False`):
             As in [`load_image_dataset`].
+        accept_left_out_files (`bool`, defaults to `False`):
+            Whether to accept that `datasets` has left out files beside the images, which may be records.
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -289,7 +322,8 @@ def to_image_dataset(
                 f"The images were loaded with {dataset.resolution} pixels per side: load them with `resolution` "
                 f"{resolution}, or ask for {dataset.resolution}."
             )
-        dataset = _without_labels(dataset.images, dataset.provenance) if unconditional else dataset
+        if unconditional:
+            dataset = replace(_without_labels(dataset.images, dataset.provenance), directory=dataset.directory)
         _check_image_dataset(dataset)
         return dataset
     if not isinstance(dataset, datasets.Dataset):
@@ -297,8 +331,10 @@ def to_image_dataset(
             f"{type(dataset).__name__} is not one split of a data set: pass a datasets.Dataset such as "
             'dataset["train"].'
         )
+    check_no_files_are_lost(dataset.with_format(None), accept_left_out_files)
     return _from_source(
         Source(dataset),
+        decode=True,
         resolution=resolution,
         image_column=image_column,
         label_column=label_column,
@@ -317,6 +353,7 @@ def _from_source(
     class_names: list[str] | None,
     unconditional: bool,
     accept_found_classes: bool,
+    decode: bool,
 ) -> ImageDataset:
     source = replace(source, dataset=source.dataset.with_format(None))
     dataset = source.dataset
@@ -327,16 +364,22 @@ def _from_source(
     if label_column is None:
         if not unconditional:
             check_no_classes_are_lost(source)
-        pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
-        return _without_labels(pixels, source.provenance)
+        return _without_labels(_read_pixels(dataset, image_column, resolution, decode), source.provenance)
     origin = "as given"
     if class_names is None:
         class_names, origin = find_classes(source, label_column, accept_found_classes)
     # Labels first: they are checked within seconds, while decoding images may take an hour.
     labels, class_names = read_labels(dataset, label_column, class_names)
     provenance = {**source.provenance, "classes": describe_classes(class_names, origin)}
-    pixels = to_tensor(read_images(dataset, image_column), len(dataset), resolution)
-    return ImageDataset(pixels, labels, class_names, provenance)
+    return ImageDataset(_read_pixels(dataset, image_column, resolution, decode), labels, class_names, provenance)
+
+
+def _read_pixels(dataset: datasets.Dataset, image_column: str, resolution: int | None, decode: bool) -> torch.Tensor:
+    """Decode the images, or only the first one for the shape of all."""
+    if decode:
+        return to_tensor(read_images(dataset, image_column), len(dataset), resolution)
+    first = to_tensor(read_images(dataset.select([0]), image_column), 1, resolution)
+    return torch.empty((len(dataset), *first.shape[1:]), dtype=torch.uint8, device="meta")
 
 
 def _check_image_dataset(dataset: ImageDataset) -> None:
@@ -391,7 +434,7 @@ def _from_arrays(
         origin = "as given" if class_names else "the ten digits"
         class_names = list(class_names or map(str, range(10)))
         provenance = {**provenance, "classes": describe_classes(class_names, origin)}
-        labels = encode_labels(labels.tolist(), {index: index for index in range(len(class_names))})
+        labels = encode_labels(labels.tolist(), classes_of_numbers(class_names))
     side = resolution or images.shape[1]
     if images.shape[1:] == (side, side):
         pixels = torch.from_numpy(images[:, np.newaxis])

@@ -1,7 +1,9 @@
 """Loads directories of image files: decides which files are records and which directories are classes."""
 
+import functools
 import glob
 import os
+import re
 from pathlib import Path
 
 import datasets
@@ -11,10 +13,9 @@ import PIL.ImageFile
 from ..errors import InputError
 from .class_lists import Source, in_several_directories
 from .columns import image_paths
-from .file_inventory import FileInventory
+from .file_inventory import METADATA_ELSEWHERE, UNNAMED, FileInventory, reason_to_ignore
+from .splits import parts_of_one_whole, split_named
 
-
-SPLIT_DIRECTORIES = {"train", "test", "validation", "valid", "val"}
 
 # The only names that `datasets` treats as metadata; "metadata.png" is an image.
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
@@ -29,6 +30,7 @@ def load_image_folder(
     *,
     class_names: list[str] | None,
     unconditional: bool,
+    accept_left_out_files: bool,
     cache_dir: str,
 ) -> Source:
     """Load one split of the image files in a directory.
@@ -43,29 +45,31 @@ def load_image_folder(
         split (`str`): The name of the split.
         class_names (`list[str]`, *optional*): The classes, in order; the directories by default.
         unconditional (`bool`): Whether to ignore the directories.
+        accept_left_out_files (`bool`): Whether to accept that files are left out that may be records.
         cache_dir (`str`): The directory for the cache of `datasets`.
 
     Raises:
-        InputError: If the split does not exist, holds no images, or its directories do not fit the classes.
+        InputError: If the split does not exist, holds no images or other splits, or its directories do not fit the
+            classes, or if records may be lost.
     """
     # `datasets` itself would treat any name of a class, file or directory that contains "train" or "test" as a split,
     # silently drop unknown files, and read the classes from the records. So files and classes are found here.
-    root = find_split(directory, split)
+    root = find_split(directory, split, class_names)
+    files.leave_out(METADATA_ELSEWHERE, lambda path: path.parent == directory != root and path.name in METADATA)
     files.leave_out(f"not in the split {split!r}", lambda path: not path.is_relative_to(root))
-    suffixes = _readable_suffixes()
-    files.leave_out(
-        "in no format that Pillow reads", lambda path: path.suffix.lower() not in suffixes and path.name not in METADATA
-    )
+    files.leave_out_unreadable(can_be_read)
     images = [path for path in files.used if path.name not in METADATA]
     if not images:
         others = files.left_out_of(root)
         found = f", only {files.count(others)}" if others else ""
         raise InputError(f"{root} holds no images{found}: pass the directory with the images as `train_data_dir`.")
+    _check_no_splits_below(root, images, class_names)
     several_directories = in_several_directories(images)
 
     has_metadata = len(images) < len(files.used)
     if has_metadata:
         dataset = _load_metadata(root, files, split, cache_dir)
+        files.check_nothing_is_lost(accept_left_out_files)
         return Source(
             dataset, dataset.features, "as the metadata declare them", files.provenance(), several_directories
         )
@@ -73,24 +77,26 @@ def load_image_folder(
     directories = _directories(root)
     if unconditional or len(directories) < (2 if class_names is None else 1):
         if several_directories and not unconditional:
-            raise _not_all_in_classes(root)
+            raise _not_all_in_classes(root, [path for path in images if path.parent.parent != root])
         if class_names is not None and not unconditional:
             raise InputError(
                 f"Class names are given but {root} has no directories: put the images of each class into a directory "
                 "of its own, or leave out `class_names`."
             )
+        files.check_nothing_is_lost(accept_left_out_files)
         return Source(_records(images, None, None), provenance=files.provenance())
 
     classes = class_names or directories
     _check_classes(root, images, classes, files)
+    files.check_nothing_is_lost(accept_left_out_files)
     dataset = _records(images, [path.parent.name for path in images], classes)
     return Source(dataset, dataset.features, FROM_DIRECTORIES, files.provenance())
 
 
 def _check_classes(root: Path, images: list[Path], classes: list[str], files: FileInventory) -> None:
     """Refuse images outside of the directories of the classes, and a class none of whose files can be used."""
-    if any(path.parent.parent != root for path in images):
-        raise _not_all_in_classes(root)
+    if elsewhere := [path for path in images if path.parent.parent != root]:
+        raise _not_all_in_classes(root, elsewhere)
     with_images = {path.parent.name for path in images}
     if strange := sorted(with_images - set(classes)):
         raise InputError(
@@ -105,18 +111,55 @@ def _check_classes(root: Path, images: list[Path], classes: list[str], files: Fi
             )
 
 
-def find_split(directory: Path, split: str) -> Path:
-    """Find the directory of a split: the one of that name if all directories have names of splits, else `directory`."""
-    directories = set(_directories(directory))
-    has_splits = bool(directories) and directories <= SPLIT_DIRECTORIES
-    if split in directories and not has_splits:
+def find_split(directory: Path, split: str, class_names: list[str] | None = None) -> Path:
+    """Find the directory of a split: the one of that name if all directories have names of splits, else `directory`.
+
+    Args:
+        directory (`Path`): The directory of the data set.
+        split (`str`): The name of the split.
+        class_names (`list[str]`, *optional*): The names of classes, which are no splits.
+
+    Raises:
+        InputError: If there is no directory for the split, or it is unclear which directories are splits.
+    """
+    directories = _directories(directory)
+    splits = [name for name in directories if split_named(name)]
+    has_splits = len(directories) > 0 and len(splits) == len(directories)
+    if not has_splits and (unclear := [name for name in splits if name not in (class_names or [])]):
         raise InputError(
-            f"{directory / split} may be a split or a class, since not all directories beside it are splits: pass it "
-            "as `train_data_dir` if it is the split, and rename it if it is a class."
+            f"{directory / unclear[0]} may be a split or a class, since not all directories beside it are splits: pass "
+            "the split as `train_data_dir`, rename a class, or name the classes by `class_names`."
         )
-    if split not in directories and (has_splits or split != "train"):
+    if not has_splits:
+        if split != "train":
+            raise no_such_split(directory, split)
+        return directory
+    chosen = [name for name in splits if name == split] or [
+        name for name in splits if split_named(name) == (split_named(split) or split)
+    ]
+    if not chosen:
         raise no_such_split(directory, split)
-    return directory / split if has_splits else directory
+    if len(chosen) > 1:
+        raise InputError(
+            f"{directory} has several directories for the split {split!r}, {' and '.join(chosen)}: pass one of them as "
+            "`train_data_dir`, or rename the others."
+        )
+    return directory / chosen[0]
+
+
+def _check_no_splits_below(root: Path, images: list[Path], class_names: list[str] | None) -> None:
+    """Refuse splits that would be read as one, also at another level, because one of them is to be held out."""
+    beside: dict[Path, set[str]] = {}
+    for place in {image.parent for image in images}:
+        for directory in (place.relative_to(root), *place.relative_to(root).parents):
+            if directory.name and directory.name not in (class_names or []):
+                beside.setdefault(root / directory.parent, set()).add(directory.name)
+    for parent, names in sorted(beside.items()):
+        if splits := parts_of_one_whole(names):
+            raise InputError(
+                f"The directories {' and '.join(splits)} in {parent} look like splits, of which all but one are held "
+                "out: pass the one to train on as `train_data_dir`, or rename them if they are none."
+            )
 
 
 def no_such_split(directory: Path, split: str) -> InputError:
@@ -137,9 +180,17 @@ def _load_metadata(root: Path, files: FileInventory, split: str, cache_dir: str)
             "file_name, or another name if they are something else."
         ) from None
     named = {os.path.realpath(path) for path in image_paths(dataset)}
-    files.leave_out(
-        "not named in the metadata", lambda path: path.name not in METADATA and os.path.realpath(path) not in named
-    )
+    if missing := sum(not os.path.isfile(path) for path in named):
+        raise InputError(
+            f"The metadata in {root} name images that do not exist ({missing:,}): add these images, or remove their "
+            "lines."
+        )
+    if len(named) < len(dataset):  # one image would be two records, and epsilon would not be for one image
+        raise InputError(
+            f"The metadata in {root} name images more than once ({len(dataset):,} lines for {len(named):,}): give each "
+            "image one line."
+        )
+    files.leave_out(UNNAMED, lambda path: path.name not in METADATA and os.path.realpath(path) not in named)
     return dataset
 
 
@@ -151,24 +202,41 @@ def _records(images: list[Path], labels: list[str] | None, class_names: list[str
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def _readable_suffixes() -> set[str]:
+def can_be_read(path: Path) -> bool:
+    """Whether a file is, by its name, an image that Pillow decodes, or metadata of `datasets`."""
+    return path.name in METADATA or path.suffix.lower() in _readable_suffixes()
+
+
+@functools.cache
+def _readable_suffixes() -> frozenset[str]:
     """The suffixes of the formats that Pillow decodes, without those that it only recognizes, such as HDF5."""
     suffixes = PIL.Image.registered_extensions()
     decoders = {name: opener for name, (opener, _) in PIL.Image.OPEN.items()}
-    return {
+    return frozenset(
         suffix
         for suffix, name in suffixes.items()
         if name in decoders
         and not (isinstance(decoders[name], type) and issubclass(decoders[name], PIL.ImageFile.StubImageFile))
-    }
+    )
 
 
 def _directories(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """The names of the directories, with numbers in their order: "2" before "10"."""
+    names = (path.name for path in root.iterdir() if path.is_dir() and not reason_to_ignore(path.name))
+    return sorted(names, key=lambda name: ([int(part) if part.isdigit() else part for part in _parts(name)], name))
 
 
-def _not_all_in_classes(root: Path) -> InputError:
+def _parts(name: str) -> list[str]:
+    """The name cut into texts and numbers, which alternate; the first is a text, possibly an empty one."""
+    return re.split(r"([0-9]+)", name)
+
+
+def _not_all_in_classes(root: Path, elsewhere: list[Path]) -> InputError:
+    places = sorted({str(path.parent.relative_to(root)) for path in elsewhere})
+    named = ", ".join("the directory itself" if place == "." else place for place in places[:3])
+    more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
     return InputError(
-        f"Not all images in {root} lie directly in the directory of a class: pass the directory that holds one "
-        "directory per class, move the images that lie elsewhere, or pass `unconditional` to ignore the directories."
+        f"Not all images in {root} lie directly in the directory of a class, {len(elsewhere):,} lie in {named}{more}: "
+        "pass the directory that holds one directory per class, move the images that lie elsewhere, or pass "
+        "`unconditional` to ignore the directories."
     )

@@ -4,7 +4,6 @@ What is read is as sensitive as its source. It is returned as records of `datase
 """
 
 import contextlib
-import glob
 import re
 from pathlib import Path
 
@@ -17,14 +16,16 @@ from sklearn.datasets import load_digits as load_scikit_learn_digits
 from ..errors import DPCurriculumError, HubError, InputError
 from .class_lists import Source
 from .columns import image_paths
-from .file_inventory import FileInventory
-from .image_folders import METADATA, SPLIT_DIRECTORIES, load_image_folder, no_such_split
+from .file_inventory import NOT_LOADED, OTHER_FORMAT, FileInventory, is_document
+from .image_folders import METADATA, can_be_read, load_image_folder, no_such_split
+from .parquet_files import is_parquet, load_parquet
 
 
 HUB_TIMEOUT_SECONDS = 10
 
-# Files that `save_to_disk` writes in addition to the records.
+# Files that `save_to_disk` writes in addition to the records, and those that `map` and `filter` leave beside them.
 FILES_ABOUT_SAVED = {"dataset_dict.json", "dataset_info.json", "state.json"}
+CACHES = ("cache-", "indices-", "tmp")
 
 NUM_DIGITS_TRAIN = 1500
 
@@ -40,15 +41,18 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[records[split]], digits.target[records[split]]
 
 
-def load_from_hub(name: str, split: str) -> Source:
+def load_from_hub(name: str, split: str, accept_left_out_files: bool = False) -> Source:
     """Load one split of a data set from the Hub.
 
     Args:
         name (`str`): The id of the data set.
         split (`str`): The name of the split.
+        accept_left_out_files (`bool`, *optional*, defaults to False):
+            Whether to accept that files are left out that may be records.
 
     Raises:
         HubError: If the split cannot be loaded.
+        InputError: If records may be lost.
     """
     info = None
     try:
@@ -71,18 +75,25 @@ def load_from_hub(name: str, split: str) -> Source:
         dataset,
         declared.features if declared else None,
         "as the card of the data set declares them",
-        _files_on_hub([file.rfilename for file in info.siblings or []], split, image_paths(dataset)),
+        _files_on_hub([file.rfilename for file in info.siblings or []], dataset, accept_left_out_files),
     )
 
 
-def _files_on_hub(names: list[str], split: str, images: set[str]) -> dict[str, str]:
-    """Lines for the plan about the files of an image folder on the Hub; `images` are the local copies."""
+def _files_on_hub(names: list[str], dataset: datasets.Dataset, accept_left_out_files: bool) -> dict[str, str]:
+    """Lines for the plan about the files of an image folder on the Hub."""
+    images = image_paths(dataset)  # the local copies
     in_repository = [re.search(r"/snapshots/[^/]+/(.+)", image) for image in images]
     used = {Path(found[1]) for found in in_repository if found}
     if len(used) < len(images):  # the images are in archives, whose files are not listed
         return {}
     files = FileInventory.of_names(names)
-    files.leave_out(f"not in the split {split!r}", lambda path: path not in used)
+    files.leave_out_unreadable(lambda path: path in used or can_be_read(path))
+    loaded = sum(split.num_examples for split in (dataset.info.splits or {}).values())
+    is_complete = loaded >= sum(path.name not in METADATA for path in files.used)
+    files.leave_out(
+        f"not in the split {str(dataset.split)!r}" if is_complete else NOT_LOADED, lambda path: path not in used
+    )
+    files.check_nothing_is_lost(accept_left_out_files)
     return files.provenance()
 
 
@@ -93,20 +104,22 @@ def load_from_directory(
     *,
     class_names: list[str] | None,
     unconditional: bool,
+    accept_left_out_files: bool,
     cache_dir: str,
 ) -> Source:
     """Load one split of a data set that `datasets` saved, of parquet files, or of image files."""
     try:
         if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
-            return _load_saved(directory, files, split)
-        if any(_is_parquet(path) for path in files.used):
-            return _load_parquet(directory, files, split, cache_dir)
+            return _load_saved(directory, files, split, accept_left_out_files)
+        if any(is_parquet(path) for path in files.used):
+            return load_parquet(directory, files, split, accept_left_out_files, cache_dir)
         return load_image_folder(
             directory,
             files,
             split,
             class_names=class_names,
             unconditional=unconditional,
+            accept_left_out_files=accept_left_out_files,
             cache_dir=cache_dir,
         )
     except DPCurriculumError:
@@ -119,7 +132,11 @@ def load_from_directory(
         ) from None
 
 
-def _load_saved(directory: Path, files: FileInventory, split: str) -> Source:
+def _load_saved(directory: Path, files: FileInventory, split: str, accept_left_out_files: bool) -> Source:
+    files.leave_out("a cache of `datasets`", lambda path: path.name.startswith(CACHES) and path.suffix == ".arrow")
+    files.leave_out("documents", lambda path: is_document(path) and path.name not in FILES_ABOUT_SAVED)
+    files.leave_out(OTHER_FORMAT, lambda path: path.suffix != ".arrow" and path.name not in FILES_ABOUT_SAVED)
+    files.check_nothing_is_lost(accept_left_out_files)
     saved = datasets.load_from_disk(str(directory))
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved, str(saved.split): saved}
     if split not in splits:
@@ -129,26 +146,6 @@ def _load_saved(directory: Path, files: FileInventory, split: str) -> Source:
     files.leave_out(
         f"not in the split {split!r}", lambda path: path.resolve() not in used and path.name not in FILES_ABOUT_SAVED
     )
-    return Source(dataset, provenance=files.provenance())
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix == ".parquet" and path.name not in METADATA
-
-
-def _load_parquet(directory: Path, files: FileInventory, split: str, cache_dir: str) -> Source:
-    def splits_in_name(path: Path) -> set[str]:
-        return SPLIT_DIRECTORIES & {path.parent.name, *re.split(r"[-_.]", path.name)}
-
-    files.leave_out("not parquet, in a directory of parquet files", lambda path: not _is_parquet(path))
-    chosen = [path for path in files.used if split in splits_in_name(path)]
-    if not chosen and split == "train":
-        chosen = [path for path in files.used if not splits_in_name(path)]
-    if not chosen:
-        raise no_such_split(directory, split)
-    files.leave_out(f"not in the split {split!r}", lambda path: path not in chosen)
-    paths = [glob.escape(str(path.resolve())) for path in chosen]
-    dataset = datasets.load_dataset("parquet", data_files={split: paths}, split=split, cache_dir=cache_dir)
     return Source(dataset, provenance=files.provenance())
 
 

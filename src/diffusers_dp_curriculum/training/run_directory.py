@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import DPCurriculumConfig
 from ..errors import DPCurriculumError, InputError, StorageError
+from ..files import is_left_behind
 from ..privacy.composition import read_prior_runs
 from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
@@ -152,5 +153,6 @@ def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun
 
 def _has_run(paths: RunPaths) -> bool:
     """Whether anything can have been released; a process killed at its start leaves at most an empty journal."""
-    other_files = any(path.name not in FILES_BEFORE_RELEASE for path in paths.private.iterdir())
+    names = {path.name for path in paths.private.iterdir()} - FILES_BEFORE_RELEASE
+    other_files = not all(is_left_behind(name) for name in names)
     return other_files or journal_in(paths.output_dir) is not None

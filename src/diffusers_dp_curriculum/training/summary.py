@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..data.dataset_info import DatasetInfo, classes_in_words
 from ..privacy.accounting import Mechanism, round_up
 from ..privacy.ledger import PrivacyLedger
 from ..privacy.statement import scope_in_words
@@ -16,20 +17,22 @@ PUBLISHED = {
 }
 
 
-def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool, stages: Iterable[str]) -> str:
+def summarize(output_dir: Path, ledger: PrivacyLedger, info: DatasetInfo, stages: Iterable[str]) -> str:
     """Make two tables: the files that may be published, and the mechanisms that read the records.
 
     Args:
         output_dir (`Path`): The directory of the run.
         ledger (`PrivacyLedger`): What was executed.
-        conditional (`bool`): Whether the pipeline has classes; if so, it needs `trust_remote_code`.
+        info (`DatasetInfo`): The classes; a pipeline with classes needs `trust_remote_code`.
         stages (`Iterable[str]`): The names of the warm-up stages, each of which has a picture.
     """
     published = PUBLISHED | {f"{stage}.png": f"the DP {stage.replace('_', ' ')}" for stage in stages}
     mechanisms = [("mechanism", "steps", "noise multiplier", "sample rate"), *map(_row, ledger.mechanisms)]
     for number, run in enumerate(ledger.prior_runs, start=1):
         mechanisms += [(f"previous run {number}", "", "", ""), *map(_row, run.mechanisms)]
-    trust = ", trust_remote_code=True" if conditional else ""
+    trust, classes = "", []
+    if info.class_names is not None:
+        trust, classes = ", trust_remote_code=True", [f"  classes               {classes_in_words(info.class_names)}"]
     headline = f"Published files are in {output_dir} (share all of it except private/):"
     if ledger.not_private:
         headline = f"NOT PRIVATE, share nothing of {output_dir}: {ledger.not_private}."
@@ -38,6 +41,7 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, conditional: bool, stages
             headline,
             *(f"  {name:<21} {what}" for name, what in published.items() if (output_dir / name).exists()),
             f'  to sample             DiffusionPipeline.from_pretrained("{output_dir}"{trust})',
+            *classes,
             *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}".rstrip() for name, steps, sigma, rate in mechanisms),
             f"  together              epsilon {round_up(ledger.epsilon())} at delta {round_up(ledger.delta)}",
             f"  {scope_in_words(len(ledger.prior_runs))}",

@@ -1,0 +1,68 @@
+"""The parquet files that are read together are the parts of one table."""
+
+import datasets
+import pytest
+
+from diffusers_dp_curriculum import load_image_dataset
+from helpers.image_data import GREY, labelled, refused, write_images
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    datasets.disable_progress_bars()
+
+
+def write(directory, *names):
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        labelled(GREY[:2], labels=[0, 1]).to_parquet(directory / name)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("en/train-00000-of-00001.parquet", "fr/train-00000-of-00001.parquet"),
+        ("data/train.parquet", "train.parquet"),
+        ("small-train.parquet", "full-train.parquet"),
+        ("images.parquet", "images_old.parquet"),
+        ("train-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"),
+        ("train-00000-of-00001.parquet", "train.parquet"),
+    ],
+)
+def test_configurations_are_not_merged(tmp_path, names):
+    write(tmp_path, *names)
+    for options in ({}, {"accept_left_out_files": True}):
+        with refused("are not the numbered parts of one table, so that an image may be in several"):
+            load_image_dataset(train_data_dir=str(tmp_path), **options)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a/train-00000-of-00002.parquet", "a/train-00001-of-00002.parquet", "a/test-00000-of-00001.parquet"),
+        ("default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"),
+        (
+            "part-00000-7f3a1c9e-1b2c-4d5e-8f90-a1b2c3d4e5f6-c000.parquet",
+            "part-00001-0f3a1c9e-1b2c-4d5e-8f90-a1b2c3d4e5f6-c000.parquet",
+        ),
+        ("Train/images/0.parquet", "Train/images/1.parquet", "Test/images/0.parquet"),
+    ],
+)
+def test_parts_of_one_table_are_read_together(tmp_path, names):
+    write(tmp_path, *names)
+    assert len(load_image_dataset(train_data_dir=str(tmp_path))) == 4
+
+
+def test_a_missing_part_is_refused(tmp_path):
+    write(tmp_path, "train-00000-of-00003.parquet", "train-00002-of-00003.parquet")
+    with refused("1 of 3 parquet files are missing in .*: add them, or pass `accept_left_out_files`"):
+        load_image_dataset(train_data_dir=str(tmp_path))
+    assert len(load_image_dataset(train_data_dir=str(tmp_path), accept_left_out_files=True)) == 4
+
+
+def test_a_stray_parquet_file_does_not_replace_images(tmp_path):
+    write_images(tmp_path / "cat", GREY[:2])
+    write_images(tmp_path / "dog", GREY[:2])
+    write(tmp_path, "features.parquet")
+    with refused("would be left out, 4 .png .beside files of another format, which are read."):
+        load_image_dataset(train_data_dir=str(tmp_path))
