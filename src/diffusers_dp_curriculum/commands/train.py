@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..checks import (
     ATTENTION_LEVELS,
     BETA_SCHEDULE,
+    CHANNELS,
     DDPM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
@@ -61,6 +62,15 @@ class ScriptArguments:
     resolution: int | None = _data(
         None, "Resize and crop images to this size; by default their own size.", limits=at_least(1)
     )
+    channels: int | None = _data(
+        None, "1 converts images to grey, 3 to RGB; by default they stay what they are.", limits=CHANNELS
+    )
+    pixel_range: list[float] | None = _data(
+        None,
+        "Two numbers: the values of black and white in images of more than 8 bits a pixel. Give the range that the "
+        "device can deliver, never one measured on the records.",
+    )
+    background: str | None = _data(None, "Colour to put behind transparent pixels, as a name or #rrggbb.")
     image_column: str | None = _data(None, "Column with the images, if there are several.")
     label_column: str | None = _data(None, "Column with the labels, if there are several.")
     class_names: list[str] | None = _data(
@@ -226,6 +236,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         class_names=script.class_names,
         unconditional=script.unconditional,
         accept_found_classes=script.accept_found_classes,
+        channels=script.channels,
+        pixel_range=script.pixel_range,
+        background=script.background,
     )
     set_seed(config.seed)
     unet = network_of(script, dataset.info)
