@@ -41,7 +41,10 @@ def test_a_shape_that_is_only_in_alpha_is_seen_before_the_background(mode, value
 def test_other_kinds_of_transparency():
     palette = PIL.Image.fromarray(COLOUR[0]).convert("P")
     key = PIL.Image.fromarray(GREY[0])
-    for image in (encoded(palette, transparency=palette.getpixel((0, 0))), encoded(key, transparency=int(GREY[0, 0, 0]))):
+    for image in (
+        encoded(palette, transparency=palette.getpixel((0, 0))),
+        encoded(key, transparency=int(GREY[0, 0, 0])),
+    ):
         with refused("1 with transparent pixels"):
             to_image_dataset(make_dataset([image]))
         assert len(to_image_dataset(make_dataset([image]), background="white")) == 1

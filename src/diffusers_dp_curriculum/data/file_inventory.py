@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from .unusable import list_for_owner
 
 
 # Only what looks like a suffix is shown: in names such as 1.2.840.4711, the part after the dot identifies a person.
@@ -41,7 +42,8 @@ class FileInventory:
             return cls(dict(_walk(root)))
         except OSError as error:
             raise InputError(
-                f"A directory in {root} cannot be read ({type(error).__name__}): make it readable or move it away."
+                f"A directory in {root} cannot be read ({type(error).__name__}): make all directories readable or move "
+                f"them away; {list_for_owner([str(error.filename)])}."
             ) from None
 
     @classmethod

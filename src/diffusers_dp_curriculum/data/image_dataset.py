@@ -225,7 +225,11 @@ def load_image_dataset(
 
     assert train_data_dir is not None
     directory = Path(train_data_dir)
-    if not directory.is_dir():
+    try:
+        is_directory = directory.is_dir()
+    except PermissionError:
+        raise InputError(f"{directory} is in a directory that cannot be read: make that readable.") from None
+    if not is_directory:
         raise InputError(f"{directory} is not a directory: pass the one that holds the images as `train_data_dir`.")
     files = FileInventory.of_directory(directory)
     if has_idx_files(directory):

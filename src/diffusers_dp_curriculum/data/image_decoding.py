@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .pixel_format import PixelFormat
 from .silence import silence
-from .unusable import Unusable, check_content, read_file, refusal
+from .unusable import STORED, Unusable, check_content, read_file, refusal
 
 
 # Larger data sets are decoded into a memory-mapped temporary file.
@@ -80,7 +80,8 @@ def to_tensor(
             return Unusable("damaged", "repair or remove the damaged ones", f"({type(error).__name__}: {error})")
 
     pixels: np.ndarray | None = None
-    unusable: dict[int, tuple[str, Unusable]] = {}
+    unusable: dict[int, Unusable] = {}
+    names: dict[int, str] = {}
     with _workers() as pool, tqdm(total=len(records), desc="Decoding images", leave=False) as progress:
         # If a whole chunk cannot be used, a setting is wrong, and the rest would take long to tell the same.
         while progress.n < len(records) and len(unusable) < CHUNK:
@@ -90,7 +91,7 @@ def to_tensor(
             for index, (record, image) in enumerate(zip(chunk, decoded, strict=True), start=int(progress.n)):
                 problem = image if isinstance(image, Unusable) else _misfit(image, pixels)
                 if problem is not None:
-                    unusable[index] = (_name(record), problem)
+                    unusable[index], names[index] = problem, f"record {index}: {_name(record)}"
                     continue
                 assert isinstance(image, np.ndarray)
                 if pixels is None:
@@ -99,7 +100,8 @@ def to_tensor(
             progress.update(len(decoded))
         checked = int(progress.n)
     if pixels is None or unusable:
-        raise refusal("images", checked, unusable)
+        by_name = {names[index]: problem for index, problem in unusable.items()}
+        raise refusal("images", checked, by_name, f"record {min(unusable)}")
     return torch.from_numpy(pixels)
 
 
@@ -149,7 +151,7 @@ def _misfit(image: np.ndarray, pixels: np.ndarray | None) -> Unusable | None:
 
 
 def _name(record: Any) -> str:
-    return (isinstance(record, dict) and record["path"]) or ""
+    return (isinstance(record, dict) and record["path"]) or STORED
 
 
 def _workers() -> ThreadPoolExecutor:

@@ -14,11 +14,12 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from sklearn.datasets import load_digits as load_scikit_learn_digits
 
-from ..errors import DPCurriculumError, HubError, InputError
+from ..errors import HubError, InputError
 from .class_lists import Source
 from .columns import image_paths
 from .file_inventory import FileInventory
 from .image_folders import METADATA, SPLIT_DIRECTORIES, load_image_folder, no_such_split
+from .table_files import check_tables
 
 
 HUB_TIMEOUT_SECONDS = 10
@@ -96,7 +97,7 @@ def load_from_directory(
     cache_dir: str,
 ) -> Source:
     """Load one split of a data set that `datasets` saved, of parquet files, or of image files."""
-    try:
+    with check_tables(directory, files):
         if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
             return _load_saved(directory, files, split)
         if any(_is_parquet(path) for path in files.used):
@@ -109,14 +110,6 @@ def load_from_directory(
             unconditional=unconditional,
             cache_dir=cache_dir,
         )
-    except DPCurriculumError:
-        raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise InputError(
-            # The original message may name files, which is as sensitive as the images.
-            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}): "
-            "check what `train_data_dir` holds."
-        ) from None
 
 
 def _load_saved(directory: Path, files: FileInventory, split: str) -> Source:

@@ -13,6 +13,8 @@ from typing import Any
 from ..errors import InputError
 
 
+STORED = "stored in the data set"  # instead of the name of a file
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ANNEX_POINTER = b"/annex/objects/"
 
@@ -33,18 +35,19 @@ class Unusable(Exception):  # noqa: N818 - a reason, which becomes an error only
         self.details = details
 
 
-def read_file(path: str) -> bytes:
+def read_file(path: str, size: int = -1) -> bytes:
     """Read a file.
 
     Args:
         path (`str`): The path of the file.
+        size (`int`, *optional*, defaults to -1): The number of bytes to read; all by default.
 
     Raises:
         Unusable: If the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            return file.read()
+            return file.read(size)
     except FileNotFoundError:
         raise Unusable("missing", "restore the missing files") from None
     except PermissionError:
@@ -72,28 +75,35 @@ def check_content(content: bytes) -> None:
         raise Unusable("pointers of git-annex", "fetch what they point to with git annex get")
 
 
-def refusal(things: str, checked: int, unusable: Mapping[int, tuple[str, Unusable]]) -> InputError:
+def refusal(things: str, checked: int, unusable: Mapping[str, Unusable], first: str = "") -> InputError:
     """Write the list of what cannot be used, and make the error that counts the reasons and says where the list is.
 
     Args:
         things (`str`): What they are: "images" or "files".
         checked (`int`): How many were looked at.
-        unusable (`Mapping[int, tuple[str, Unusable]]`): Name and reason of each that cannot be used, by its index.
+        unusable (`Mapping[str, Unusable]`): The reason for each that cannot be used, by its name.
+        first (`str`, *optional*): The first of them, in words that tell no name.
     """
-    reasons = Counter(problem.what for _, problem in unusable.values())
+    reasons = Counter(problem.what for problem in unusable.values())
     counts = ", ".join(f"{number:,} {what}" for what, number in reasons.most_common())
-    remedies = "; ".join(dict.fromkeys(problem.remedy for _, problem in unusable.values()))
-    lines = [
-        f"record {index}: {name or 'stored in the data set'}: {problem.what} {problem.details}".rstrip()
-        for index, (name, problem) in unusable.items()
-    ]
+    remedies = "; ".join(dict.fromkeys(problem.remedy for problem in unusable.values()))
+    lines = [f"{name}: {problem.what} {problem.details}".rstrip() for name, problem in unusable.items()]
+    where = f", the first of which is {first}" if first else ""
     return InputError(
-        f"{len(unusable):,} of {checked:,} {things} cannot be used ({counts}), the first of which is record "
-        f"{min(unusable)}: {remedies}; {_write_list(lines)}."
+        f"{len(unusable):,} of {checked:,} {things} cannot be used ({counts}){where}: {remedies}; "
+        f"{list_for_owner(lines)}."
     )
 
 
-def _write_list(lines: list[str]) -> str:
+def list_for_owner(lines: list[str]) -> str:
+    """Write lines that may tell of records to a file that only its owner can read.
+
+    Args:
+        lines (`list[str]`): The lines.
+
+    Returns:
+        `str`: Where they are, in words that fit at the end of a message.
+    """
     try:
         # `mkstemp` makes a file that nobody but its owner can read.
         descriptor, path = tempfile.mkstemp(prefix="dp-curriculum-unusable-", suffix=".txt")
