@@ -1,6 +1,8 @@
 """Images of every kind become 8-bit pixels by public settings alone, and what would be lost is refused."""
 
 import io
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -152,6 +154,37 @@ def test_big_endian_16_bit_images():
     np.testing.assert_array_equal(images[0, 0], np.rint(values / 257))
 
 
+def test_x_rays_whose_lowest_value_is_white_are_not_inverted():
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    tag = struct.pack("<HHII", 262, 3, 1, 1)
+    content = deep(values, "TIFF")["bytes"]
+    assert content.count(tag) == 1
+    content = content.replace(tag, struct.pack("<HHII", 262, 3, 1, 0))
+    images = to_image_dataset(make_dataset([{"bytes": content, "path": None}]), pixel_range=[0, 65535]).images
+    np.testing.assert_array_equal(images[0, 0], 255 - np.rint(values / 257))
+
+
+def test_deep_images_are_turned_upright():
+    exif = PIL.Image.Exif()
+    exif[PIL.Image.ExifTags.Base.Orientation] = 6
+    image = encoded(PIL.Image.fromarray(GREY[0].astype(np.uint16)), format="TIFF", exif=exif)
+    images = to_image_dataset(make_dataset([image]), pixel_range=[0, 255]).images
+    np.testing.assert_array_equal(images[0, 0], np.rot90(GREY[0], -1))
+
+
+def test_deep_images_whose_values_pillow_rescales_are_refused():
+    content = b"P5 8 8 4095\n" + np.arange(64, dtype=">u2").tobytes()
+    with refused("1 with more than 8 bits a pixel that are neither plain PNG nor plain TIFF"):
+        to_image_dataset(make_dataset([{"bytes": content, "path": None}]), pixel_range=[0, 4095])
+
+
+def test_channels_beyond_the_colours_are_not_dropped():
+    extra = encoded(PIL.Image.frombytes("RGBX", (8, 8), np.dstack([COLOUR[0], GREY[0]]).tobytes()), format="TIFF")
+    assert PIL.Image.open(io.BytesIO(extra["bytes"])).mode == "RGB"
+    with refused("1 with more channels than colours"):
+        to_image_dataset(make_dataset([extra]))
+
+
 def test_what_has_no_value_or_another_depth_is_refused():
     values = np.zeros((8, 8), dtype=np.float32)
     values[3, 3] = np.nan
@@ -163,9 +196,6 @@ def test_what_has_no_value_or_another_depth_is_refused():
 
 def test_colour_of_16_bits_of_which_pillow_keeps_8_needs_the_whole_range():
     # Pillow writes no such file: a PNG of 8-bit RGB, whose header says that it has 16 bits and half the width.
-    import struct
-    import zlib
-
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -174,7 +204,7 @@ def test_colour_of_16_bits_of_which_pillow_keeps_8_needs_the_whole_range():
     content += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     dataset = make_dataset([{"bytes": content, "path": None}])
     for options in ({}, {"pixel_range": [0, 4095]}):
-        with refused("1 in colour with 16 bits a channel"):
+        with refused("1 of several channels with 16 bits each"):
             to_image_dataset(dataset, **options)
     whole = to_image_dataset(dataset, pixel_range=[0, 65535]).images
     np.testing.assert_array_equal(whole[0].numpy(), COLOUR[0].transpose(2, 0, 1))
