@@ -109,7 +109,6 @@ TRANSFORMATIONS = {
     "concatenate what was saved": lambda d, tmp: datasets.concatenate_datasets([OTHER, again(d, tmp)]),
     "from the file": lambda d, _: datasets.Dataset.from_file(d.cache_files[0]["filename"]),
     "format": lambda d, _: d.with_format("torch"),
-    "transform": lambda d, _: d.with_transform(lambda batch: {"nothing": [0]}),
     "in memory": lambda d, _: d.map(lambda record: {"age": 1}, keep_in_memory=True),
 }
 

@@ -1,3 +1,4 @@
+import builtins
 import http.server
 import threading
 
@@ -20,6 +21,7 @@ from helpers.image_data import (
     encoded,
     labelled,
     make_dataset,
+    read_list,
     refused,
     write_idx,
     write_images,
@@ -91,9 +93,9 @@ def test_colour_images_survive_exactly():
     assert torch.equal(same.images, dataset.images)
 
 
-def test_a_data_set_with_format_or_transform_or_selection_gives_the_same():
+def test_a_data_set_with_format_or_selection_gives_the_same():
     dataset = labelled().select([2, 0])
-    for variant in (dataset, dataset.with_format("torch"), dataset.with_transform(lambda batch: {"nothing": [0]})):
+    for variant in (dataset, dataset.with_format("torch"), dataset.with_format("numpy", columns=["label"])):
         decoded = to_image_dataset(variant)
         np.testing.assert_array_equal(decoded.images[:, 0].numpy(), GREY[[2, 0]])
         assert decoded.labels.tolist() == [1, 0]
@@ -113,19 +115,19 @@ def test_modes_become_grey_or_rgb(mode, channels):
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_modes_of_no_known_range_are_refused(dtype):
     images = [encoded(GREY[0].astype(dtype), format="TIFF")]
-    with refused("The image of record 0 has the mode '.+', which is neither 8-bit grey nor RGB"):
+    with refused(r"1 of 1 images cannot be used \(1 with more than 8 bits a pixel\), .*: pass `pixel_range`"):
         to_image_dataset(make_dataset(images))
 
 
 def test_grey_and_colour_together_are_refused():
-    with refused("Record 2 is in colour but record 0 is grey"):
+    with refused(r"\(1 in colour where the first is grey\), the first of which is record 2: pass `channels` 1 or 3"):
         to_image_dataset(make_dataset([GREY[0], GREY[1], COLOUR[0]]))
 
 
 def test_images_of_several_shapes_need_a_resolution():
-    with refused("Record 1 is 6x8 pixels, .* pass `resolution`"):
+    with refused("another size than the first or no squares.* is record 1: pass `resolution`"):
         to_image_dataset(make_dataset([GREY[0], GREY[1][:, :6]]))
-    with refused("Record 0 is 6x8 pixels, .* pass `resolution`"):
+    with refused("another size than the first or no squares.* is record 0: pass `resolution`"):
         to_image_dataset(make_dataset([GREY[0][:, :6]] * 2))
     assert to_image_dataset(make_dataset([GREY[0], GREY[1][:, :6]]), resolution=4).images.shape == (2, 1, 4, 4)
 
@@ -154,21 +156,27 @@ def test_exif_orientation_is_applied():
 
 
 @pytest.mark.parametrize(
-    "damaged",
+    ("damaged", "what"),
     [
-        {"bytes": b"", "path": None},
-        {"bytes": b"secret content", "path": "secret.png"},
-        {"bytes": encoded(GREY[0])["bytes"][:60], "path": None},
-        {"bytes": None, "path": "/nowhere/secret.png"},
-        None,
+        ({"bytes": b"", "path": None}, "empty"),
+        ({"bytes": b"secret content", "path": "secret.png"}, "in no format that Pillow reads"),
+        ({"bytes": encoded(GREY[0])["bytes"][:60], "path": None}, "damaged"),
+        ({"bytes": None, "path": "/nowhere/secret.png"}, "missing"),
+        ({"bytes": b"version https://git-lfs.github.com/spec/v1\noid", "path": "secret.png"}, "pointers of Git LFS"),
+        ({"bytes": b"/annex/objects/SHA256E-s1--secret.png", "path": "secret.png"}, "pointers of git-annex"),
+        (None, "empty"),
     ],
 )
-def test_a_damaged_image_is_refused_by_its_index_alone(damaged):
+def test_an_image_that_cannot_be_used_is_named_in_a_list_for_the_owner_alone(damaged, what):
     images = [encoded(GREY[0]), encoded(GREY[1]), damaged]
     dataset = datasets.Dataset.from_dict({"image": images}, features=datasets.Features(image=datasets.Image()))
-    with refused("The image of record 2 is empty or cannot be decoded") as caught:
+    with refused(rf"1 of 3 images cannot be used \(1 {what}\), the first of which is record 2: ") as caught:
         to_image_dataset(dataset)
     assert "secret" not in str(caught.value)
+    text, mode = read_list(caught)
+    name = (damaged or {})["path"] if damaged and damaged["path"] else "stored in the data set"
+    assert text.startswith(f"record 2: {name}: {what}")
+    assert mode == 0o600
 
 
 def test_a_large_data_set_is_backed_by_a_temporary_file_that_has_no_name(monkeypatch, tmp_path):
@@ -278,6 +286,24 @@ def test_labels_outside_of_the_names_are_not_read_as_indices(tmp_path):
     write_idx(tmp_path / "train-images-idx3-ubyte", GREY[:3])
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.array([1, 3, 2], dtype=np.uint8))
     assert load_image_dataset(train_data_dir=str(tmp_path), class_names=list("123")).labels.tolist() == [0, 2, 1]
+
+
+def test_one_empty_cell_among_integers_is_named_and_not_called_floating_point():
+    dataset = make_dataset(animal=(datasets.Value("float64"), [0, 1, None, 0, 1, float("nan")]))
+    with refused("The label of record 2 is missing .*records with such labels: 2") as caught:
+        to_image_dataset(dataset, label_column="animal", class_names=CLASSES)
+    assert [line.split(":")[0] for line in read_list(caught)[0].splitlines()] == ["record 2", "record 5"]
+
+
+def test_the_owner_learns_which_files_have_wrong_labels(tmp_path):
+    write_images(tmp_path, GREY[:3])
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,cat\n1.png,\n2.png,bird\n")
+    with refused("The label of record 1 is missing .*records with such labels: 2") as caught:
+        load_image_dataset(train_data_dir=str(tmp_path), label_column="label", class_names=CLASSES)
+    assert "png" not in str(caught.value)
+    text = read_list(caught)[0]
+    assert f"record 1: {tmp_path / '1.png'}: label None" in text
+    assert f"record 2: {tmp_path / '2.png'}: label 'bird'" in text
 
 
 def test_floating_point_labels_are_refused():
@@ -414,17 +440,32 @@ def test_idx_files(tmp_path, ending):
 def test_idx_images_that_are_no_squares(tmp_path):
     write_idx(tmp_path / "train-images-idx3-ubyte", GREY[:, :, 1:7])
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(6, dtype=np.uint8))
-    with refused("Record 0 is 6x8 pixels"):
+    with refused("another size than the first or no squares"):
         load_image_dataset(train_data_dir=str(tmp_path))
     cropped = load_image_dataset(train_data_dir=str(tmp_path), resolution=6)
     np.testing.assert_array_equal(cropped.images[:, 0].numpy(), GREY[:, 1:7, 1:7])
 
 
-def test_a_damaged_file_is_refused_by_its_index_alone(tmp_path):
+def test_all_files_that_cannot_be_used_are_named_in_one_list(tmp_path, monkeypatch):
     write_images(tmp_path, GREY)
-    (tmp_path / "3.png").write_bytes(b"")
-    with refused("The image of record 3 is empty or cannot be decoded"):
+    (tmp_path / "1.png").write_bytes(b"")
+    (tmp_path / "4.png").write_bytes((tmp_path / "3.png").read_bytes()[:50])
+    (tmp_path / "5.png").write_bytes(b"")
+    reading = builtins.open
+
+    def not_allowed(path, *args, **options):
+        if str(path).endswith("3.png"):
+            raise PermissionError
+        return reading(path, *args, **options)
+
+    monkeypatch.setattr("builtins.open", not_allowed)
+    counts = r"\(2 empty, 1 without permission to read them, 1 damaged\)"
+    with refused(f"4 of 6 images cannot be used {counts}, the first of which is record 1: ") as caught:
         load_image_dataset(train_data_dir=str(tmp_path))
+    lines = read_list(caught)[0].splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        [f"record {index}", str(tmp_path / f"{index}.png")] for index in (1, 3, 4, 5)
+    ]
 
 
 def test_no_copy_of_the_records_stays_behind(tmp_path, monkeypatch):
@@ -448,11 +489,11 @@ def test_a_directory_of_anything_else_is_refused(tmp_path):
     with refused("holds no images"):
         load_image_dataset(train_data_dir=str(tmp_path))
     (tmp_path / "train.parquet").write_bytes(b"not parquet")
-    with refused("cannot be read as"):
+    with refused(r"\(1 damaged or cut off\)"):
         load_image_dataset(train_data_dir=str(tmp_path))
     (tmp_path / "train.parquet").unlink()
     (tmp_path / "state.json").write_text("{}")
-    with refused("cannot be read as"):
+    with refused("cannot be"):
         load_image_dataset(train_data_dir=str(tmp_path))
 
 

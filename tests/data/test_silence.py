@@ -81,10 +81,10 @@ def test_an_image_of_which_libraries_speak_is_loaded_in_silence(image, heard, mo
         picture.convert("RGB")
 
     assert heard(decode_and_convert)  # otherwise the next line would prove nothing
-    assert heard(lambda: to_image_dataset(make_dataset([image]), resolution=8)) == []
+    assert heard(lambda: to_image_dataset(make_dataset([image]), resolution=8, background="white")) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(to_image_dataset(make_dataset([image]), resolution=8)) == 1
+        assert len(to_image_dataset(make_dataset([image]), resolution=8, background="white")) == 1
 
 
 def test_a_refusal_is_silent_as_well(heard):
@@ -92,7 +92,7 @@ def test_a_refusal_is_silent_as_well(heard):
     damaged = {"bytes": content[:60] + b"\xff" * 20 + content[80:], "path": None}
 
     def load():
-        with pytest.raises(InputError, match="The image of record 0 is empty or cannot be decoded"):
+        with pytest.raises(InputError, match="1 damaged.*, the first of which is record 0"):
             to_image_dataset(make_dataset([damaged]))
 
     assert heard(load) == []
@@ -106,7 +106,7 @@ def test_names_of_damaged_files_are_not_logged(name, heard, tmp_path):
     PIL.Image.fromarray(GREY[0]).save(directory / "0.png")
 
     def load():
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="cannot be (read|used)"):
             load_image_dataset(train_data_dir=str(directory))
 
     assert [words for words in heard(load) if MARK in words] == []

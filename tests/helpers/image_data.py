@@ -4,7 +4,9 @@ import contextlib
 import gzip
 import io
 import re
+import stat
 import struct
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -27,6 +29,14 @@ def refused(match, error=InputError):
     message = str(caught.value)
     assert message.endswith(".")
     assert not re.search(r"\n|[.!?] [A-Z]", message), f"more than one sentence: {message}"
+
+
+def read_list(caught) -> tuple[str, int]:
+    """The list of what cannot be used, which a refusal has written, and the mode of the file; the file is deleted."""
+    path = Path(re.search(r"their names are in (.+), which only you can read", str(caught.value))[1])
+    text, mode = path.read_text(encoding="utf-8"), stat.S_IMODE(path.stat().st_mode)
+    path.unlink()
+    return text, mode
 
 
 def encoded(image, format="PNG", **options) -> dict:

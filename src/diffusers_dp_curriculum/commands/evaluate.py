@@ -36,6 +36,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train_split", default="train", help="the real images that the model was trained on")
     parser.add_argument("--test_split", default="test", help="real images that it was not trained on")
     parser.add_argument("--image_column", help="column of images in the reference, if there are several")
+    parser.add_argument(
+        "--pixel_range",
+        nargs=2,
+        type=float,
+        help="values of black and white in a reference of more than 8 bits a pixel",
+    )
+    parser.add_argument("--background", help="colour to put behind transparent pixels of the reference")
     parser.add_argument("--label_column", help="column of labels in the reference, if it does not declare one")
     parser.add_argument("--class_names", nargs="+", help="the classes of the reference, if it does not declare them")
     parser.add_argument(
@@ -100,8 +107,10 @@ def load_samples(args: argparse.Namespace) -> "Dataset":
         )
 
 
-def load_reference(args: argparse.Namespace, split: str, resolution: int, with_labels: bool) -> "Dataset":
-    """Load one split of the real images, at the size of the samples."""
+def load_reference(
+    args: argparse.Namespace, split: str, channels: int, resolution: int, with_labels: bool
+) -> "Dataset":
+    """Load one split of the real images, with the channels and the size of the samples."""
     from ..data.image_dataset import load_image_dataset
 
     with rename_arguments(train_data_dir="reference", dataset_name="reference"):
@@ -115,6 +124,9 @@ def load_reference(args: argparse.Namespace, split: str, resolution: int, with_l
             unconditional=not with_labels,
             accept_found_classes=True,  # the report is not published
             accept_left_out_files=args.accept_left_out_files,
+            channels=channels,
+            pixel_range=args.pixel_range,
+            background=args.background,
         )
 
 
@@ -143,7 +155,7 @@ def sample(pipeline: "diffusers.DiffusionPipeline", args: argparse.Namespace) ->
 
 
 def describe(
-    args: argparse.Namespace, resolution: int, pipeline: "diffusers.DiffusionPipeline | None"
+    args: argparse.Namespace, channels: int, resolution: int, pipeline: "diffusers.DiffusionPipeline | None"
 ) -> dict[str, str]:
     """Describe in words what is compared, and with which settings."""
     from ..privacy.publishability import check_statement
@@ -153,7 +165,7 @@ def describe(
     about = {
         "samples": args.samples,
         "reference": f"{args.reference}: split {args.train_split} (real training images) and split {args.test_split} "
-        f"(real test images), {resolution}x{resolution} pixels",
+        f"(real test images), {resolution}x{resolution} pixels, {'grey' if channels == 1 else 'in colour'}",
         "features": ", ".join(args.features),
         "classifiers": f"{', '.join(args.classifiers) or 'none'}; {args.epochs} epochs",
         "seed": str(args.seed),
@@ -202,10 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         samples = load_samples(args)
         shape, class_names = samples.images.shape[1:], samples.class_names
     train, test = (
-        load_reference(args, split, shape[-1], class_names is not None) for split in (args.train_split, args.test_split)
+        load_reference(args, split, shape[0], shape[-1], class_names is not None)
+        for split in (args.train_split, args.test_split)
     )
     check_reference(shape, class_names, train, test)
-    about = describe(args, shape[-1], pipeline)
+    about = describe(args, shape[0], shape[-1], pipeline)
 
     if pipeline is not None:
         samples = sample(pipeline, args)

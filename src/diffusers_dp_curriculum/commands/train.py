@@ -66,6 +66,15 @@ class ScriptArguments:
     resolution: int | None = _data(
         None, "Resize and crop images to this size; by default their own size.", limits=at_least(1)
     )
+    channels: int | None = _data(
+        None, "1 converts images to grey, 3 to RGB; by default they stay what they are.", limits=CHANNELS
+    )
+    pixel_range: list[float] | None = _data(
+        None,
+        "Two numbers: the values of black and white in images of more than 8 bits a pixel. Give the range that the "
+        "device can deliver, never one measured on the records.",
+    )
+    background: str | None = _data(None, "Colour to put behind transparent pixels, as a name or #rrggbb.")
     image_column: str | None = _data(None, "Column with the images, if there are several.")
     label_column: str | None = _data(None, "Column with the labels, if there are several.")
     class_names: list[str] | None = _data(
@@ -247,6 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         accept_left_out_files=script.accept_left_out_files,
         # A plan needs no pixels, unless it is that of a run to resume, whose records are compared with these.
         decode=not script.plan or config.resume_from_checkpoint is not None,
+        channels=script.channels,
+        pixel_range=script.pixel_range,
+        background=script.background,
     )
     set_seed(config.seed)
     unet = network_of(script, dataset.info)

@@ -3,15 +3,19 @@
 The list of classes must be declared; it is never read from the records.
 """
 
+import math
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import datasets
 import pyarrow as pa
 import torch
 
 from ..errors import InputError
+from .unusable import STORED, list_for_owner
 
+
+MAX_LISTED = 1000  # records with wrong labels
 
 LABEL_LIKE = {"label", "labels", "class", "classes", "target"}
 
@@ -88,6 +92,7 @@ def read_labels(
     dataset: datasets.Dataset, label_column: str, class_names: list[str] | None
 ) -> tuple[torch.Tensor, list[str]]:
     """Read the labels of all records: `int64` indices of shape `(N,)`, and the names of the classes."""
+    _check_no_number_is_missing(dataset, label_column)
     feature = dataset.features[label_column]
     classes: dict[Hashable, int]
     if isinstance(feature, datasets.ClassLabel):
@@ -108,7 +113,25 @@ def read_labels(
         classes = classes_of_numbers(class_names)
     else:
         classes = {name: index for index, name in enumerate(class_names)}
-    return encode_labels(dataset[label_column][:], classes), list(class_names)
+    return encode_labels(dataset[label_column][:], classes, lambda index: _file_of(dataset, index)), list(class_names)
+
+
+def _check_no_number_is_missing(dataset: datasets.Dataset, label_column: str) -> None:
+    """Refuse empty cells, which turn a column of integers into one of floating-point numbers."""
+    feature = dataset.features[label_column]
+    if isinstance(feature, datasets.Value) and pa.types.is_floating(feature.pa_type):
+        labels = dataset[label_column][:]
+        present: dict[Hashable, int] = {label: 0 for label in labels if label is not None and not math.isnan(label)}
+        encode_labels(labels, present, lambda index: _file_of(dataset, index))
+
+
+def _file_of(dataset: datasets.Dataset, index: int) -> str:
+    """The name of the file that a record's image comes from, as far as the data set knows it."""
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            record = dataset.select([index]).cast_column(column, datasets.Image(decode=False))[0]
+            return (record[column] or {}).get("path") or STORED
+    return STORED
 
 
 def classes_of_numbers(class_names: list[str]) -> dict[Hashable, int]:
@@ -146,12 +169,26 @@ def _is_string(feature: datasets.Value) -> bool:
     return pa.types.is_string(feature.pa_type) or pa.types.is_large_string(feature.pa_type)
 
 
-def encode_labels(labels: list[Hashable], classes: dict[Hashable, int]) -> torch.Tensor:
-    """Convert labels to class indices, `int64` of shape `(N,)`; a label that is not a class is refused."""
+def encode_labels(
+    labels: list[Hashable], classes: dict[Hashable, int], name_of: Callable[[int], str] = lambda index: STORED
+) -> torch.Tensor:
+    """Convert labels to class indices, `int64` of shape `(N,)`.
+
+    Args:
+        labels (`list`): The label of each record.
+        classes (`dict[Hashable, int]`): The index of the class for each label that there may be.
+        name_of (`Callable[[int], str]`, *optional*): The name of a record, for the owner of the data alone.
+
+    Raises:
+        InputError: If a label is not a class.
+    """
     indices = [classes.get(label, -1) for label in labels]
     if -1 in indices:
+        wrong = [index for index, label in enumerate(indices) if label == -1]
+        lines = [f"record {index}: {name_of(index)}: label {labels[index]!r}" for index in wrong[:MAX_LISTED]]
         raise InputError(
-            f"The label of record {indices.index(-1)} is missing or none of the declared classes: correct it, declare "
-            "its class with `class_names`, or pass `unconditional`."
+            f"The label of record {wrong[0]} is missing or none of the declared classes: correct it, declare its class "
+            f"with `class_names`, or pass `unconditional` (records with such labels: {len(wrong):,}; "
+            f"{list_for_owner(lines)})."
         )
     return torch.tensor(indices, dtype=torch.int64)

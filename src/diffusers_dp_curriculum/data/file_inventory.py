@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import is_left_behind
 from ..run_paths import RunPaths
+from .unusable import list_for_owner
 
 
 # Only what looks like a suffix is shown: in names such as 1.2.840.4711, the part after the dot identifies a person.
@@ -63,7 +64,8 @@ class FileInventory:
             return cls(dict(_walk(root)))
         except OSError as error:
             raise InputError(
-                f"A directory in {root} cannot be read ({type(error).__name__}): make it readable or move it away."
+                f"A directory in {root} cannot be read ({type(error).__name__}): make all directories readable or move "
+                f"them away; {list_for_owner([str(error.filename)])}."
             ) from None
 
     @classmethod

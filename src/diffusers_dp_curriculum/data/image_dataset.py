@@ -16,7 +16,6 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..checks import at_least
 from ..errors import InputError
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
@@ -24,7 +23,8 @@ from .dataset_info import DatasetInfo
 from .file_inventory import OTHER_FORMAT, FileInventory, is_document
 from .found_folders import check_no_files_are_lost
 from .idx import find_idx_files, has_idx_files, is_idx, read_idx_dataset
-from .image_decoding import read_images, to_tensor
+from .image_decoding import decode_column, is_grey, to_tensor
+from .pixel_format import PixelFormat
 from .silence import no_messages
 from .sources import load_from_directory, load_from_hub, read_digits
 
@@ -155,6 +155,9 @@ def load_image_dataset(
     accept_found_classes: bool = False,
     accept_left_out_files: bool = False,
     decode: bool = True,
+    channels: int | None = None,
+    pixel_range: list[float] | None = None,
+    background: str | None = None,
 ) -> ImageDataset:
     """Load one split of an image data set from the Hub, from a directory, or from scikit-learn.
 
@@ -196,6 +199,16 @@ def load_image_dataset(
         decode (`bool`, defaults to `True`):
             Whether to decode the images. Otherwise only the first one of a column is decoded, and the data set has the
             shape of the images and no pixels, so that `describe_plan` of a trainer takes no longer with more images.
+        channels (`int`, *optional*):
+            1 converts all images to grey, and 3 to RGB. By default grey images stay grey and colour images stay in
+            colour, and the two must not be mixed.
+        pixel_range (`list[float]`, *optional*):
+            Two numbers: the values that become black and white in images of more than 8 bits a pixel, such as 16-bit
+            PNG and TIFF; values outside are clipped. Give the range that the device can deliver, never one that was
+            measured on the records.
+        background (`str`, *optional*):
+            The colour to put behind transparent pixels, as a name or as "#rrggbb". By default images with transparent
+            pixels are refused.
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -214,10 +227,8 @@ def load_image_dataset(
     if (dataset_name is None) == (train_data_dir is None):
         raise InputError("`dataset_name` and `train_data_dir` are both given or both missing: pass one of them.")
     _check_class_names(class_names)
-    if resolution is not None:
-        at_least(1).check("resolution", resolution)
     array_options: dict[str, Any] = {
-        "resolution": resolution,
+        "pixel_format": PixelFormat(resolution, channels, pixel_range, background),
         "class_names": class_names,
         "unconditional": unconditional,
     }
@@ -237,7 +248,11 @@ def load_image_dataset(
 
     assert train_data_dir is not None
     directory = Path(train_data_dir)
-    if not directory.is_dir():
+    try:
+        is_directory = directory.is_dir()
+    except PermissionError:
+        raise InputError(f"{directory} is in a directory that cannot be read: make that readable.") from None
+    if not is_directory:
         raise InputError(f"{directory} is not a directory: pass the one that holds the images as `train_data_dir`.")
     files = FileInventory.of_directory(directory)
     files.check_no_output(directory)
@@ -277,13 +292,16 @@ def to_image_dataset(
     unconditional: bool = False,
     accept_found_classes: bool = False,
     accept_left_out_files: bool = False,
+    channels: int | None = None,
+    pixel_range: list[float] | None = None,
+    background: str | None = None,
 ) -> ImageDataset:
     """Decode and check a `datasets.Dataset`; an [`ImageDataset`] is returned as it is.
 
     Args:
         dataset (`datasets.Dataset` or `ImageDataset`):
-            One split. For an `ImageDataset` only `resolution` and `unconditional` have an effect: the resolution is
-            checked, and with `unconditional` the labels are dropped.
+            One split. For an `ImageDataset` only `resolution`, `channels` and `unconditional` have an effect: the first
+            two are checked, and with `unconditional` the labels are dropped.
         resolution (`int`, *optional*):
             As in [`load_image_dataset`].
         image_column (`str`, *optional*):
@@ -298,6 +316,12 @@ def to_image_dataset(
             As in [`load_image_dataset`].
         accept_left_out_files (`bool`, defaults to `False`):
             Whether to accept that `datasets` has left out files beside the images, which may be records.
+        channels (`int`, *optional*):
+            As in [`load_image_dataset`]; an `ImageDataset` must have this number of channels.
+        pixel_range (`list[float]`, *optional*):
+            As in [`load_image_dataset`].
+        background (`str`, *optional*):
+            As in [`load_image_dataset`].
 
     Returns:
         `ImageDataset`: The decoded images with their labels.
@@ -316,11 +340,16 @@ def to_image_dataset(
         >>> dataset.images.shape, dataset.labels.tolist()
         (torch.Size([2, 1, 8, 8]), [1, 0])
     """
+    pixel_format = PixelFormat(resolution, channels, pixel_range, background)
     if isinstance(dataset, ImageDataset):
         if resolution not in (None, dataset.resolution):
             raise InputError(
                 f"The images were loaded with {dataset.resolution} pixels per side: load them with `resolution` "
                 f"{resolution}, or ask for {dataset.resolution}."
+            )
+        if channels not in (None, dataset.num_channels):
+            raise InputError(
+                f"The images were loaded with {dataset.num_channels} channels: load them with `channels` {channels}."
             )
         if unconditional:
             dataset = replace(_without_labels(dataset.images, dataset.provenance), directory=dataset.directory)
@@ -335,7 +364,7 @@ def to_image_dataset(
     return _from_source(
         Source(dataset),
         decode=True,
-        resolution=resolution,
+        pixel_format=pixel_format,
         image_column=image_column,
         label_column=label_column,
         class_names=class_names,
@@ -347,7 +376,7 @@ def to_image_dataset(
 def _from_source(
     source: Source,
     *,
-    resolution: int | None,
+    pixel_format: PixelFormat,
     image_column: str | None,
     label_column: str | None,
     class_names: list[str] | None,
@@ -355,6 +384,11 @@ def _from_source(
     accept_found_classes: bool,
     decode: bool,
 ) -> ImageDataset:
+    if source.dataset.format["type"] == "custom":
+        raise InputError(
+            "The data set has a transform, which would not be applied, because records are decoded once: store its "
+            "result with dataset.map(), or remove it with dataset.reset_format()."
+        )
     source = replace(source, dataset=source.dataset.with_format(None))
     dataset = source.dataset
     if len(dataset) == 0:
@@ -364,22 +398,31 @@ def _from_source(
     if label_column is None:
         if not unconditional:
             check_no_classes_are_lost(source)
-        return _without_labels(_read_pixels(dataset, image_column, resolution, decode), source.provenance)
+        pixels = _read_pixels(dataset, image_column, pixel_format, decode)
+        return _without_labels(pixels, source.provenance | _advice(pixels))
     origin = "as given"
     if class_names is None:
         class_names, origin = find_classes(source, label_column, accept_found_classes)
     # Labels first: they are checked within seconds, while decoding images may take an hour.
     labels, class_names = read_labels(dataset, label_column, class_names)
     provenance = {**source.provenance, "classes": describe_classes(class_names, origin)}
-    return ImageDataset(_read_pixels(dataset, image_column, resolution, decode), labels, class_names, provenance)
+    pixels = _read_pixels(dataset, image_column, pixel_format, decode)
+    return ImageDataset(pixels, labels, class_names, provenance | _advice(pixels))
 
 
-def _read_pixels(dataset: datasets.Dataset, image_column: str, resolution: int | None, decode: bool) -> torch.Tensor:
+def _read_pixels(dataset: datasets.Dataset, image_column: str, pixel_format: PixelFormat, decode: bool) -> torch.Tensor:
     """Decode the images, or only the first one for the shape of all."""
     if decode:
-        return to_tensor(read_images(dataset, image_column), len(dataset), resolution)
-    first = to_tensor(read_images(dataset.select([0]), image_column), 1, resolution)
+        return decode_column(dataset, image_column, pixel_format)
+    first = decode_column(dataset.select([0]), image_column, pixel_format)
     return torch.empty((len(dataset), *first.shape[1:]), dtype=torch.uint8, device="meta")
+
+
+def _advice(pixels: torch.Tensor) -> dict[str, str]:
+    """A line for the plan where grey images are stored in colour, whose noise would be as large as that of colours."""
+    if pixels.is_meta or pixels.shape[1] == 1 or not is_grey(pixels):
+        return {}
+    return {"channels": "3, but all images are grey: pass `channels` 1, which needs less noise and draws no colours"}
 
 
 def _check_image_dataset(dataset: ImageDataset) -> None:
@@ -422,7 +465,7 @@ def _from_arrays(
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    resolution: int | None,
+    pixel_format: PixelFormat,
     class_names: list[str] | None,
     unconditional: bool,
     provenance: dict[str, str],
@@ -435,11 +478,12 @@ def _from_arrays(
         class_names = list(class_names or map(str, range(10)))
         provenance = {**provenance, "classes": describe_classes(class_names, origin)}
         labels = encode_labels(labels.tolist(), classes_of_numbers(class_names))
-    side = resolution or images.shape[1]
-    if images.shape[1:] == (side, side):
+    if images.shape[1:] == 2 * (pixel_format.resolution or images.shape[1],) and pixel_format == PixelFormat(
+        pixel_format.resolution
+    ):
         pixels = torch.from_numpy(images[:, np.newaxis])
     else:
-        pixels = to_tensor(map(PIL.Image.fromarray, images), len(images), resolution)
+        pixels = to_tensor(images, PIL.Image.fromarray, pixel_format)
     if unconditional:
         return _without_labels(pixels, provenance)
     return ImageDataset(pixels, labels, class_names, provenance)

@@ -1,92 +1,174 @@
-"""Decodes images into one tensor of bytes."""
+"""Decodes the images of a data set into one tensor of bytes."""
 
-import itertools
+import contextlib
+import io
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import InputError
 from ..files import check_room, full_disk_errors
+from .pixel_format import PixelFormat
 from .silence import silence
+from .unusable import STORED, Unusable, check_content, read_file, refusal
 
 
 # Larger data sets are decoded into a memory-mapped temporary file.
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 
-# Modes that are converted to grey and to RGB. The range of 16-bit and floating-point modes would have to be read from
-# the records.
-GREY_MODES = {"1", "L", "LA"}
-COLOUR_MODES = {"RGB", "P", "RGBA", "CMYK"}
-KINDS = {"L": "grey", "RGB": "in colour"}
+# Pillow lets other Python code run while it reads and decodes, so threads use several cores, and copy no records.
+MAX_THREADS = 8
+CHUNK = 256
+
+# Pillow refuses images with more than twice this number of pixels. Its own number protects servers from strangers, and
+# is too small for microscopes.
+MAX_IMAGE_PIXELS = 2**29
 
 
-def read_images(dataset: datasets.Dataset, image_column: str) -> Iterator[PIL.Image.Image]:
-    """Decode the images one by one, and rotate them upright according to their EXIF data."""
-    feature = datasets.Image(mode=dataset.features[image_column].mode)
+def decode_column(dataset: datasets.Dataset, image_column: str, pixel_format: PixelFormat) -> torch.Tensor:
+    """Decode the images of a data set, and rotate them upright according to their EXIF data.
+
+    Args:
+        dataset (`datasets.Dataset`): The records.
+        image_column (`str`): The column of images.
+        pixel_format (`PixelFormat`): How images become pixels.
+
+    Returns:
+        `torch.Tensor`: `uint8` of shape `(N, C, H, W)`.
+
+    Raises:
+        InputError: If an image cannot be used, or the images are not of one size or not all grey or all in colour.
+    """
     encoded = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    for index, record in enumerate(encoded):
+    pixel_format = pixel_format.with_mode(dataset.features[image_column].mode)
+    return to_tensor(encoded[image_column], _open, pixel_format)
+
+
+def to_tensor(
+    records: Sequence[Any] | np.ndarray, open_image: Callable[[Any], PIL.Image.Image], pixel_format: PixelFormat
+) -> torch.Tensor:
+    """Convert the images of records to `uint8` of shape `(N, C, H, W)`.
+
+    Args:
+        records (`Sequence` or `np.ndarray`):
+            What `open_image` takes; if they are dictionaries, `"path"` is the name of a file.
+        open_image (`Callable`): Opens the image of a record.
+        pixel_format (`PixelFormat`): How images become pixels.
+
+    Returns:
+        `torch.Tensor`: `uint8` of shape `(N, C, H, W)`.
+
+    Raises:
+        InputError: If an image cannot be used, or the images are not of one size or not all grey or all in colour.
+    """
+
+    def decode(record: Any) -> np.ndarray | Unusable:
         try:
-            image = feature.decode_example(record[image_column])
-            image.load()  # an `AttributeError` for a missing image, which decodes to `None`
-        except Exception:  # of any type for a damaged file; the original would show the file's name
-            raise InputError(
-                f"The image of record {index} is empty or cannot be decoded: repair or remove that record."
-            ) from None
-        yield image
+            return pixel_format.pixels_of(open_image(record))
+        except Unusable as problem:
+            return problem
+        except MemoryError:
+            raise
+        except Exception as error:  # of any type for a damaged file
+            return Unusable("damaged", "repair or remove the damaged ones", f"({type(error).__name__}: {error})")
 
-
-def to_tensor(images: Iterable[PIL.Image.Image], num_images: int, resolution: int | None) -> torch.Tensor:
-    """Convert images, either all grey or all RGB, to `uint8` of shape `(N, C, resolution, resolution)`."""
-    converted = _silently(_to_grey_or_rgb(image, index) for index, image in enumerate(images))
-    progress = iter(tqdm(converted, total=num_images, desc="Decoding images", leave=False))
-    first = next(progress)
-    side = resolution or first.width
-    pixels = _allocate((num_images, len(first.getbands()), side, side))
-    for index, image in enumerate(itertools.chain([first], progress)):
-        if image.mode != first.mode:
-            raise InputError(
-                f"Record {index} is {KINDS[image.mode]} but record 0 is {KINDS[first.mode]}: convert all images to one "
-                "of the two."
-            )
-        if image.size != (side, side):
-            if resolution is None:
-                raise InputError(
-                    f"Record {index} is {image.width}x{image.height} pixels, and not all images are squares of one "
-                    "size: pass `resolution` to resize and crop them."
-                )
-            image = PIL.ImageOps.fit(image, (side, side))
-        pixels[index] = np.atleast_3d(image).transpose(2, 0, 1)
+    pixels: np.ndarray | None = None
+    unusable: dict[int, Unusable] = {}
+    names: dict[int, str] = {}
+    with _workers() as pool, tqdm(total=len(records), desc="Decoding images", leave=False) as progress:
+        # If a whole chunk cannot be used, a setting is wrong, and the rest would take long to tell the same.
+        while progress.n < len(records) and len(unusable) < CHUNK:
+            chunk = records[progress.n : progress.n + CHUNK]
+            with silence(), _no_limit_for_servers():
+                decoded = list(pool.map(decode, chunk))
+            for index, (record, image) in enumerate(zip(chunk, decoded, strict=True), start=int(progress.n)):
+                problem = image if isinstance(image, Unusable) else _misfit(image, pixels)
+                if problem is not None:
+                    unusable[index], names[index] = problem, f"record {index}: {_name(record)}"
+                    continue
+                assert isinstance(image, np.ndarray)
+                if pixels is None:
+                    pixels = _allocate((len(records), *image.shape))
+                pixels[index] = image
+            progress.update(len(decoded))
+        checked = int(progress.n)
+    if pixels is None or unusable:
+        by_name = {names[index]: problem for index, problem in unusable.items()}
+        raise refusal("images", checked, by_name, f"record {min(unusable)}")
     return torch.from_numpy(pixels)
 
 
-def _silently(images: Iterator[PIL.Image.Image]) -> Iterator[PIL.Image.Image]:
-    """Yield the same images, and suppress all output while each image is decoded."""
-    while True:
-        with silence():
-            image = next(images, None)
-        if image is None:
-            return
-        yield image
+def is_grey(pixels: torch.Tensor) -> bool:
+    """Whether the channels of all RGB images are equal.
+
+    Args:
+        pixels (`torch.Tensor`): `uint8` of shape `(N, 3, H, W)`.
+    """
+    return all(bool((image == image[:1]).all()) for image in pixels)
 
 
-def _to_grey_or_rgb(image: PIL.Image.Image, index: int) -> PIL.Image.Image:
-    if image.mode in GREY_MODES:
-        return image.convert("L")
-    if image.mode in COLOUR_MODES:
-        return image.convert("RGB")
-    raise InputError(
-        f"The image of record {index} has the mode {image.mode!r}, which is neither 8-bit grey nor RGB: convert the "
-        "images to one of these."
-    )
+def _open(record: dict[str, Any] | None) -> PIL.Image.Image:
+    """Open the image of a record as `datasets` stores it: the content of a file, or its path."""
+    record = record or {"bytes": None, "path": None}
+    if record["bytes"] is None and record["path"] is None:
+        raise Unusable("empty", "restore or remove the empty ones")
+    if record["bytes"] is None and "://" in record["path"]:  # the address of a file in an archive, or on the Hub
+        image: PIL.Image.Image = datasets.Image().decode_example(record)
+        return image
+    content = read_file(record["path"]) if record["bytes"] is None else record["bytes"]
+    check_content(content)
+    try:
+        return PIL.Image.open(io.BytesIO(content))
+    except PIL.UnidentifiedImageError:
+        raise Unusable("in no format that Pillow reads", "convert these to PNG or JPEG, or remove them") from None
+    except PIL.Image.DecompressionBombError:
+        raise Unusable(f"of more than {2 * MAX_IMAGE_PIXELS:,} pixels", "make the largest ones smaller") from None
+
+
+def _misfit(image: np.ndarray, pixels: np.ndarray | None) -> Unusable | None:
+    """Why an image does not fit those before it; None if it does."""
+    channels, height, width = image.shape if pixels is None else pixels.shape[1:]
+    if image.shape[0] != channels:
+        kinds = {1: "grey", 3: "in colour"}
+        return Unusable(
+            f"{kinds[image.shape[0]]} where the first is {kinds[channels]}",
+            "pass `channels` 1 or 3 to convert all images, or remove those that do not belong to the others",
+        )
+    if height != width or image.shape[1:] != (height, width):
+        return Unusable(
+            "of another size than the first or no squares",
+            "pass `resolution` to resize and crop them",
+            f"({image.shape[2]}x{image.shape[1]} pixels)",
+        )
+    return None
+
+
+def _name(record: Any) -> str:
+    return (isinstance(record, dict) and record["path"]) or STORED
+
+
+def _workers() -> ThreadPoolExecutor:
+    PIL.Image.init()  # registers the formats, which threads must not do at the same time
+    return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def _no_limit_for_servers() -> Iterator[None]:
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    PIL.Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
+    try:
+        yield
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:

@@ -177,7 +177,7 @@ def _load_metadata(root: Path, files: FileInventory, split: str, cache_dir: str)
     except Exception as error:  # of any type for a malformed table; its message may quote the content
         raise InputError(
             f"The metadata in {root} cannot be read ({type(error).__name__}): give them all one format and a column "
-            "file_name, or another name if they are something else."
+            "file_name (all in UTF-8), or another name if they are something else."
         ) from None
     named = {os.path.realpath(path) for path in image_paths(dataset)}
     if missing := sum(not os.path.isfile(path) for path in named):

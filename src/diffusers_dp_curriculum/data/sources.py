@@ -13,12 +13,13 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from sklearn.datasets import load_digits as load_scikit_learn_digits
 
-from ..errors import DPCurriculumError, HubError, InputError
+from ..errors import HubError, InputError
 from .class_lists import Source
 from .columns import image_paths
 from .file_inventory import NOT_LOADED, OTHER_FORMAT, FileInventory, is_document
 from .image_folders import METADATA, can_be_read, load_image_folder, no_such_split
 from .parquet_files import is_parquet, load_parquet
+from .table_files import check_tables
 
 
 HUB_TIMEOUT_SECONDS = 10
@@ -108,7 +109,7 @@ def load_from_directory(
     cache_dir: str,
 ) -> Source:
     """Load one split of a data set that `datasets` saved, of parquet files, or of image files."""
-    try:
+    with check_tables(directory, files):
         if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
             return _load_saved(directory, files, split, accept_left_out_files)
         if any(is_parquet(path) for path in files.used):
@@ -122,14 +123,6 @@ def load_from_directory(
             accept_left_out_files=accept_left_out_files,
             cache_dir=cache_dir,
         )
-    except DPCurriculumError:
-        raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise InputError(
-            # The original message may name files, which is as sensitive as the images.
-            f"{directory} cannot be read as saved data set, IDX, parquet or image files ({type(error).__name__}): "
-            "check what `train_data_dir` holds."
-        ) from None
 
 
 def _load_saved(directory: Path, files: FileInventory, split: str, accept_left_out_files: bool) -> Source:
