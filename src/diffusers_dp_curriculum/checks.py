@@ -121,7 +121,7 @@ FILE_FORMAT = one_of("parquet", "imagefolder")
 CLASSIFIER = one_of("cnn", "resnet")
 
 # Networks and noise schedules. EDM's lowest noise level is from Karras et al. 2022, table 1.
-CHANNELS = Range("1 for grey images or 3 for RGB", lambda value: value in (1, 3))
+IMAGE_CHANNELS = Range("1 for grey images or 3 for RGB", lambda value: value in (1, 3))
 NOISE_SCHEDULER = one_of("ddpm", "edm")
 BETA_SCHEDULE = one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 DDPM_NUM_STEPS = at_least(2)
@@ -130,6 +130,6 @@ EDM_SIGMA_MAX = above(EDM_SIGMA_MIN)
 EDM_SIGMA_DATA = above(0)
 PREDICTION_TYPE = one_of("epsilon", "v_prediction", "sample")
 NORM_GROUPS = 8
-CHANNELS = Range(f"a multiple of {NORM_GROUPS}", lambda value: value > 0 and value % NORM_GROUPS == 0)
+BLOCK_CHANNELS = Range(f"a multiple of {NORM_GROUPS}", lambda value: value > 0 and value % NORM_GROUPS == 0)
 LAYERS_PER_BLOCK = at_least(1)
 ATTENTION_LEVELS = at_least(0)

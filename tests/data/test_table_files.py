@@ -34,14 +34,14 @@ PARQUET = {
 
 @pytest.mark.parametrize("name", PARQUET)
 def test_a_parquet_file_that_cannot_be_used(name, tmp_path):
-    for file in ("a.parquet", "patient.parquet"):
+    for file in ("patient0.parquet", "patient1.parquet"):
         labelled().to_parquet(tmp_path / file)
     what, spoil = PARQUET[name]
-    spoil(tmp_path / "patient.parquet")
+    spoil(tmp_path / "patient1.parquet")
     with refused(rf"1 of 2 files cannot be used \(1 .*{what}") as caught:
         load_image_dataset(train_data_dir=str(tmp_path))
     assert "patient" not in str(caught.value)
-    assert read_list(caught)[0].startswith(str(tmp_path / "patient.parquet"))
+    assert read_list(caught)[0].startswith(str(tmp_path / "patient1.parquet"))
 
 
 SAVED = {

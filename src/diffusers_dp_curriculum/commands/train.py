@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from ..checks import (
     ATTENTION_LEVELS,
     BETA_SCHEDULE,
-    CHANNELS,
+    BLOCK_CHANNELS,
     DDPM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
+    IMAGE_CHANNELS,
     LAYERS_PER_BLOCK,
     NOISE_SCHEDULER,
     PREDICTION_TYPE,
@@ -67,7 +68,7 @@ class ScriptArguments:
         None, "Resize and crop images to this size; by default their own size.", limits=at_least(1)
     )
     channels: int | None = _data(
-        None, "1 converts images to grey, 3 to RGB; by default they stay what they are.", limits=CHANNELS
+        None, "1 converts images to grey, 3 to RGB; by default they stay what they are.", limits=IMAGE_CHANNELS
     )
     pixel_range: list[float] | None = _data(
         None,
@@ -95,7 +96,7 @@ class ScriptArguments:
     model_config_name_or_path: str | None = _network(
         None, "Config of the UNet2DModel, used instead of the other flags of the network."
     )
-    block_out_channels: list[int] = _network([32, 64], "Channels of each level, finest first.", limits=CHANNELS)
+    block_out_channels: list[int] = _network([32, 64], "Channels of each level, finest first.", limits=BLOCK_CHANNELS)
     layers_per_block: int = _network(1, "Residual blocks per level.", limits=LAYERS_PER_BLOCK)
     attention_levels: int = _network(1, "Number of coarsest levels that have attention.", limits=ATTENTION_LEVELS)
 

@@ -7,7 +7,7 @@ import PIL.Image
 import PIL.ImageColor
 import PIL.ImageOps
 
-from ..checks import CHANNELS, at_least
+from ..checks import IMAGE_CHANNELS, at_least
 from ..errors import InputError
 from .unusable import Unusable
 
@@ -49,7 +49,7 @@ class PixelFormat:
         if self.resolution is not None:
             at_least(1).check("resolution", self.resolution)
         if self.channels is not None:
-            CHANNELS.check("channels", self.channels)
+            IMAGE_CHANNELS.check("channels", self.channels)
         if self.pixel_range is not None and not (len(self.pixel_range) == 2 and np.diff(self.pixel_range)[0] > 0):
             raise InputError(
                 f"`pixel_range` is {' '.join(map(str, self.pixel_range))}: give two numbers, the value of black and a "

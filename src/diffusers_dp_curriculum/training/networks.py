@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 from ..checks import (
     BETA_SCHEDULE,
-    CHANNELS,
+    BLOCK_CHANNELS,
     DDPM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
@@ -69,7 +69,7 @@ def build_unet(
         except (OSError, ValueError) as error:
             raise no_config(model_config_name_or_path) from error
     levels = len(block_out_channels)
-    if levels == 0 or not all(CHANNELS.contains(channels) for channels in block_out_channels):
+    if levels == 0 or not all(BLOCK_CHANNELS.contains(channels) for channels in block_out_channels):
         raise InputError(f"`block_out_channels` is {list(block_out_channels)}: give multiples of {NORM_GROUPS}.")
     LAYERS_PER_BLOCK.check("layers_per_block", layers_per_block)
     if not 0 <= attention_levels <= levels:
