@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import HubError, InputError
+from ..files import local_path
 from ..names import is_on_hub, no_such_run
 from .accounting import LOOSE
 from .counted_runs import CountedRun, count_once
@@ -88,7 +89,7 @@ def find_statements(run: str) -> list[FoundStatement]:
         InputError: If nothing is found, or what is found cannot be read or contradicts itself.
         HubError: If the statement has to be fetched from the Hub, which is out of reach or refuses.
     """
-    path = Path(run)
+    path = local_path(run)
     try:
         if path.is_dir():
             return [_in_directory(path, run)]
