@@ -243,7 +243,7 @@ def test_flags_say_how_images_become_pixels(tmp_path, monkeypatch):
         raise InputError("enough: stop here.")
 
     monkeypatch.setattr("diffusers_dp_curriculum.data.image_dataset.load_image_dataset", load)
-    flags = "--channels 1 --pixel_range -1000 1000 --background white --train_data_dir photos".split()
+    flags = ["--channels", "1", "--pixel_range", "-1000", "1000", "--background", "white", "--train_data_dir", "photos"]
     with pytest.raises(InputError, match="enough"):
         train.main([*flags, "--output_dir", str(tmp_path / "model")])
     assert (loaded["channels"], loaded["pixel_range"], loaded["background"]) == (1, [-1000, 1000], "white")
