@@ -71,7 +71,7 @@ def test_a_pipeline_is_sampled_and_compared_and_the_report_is_never_published(mo
 def test_the_budget_of_the_samples_is_recomputed(changes, said, tmp_path):
     write_privacy_json(tmp_path / "privacy.json", **changes)
     arguments = evaluate.make_parser().parse_args([str(tmp_path), "--reference", "digits"])
-    assert said in evaluate.describe(arguments, 8, None)["privacy"]
+    assert said in evaluate.describe(arguments, 1, 8, None)["privacy"]
 
 
 def test_the_budget_of_a_data_set_on_the_hub_is_found(hub, model, tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_the_budget_of_a_data_set_on_the_hub_is_found(hub, model, tmp_path, monk
     dataset.push_to_hub("shoes")
     for name, said in (("alice/shoes", "-differentially private, as"), ("digits", "nothing is known")):
         arguments = evaluate.make_parser().parse_args([name, "--reference", "digits"])
-        assert said in evaluate.describe(arguments, 8, None)["privacy"]
+        assert said in evaluate.describe(arguments, 1, 8, None)["privacy"]
 
 
 @pytest.mark.slow

@@ -261,6 +261,20 @@ def test_a_found_list_of_classes_is_refused_unless_it_is_named_or_accepted(tmp_p
     assert not (tmp_path / "model").exists()
 
 
+def test_flags_say_how_images_become_pixels(tmp_path, monkeypatch):
+    loaded = {}
+
+    def load(**options):
+        loaded.update(options)
+        raise InputError("enough: stop here.")
+
+    monkeypatch.setattr("diffusers_dp_curriculum.data.image_dataset.load_image_dataset", load)
+    flags = ["--channels", "1", "--pixel_range", "-1000", "1000", "--background", "white", "--train_data_dir", "photos"]
+    with pytest.raises(InputError, match="enough"):
+        train.main([*flags, "--output_dir", str(tmp_path / "model")])
+    assert (loaded["channels"], loaded["pixel_range"], loaded["background"]) == (1, [-1000, 1000], "white")
+
+
 @pytest.mark.parametrize("flag", ["edm_sigma_data", "class_names", "accept_found_classes"])
 def test_flags_that_are_published_say_so(flag):
     """The help must not lead a user to measure the records."""
