@@ -278,7 +278,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise KeyboardInterrupt
     if status is RunStatus.TERMINATED:
         return 0  # the cluster asked the run to stop
-    trainer.save_pipeline()
+    try:
+        trainer.save_pipeline()
+    except KeyboardInterrupt:
+        print(
+            "\nCtrl-C: training is complete. To save the pipeline, add --resume_from_checkpoint latest.",
+            file=sys.stderr,
+        )
+        raise
     if trainer.accelerator.is_main_process:
         print(trainer.summary())
     return 0

@@ -38,8 +38,8 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
     """
     if split := [name for name in SPLITTING if parse_flag_from_env(f"ACCELERATE_USE_{name}")]:
         raise InputError(
-            f"The launcher splits the network over devices ({split[0]}), and per-record gradients need all of it in each "
-            "process: choose data parallelism in `accelerate config`."
+            f"The launcher splits the network over devices ({split[0]}), and per-record gradients need all of it: "
+            "choose data parallelism in `accelerate config`."
         )
     on_cpu = not torch.accelerator.is_available()
     # Checked before the accelerator is created, because Accelerate keeps the first precision for the whole process.
@@ -49,12 +49,12 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
             f"The logger {args.logger} is not installed: install it (`pip install {args.logger}`), or choose another "
             "`logger`."
         )
-    if args.mixed_precision is not None and is_initialized():
-        if (existing := AcceleratorState().mixed_precision) != args.mixed_precision:
-            raise InputError(
-                f"This process already trains with `mixed_precision` {existing}, which Accelerate cannot change: use "
-                "that, or start a new process, in a notebook by restarting the kernel."
-            )
+    existing = AcceleratorState().mixed_precision if is_initialized() else args.mixed_precision
+    if args.mixed_precision not in (None, existing):
+        raise InputError(
+            f"This process already trains with `mixed_precision` {existing}, which Accelerate cannot change: use that, "
+            "or start a new process, in a notebook by restarting the kernel."
+        )
     long_timeout = InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)
     try:
         accelerator = Accelerator(
@@ -66,8 +66,8 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
         )
     except Exception as error:  # of many types, for what a launcher or `accelerate config` asks for
         raise InputError(
-            f"Accelerate cannot start ({type(error).__name__}: {first_line(error)}): correct what `accelerate config` or "
-            "the launcher sets."
+            f"Accelerate cannot start ({type(error).__name__}: {first_line(error)}): correct what the launcher or "
+            "`accelerate config` sets."
         ) from error
     if accelerator.device.type == "mps":
         raise InputError(
