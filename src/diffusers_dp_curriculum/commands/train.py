@@ -224,12 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load the data set, plan, train, save and print a summary; return the exit status."""
     script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     hide_token()
+    if script.train_data_dir is not None:
+        if not Path(script.train_data_dir).exists():
+            raise InputError(
+                f"{script.train_data_dir} does not exist: give the directory of images as `train_data_dir`."
+            )
+        check_outside(Path(config.output_dir), Path(script.train_data_dir))
     if is_main_process():
         check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
-    if script.train_data_dir is not None and not Path(script.train_data_dir).exists():
-        raise InputError(f"{script.train_data_dir} does not exist: give the directory of images as `train_data_dir`.")
-    if script.train_data_dir is not None:
-        check_outside(Path(config.output_dir), Path(script.train_data_dir))
     if script.model_config_name_or_path is not None:
         check_config_name(script.model_config_name_or_path)
     if config.resume_from_checkpoint is None:  # a resumed run has noted what its previous runs had released
