@@ -98,7 +98,7 @@ def gradient_of_warm_up():
     config = DPCurriculumConfig(central_train_steps=1, central_batch_size=5, use_ema=False, frequency_features=0)
     (stage,) = warm_up_stages(config)
     state = start_warm_up(unet, stage, config)
-    state.optimizer = torch.optim.SGD(unet.parameters(), lr=1.0)
+    state.optimizer, state.lr_scheduler = torch.optim.SGD(unet.parameters(), lr=1.0), None
     before = parameters(unet)
     warm_up(state, DenoisingLoss(tiny_scheduler(), null_label=3), released, stage, config)
     return before - parameters(unet)

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from diffusers_dp_curriculum import ClassConditionalPipeline, StorageError, cli, files, generate_dataset
 from diffusers_dp_curriculum.commands import env
 from diffusers_dp_curriculum.data import image_decoding
+from diffusers_dp_curriculum.data.pixel_format import PixelFormat
 from diffusers_dp_curriculum.files import is_full_disk
 from helpers import smallest_unet, tiny_scheduler
 from helpers.runs import finish, make_trainer
@@ -48,7 +50,9 @@ def test_a_disk_that_is_full_during_training_is_named_and_the_run_resumed(small_
     trainer._after_step = fill_before_the_last
     with pytest.raises(StorageError, match=r"The disk of .*model is full: make room, and resume with"):
         trainer.train()
-    assert [path.name for path in trainer.paths.checkpoints.iterdir()] == ["checkpoint-0"]
+    assert [path.name for path in trainer.checkpoints.all()] == ["checkpoint-0"]
+    (partial_checkpoint,) = trainer.paths.checkpoints.glob("*.partial")  # its name shows which steps were taken
+    assert not list(partial_checkpoint.iterdir())
     (small_disk / "filling").unlink()
     again = make_trainer(small_disk / "model", resume_from_checkpoint="latest")
     assert sum(entry["steps"] for entry in finish(again)["mechanisms"] if entry["name"] == "dp_sgd") == 4
@@ -83,9 +87,10 @@ def test_decoded_images_that_have_no_room_are_refused(small_disk, monkeypatch, r
     if not reported:
         monkeypatch.setattr(image_decoding, "check_room", lambda *_: None)
     image = PIL.Image.fromarray(np.zeros((64, 64), dtype=np.uint8))
-    assert image_decoding.to_tensor([image] * 10, 10, None).shape == (10, 1, 64, 64)
+    to_tensor = partial(image_decoding.to_tensor, open_image=lambda image: image, pixel_format=PixelFormat())
+    assert to_tensor([image] * 10).shape == (10, 1, 64, 64)
     with pytest.raises(StorageError, match=r"set TMPDIR to a directory on a larger disk" if reported else "is full"):
-        image_decoding.to_tensor([image] * 200, 200, None)
+        to_tensor([image] * 200)
 
 
 def test_errors_of_all_libraries_that_write_are_recognised(small_disk):

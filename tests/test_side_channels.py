@@ -169,8 +169,11 @@ def test_neither_losses_nor_norms_nor_batch_sizes_get_out(run, outside):
     statement = json.loads(outside[Path("privacy.json")])
     planned = [statement["epsilon"]]
     planned += [
-        mechanism[name] for mechanism in statement["mechanisms"] for name in ("noise_multiplier", "sample_rate")
+        mechanism[name]
+        for mechanism in statement["mechanisms"]
+        for name in ("noise_multiplier", "sample_rate", "sensitivity")
     ]
+    planned += map(float, re.findall(rb"\(([\d.]+) without the frequency features\)", outside["stdout"]))
     secret -= {f"{EXPECTED_BATCH}", f"{NUM_RECORDS}"}.union(*map(forms_of, planned))
     # Constants are public as well: every DDPMScheduler has 0.995.
     secret -= numbers_in(json.dumps(dict(build_scheduler().config)).encode())

@@ -19,7 +19,7 @@ from diffusers import SchedulerMixin, UNet2DModel
 
 from ..config import DPCurriculumConfig
 from ..errors import InputError, StorageError
-from ..files import sync
+from ..files import is_full_disk, sync
 from ..privacy.ledger import PrivacyLedger
 from .planning import Plan
 from .training_state import StageState
@@ -103,8 +103,9 @@ class Checkpoints:
         partial = path.with_name(path.name + PARTIAL)
         try:
             _write(partial, state.state_dict(), metadata)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)  # on a full disk it would take the last room
+        except BaseException as error:
+            if is_full_disk(error):
+                _make_room(partial)
             raise
         if path.exists():  # left from before the run was resumed from an earlier checkpoint
             _remove(path)
@@ -248,6 +249,12 @@ def _remove(path: Path) -> None:
     superseded = path.with_name(f"{path.name}.superseded{PARTIAL}")
     path.rename(superseded)
     shutil.rmtree(superseded)
+
+
+def _make_room(partial: Path) -> None:
+    """Delete the files of an incomplete checkpoint; its name still shows which steps may have been seen."""
+    for path in partial.glob("*"):
+        path.unlink()
 
 
 def _sync(directory: Path) -> None:
