@@ -10,11 +10,6 @@ from pathlib import Path
 from .errors import DPCurriculumError, InputError, StorageError
 
 
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """The path that a person means, with the home directory in place of `~`, as no shell puts it in `--flag=~/x`."""
-    return Path(os.path.expanduser(path))
-
-
 # Files and directories that operating systems, file servers and notebooks leave behind, in lower case.
 LEFT_BEHIND = {
     *(".ds_store", ".appledouble", ".fseventsd", ".localized", ".spotlight-v100", ".trashes", "__macosx", "icon\r"),
@@ -22,6 +17,11 @@ LEFT_BEHIND = {
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", ".snapshot", ".directory"),
     *("lost+found", ".trash", ".ipynb_checkpoints", "__pycache__", ".pytest_cache", ".idea", ".vscode"),
 }
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a person means, with the home directory in place of `~`, as no shell puts it in `--flag=~/x`."""
+    return Path(os.path.expanduser(path))
 
 
 def is_left_behind(name: str) -> bool:

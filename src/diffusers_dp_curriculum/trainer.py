@@ -425,8 +425,6 @@ class DPCurriculumTrainer:
         """Train the network on released images; return whether all steps were taken."""
         state = start_warm_up(self.unet, stage, self.args)
         self._release_and_restore(stage, state)
-        if state.step == 0:  # a checkpoint from before the first step may have another learning rate
-            state = start_warm_up(self.unet, stage, self.args)
         images = self.released_images.get(stage.name)
         if images is None:
             raise StorageError(

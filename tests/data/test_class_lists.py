@@ -22,9 +22,7 @@ from helpers.hub_server import Repo
 from helpers.image_data import CLASSES, GREY, LABELS, encoded, labelled, make_dataset, refused, write_images
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture

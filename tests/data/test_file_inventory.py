@@ -5,25 +5,11 @@ import os
 import datasets
 import pytest
 
-from diffusers_dp_curriculum import load_image_dataset, to_image_dataset
-from helpers.image_data import CLASSES, GREY, labelled, refused, write_images
+from diffusers_dp_curriculum import to_image_dataset
+from helpers.image_data import CLASSES, GREY, labelled, load, refused, write_images
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    datasets.disable_progress_bars()
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Ten images in two classes."""
-    write_images(tmp_path / "photos" / "cat", GREY[:5])
-    write_images(tmp_path / "photos" / "dog", GREY[:5])
-    return tmp_path / "photos"
-
-
-def load(directory, **options):
-    return load_image_dataset(train_data_dir=str(directory), **options)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.mark.parametrize("name", ["scan.heic", "scan.dcm", "scan.nii.gz", "scan.npy", "IM0001", "more.zip", "clip.mp4"])

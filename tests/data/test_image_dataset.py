@@ -28,9 +28,7 @@ from helpers.image_data import (
 )
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # The data set

@@ -13,12 +13,21 @@ import pytest
 
 from diffusers_dp_curriculum import load_image_dataset, to_image_dataset
 from diffusers_dp_curriculum.data.file_inventory import FileInventory
-from helpers.image_data import CLASSES, COLOUR, GREY, LABELS, assert_is_grey, labelled, refused, write_idx, write_images
+from helpers.image_data import (
+    CLASSES,
+    COLOUR,
+    GREY,
+    LABELS,
+    assert_is_grey,
+    labelled,
+    load,
+    refused,
+    write_idx,
+    write_images,
+)
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def test_image_files_with_class_directories(tmp_path):
@@ -97,18 +106,6 @@ def write_files(directory, *names, content=b"x"):
     directory.mkdir(parents=True, exist_ok=True)
     for name in names:
         (directory / name).write_bytes(content)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Ten images in two classes."""
-    write_images(tmp_path / "photos" / "cat", GREY[:5])
-    write_images(tmp_path / "photos" / "dog", GREY[:5])
-    return tmp_path / "photos"
-
-
-def load(directory, **options):
-    return load_image_dataset(train_data_dir=str(directory), **options)
 
 
 def test_files_are_counted_by_suffix_and_not_named(photos):

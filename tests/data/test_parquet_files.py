@@ -1,15 +1,12 @@
 """The parquet files that are read together are the parts of one table."""
 
-import datasets
 import pytest
 
 from diffusers_dp_curriculum import load_image_dataset
 from helpers.image_data import GREY, labelled, refused, write_images
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def write(directory, *names):

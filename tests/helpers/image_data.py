@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from diffusers_dp_curriculum import load_image_dataset
 from diffusers_dp_curriculum.errors import InputError
 
 
@@ -64,6 +65,10 @@ def write_images(directory, images):
     directory.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
         PIL.Image.fromarray(image).save(directory / f"{index}.png")
+
+
+def load(directory, **options):
+    return load_image_dataset(train_data_dir=str(directory), **options)
 
 
 def write_idx(path, array):

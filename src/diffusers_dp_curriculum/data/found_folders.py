@@ -39,8 +39,7 @@ def check_no_files_are_lost(dataset: datasets.Dataset, accept_left_out_files: bo
     images = [
         path for path, reason in reasons.items() if reason is None and can_be_read(path) and path.name not in METADATA
     ]
-    num_found = sum(split.num_examples for split in (dataset.info.splits or {}).values())
-    if 0 < num_found < len(images):  # the metadata name a part of the images
+    if 0 < num_found(dataset) < len(images):  # the metadata name a part of the images
         reasons |= {path: NOT_LOADED for path in images if path not in used}
     for directory in {directory.parent for directory in directories}:
         for beside in set(_entries(directory)) - directories:
@@ -50,6 +49,15 @@ def check_no_files_are_lost(dataset: datasets.Dataset, accept_left_out_files: bo
     files = FileInventory(reasons)
     files.leave_out_unreadable(can_be_read)
     files.check_nothing_is_lost(accept_left_out_files)
+
+
+def num_found(dataset: datasets.Dataset) -> int:
+    """The number of images that `datasets` has found for all splits; 0 if that is not known.
+
+    Args:
+        dataset (`datasets.Dataset`): One split.
+    """
+    return sum(split.num_examples for split in (dataset.info.splits or {}).values())
 
 
 def _files(directory: Path) -> dict[Path, str | None]:

@@ -478,9 +478,8 @@ def _from_arrays(
         class_names = list(class_names or map(str, range(10)))
         provenance = {**provenance, "classes": describe_classes(class_names, origin)}
         labels = encode_labels(labels.tolist(), classes_of_numbers(class_names))
-    if images.shape[1:] == 2 * (pixel_format.resolution or images.shape[1],) and pixel_format == PixelFormat(
-        pixel_format.resolution
-    ):
+    side = images.shape[1]
+    if images.shape[2] == side and pixel_format in (PixelFormat(), PixelFormat(side)):
         pixels = torch.from_numpy(images[:, np.newaxis])
     else:
         pixels = to_tensor(images, PIL.Image.fromarray, pixel_format)

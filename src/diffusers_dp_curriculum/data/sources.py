@@ -17,6 +17,7 @@ from ..errors import HubError, InputError
 from .class_lists import Source
 from .columns import image_paths
 from .file_inventory import NOT_LOADED, OTHER_FORMAT, FileInventory, is_document
+from .found_folders import num_found
 from .image_folders import METADATA, can_be_read, load_image_folder, no_such_split
 from .parquet_files import is_parquet, load_parquet
 from .table_files import check_tables
@@ -89,8 +90,7 @@ def _files_on_hub(names: list[str], dataset: datasets.Dataset, accept_left_out_f
         return {}
     files = FileInventory.of_names(names)
     files.leave_out_unreadable(lambda path: path in used or can_be_read(path))
-    loaded = sum(split.num_examples for split in (dataset.info.splits or {}).values())
-    is_complete = loaded >= sum(path.name not in METADATA for path in files.used)
+    is_complete = num_found(dataset) >= sum(path.name not in METADATA for path in files.used)
     files.leave_out(
         f"not in the split {str(dataset.split)!r}" if is_complete else NOT_LOADED, lambda path: path not in used
     )

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import errno
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ..errors import DPCurriculumError, InputError, StorageError
+from ..files import is_full_disk
 from .file_inventory import FileInventory
 from .unusable import Unusable, check_content, read_file, refusal
 
@@ -49,7 +49,7 @@ def check_tables(directory: Path, files: FileInventory) -> Iterator[None]:
 
 
 def _explanation(directory: Path, files: FileInventory, error: Exception) -> DPCurriculumError:
-    if _disk_is_full(error):
+    if is_full_disk(error):
         return StorageError(
             f"The disk that holds {tempfile.gettempdir()} is full, and the data set needs a temporary copy there: "
             "make room, or set the environment variable TMPDIR to a directory on another disk."
@@ -78,15 +78,6 @@ def _problems(paths: Iterable[Path]) -> InputError | None:
                 "damaged or cut off", "copy the damaged files again", f"({type(error).__name__}: {error})"
             )
     return refusal("files", len(tables), unusable) if unusable else None
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, tells of a full disk."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _tables(path: Path) -> list[Path]:

@@ -20,7 +20,6 @@ from ..run_paths import RunPaths
 # central images and draws samples.
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 
-
 # What a launcher sets if it wants the weights of a network split over devices.
 SPLITTING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 

@@ -70,14 +70,18 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what [`state_dict`] returned, on whatever device the network is now."""
+        """Restore what [`state_dict`] returned, on whatever device the network is now.
+
+        Before the first step an optimizer and its schedule hold settings alone, and those of this run remain.
+        """
         self.unet.load_state_dict(state["unet"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.ema.to(next(self.unet.parameters()).device)
-        if self.lr_scheduler is not None:
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.step = state["step"]
+        if self.step > 0:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.lr_scheduler is not None:
+                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
 
 
 def make_ema(unet: torch.nn.Module, config: DPCurriculumConfig) -> EMAModel:
