@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 
 from diffusers_dp_curriculum.errors import DPCurriculumError, InputError
-from diffusers_dp_curriculum.names import check_pipeline_name, check_run_name, is_on_hub
+from diffusers_dp_curriculum.names import check_dataset_name, check_pipeline_name, check_run_name, is_on_hub
 
 
 OUT_OF_REACH = "http://127.0.0.1:9"
@@ -21,7 +21,32 @@ WRONG = [
     ("epsilon TYPO", "cannot be looked up on the Hub"),
     ("epsilon ../typo/privacy.json", "is no path, and there is no repository"),
     ("push typo me/name", "typo is not a directory"),
+    ("evaluate digits --reference TYPO", "cannot be looked up on the Hub"),
+    ("evaluate TYPO --reference digits --epochs 0", "--epochs is 0: give at least 1"),
+    ("generate TYPO --images_per_class 1 -1 --output_dir new", "--images_per_class is -1: give at least 0"),
+    ("generate TYPO --images_per_class 0 --output_dir new", "--images_per_class asks for no image: give at least 1"),
+    ("generate TYPO --images_per_class 3 --output_dir taken", "taken is neither new nor an empty directory"),
+    ("generate TYPO --images_per_class 3 --output_dir taken/file/new", "cannot be created in"),
+    ("generate TYPO --images_per_class 3 --output_dir a.. --push_to_hub", "a.. cannot be the name of a repository"),
+    ("push taken me/typo/again", "me/typo/again cannot be the name of a repository"),
     ("audit --output_dir taken", "is neither new nor an empty directory"),
+    ("audit --train_data_dir typo", "typo does not exist: give the directory of images as --train_data_dir"),
+    ("audit --dataset_name TYPO", "cannot be looked up on the Hub"),
+    ("audit --image_canaries 99", "--image_canaries is 99: give at least 100"),
+    ("train --dataset_name TYPO --output_dir new", "cannot be looked up on the Hub"),
+    ("train --dataset_name taken --output_dir new", "taken is a directory: give it as --train_data_dir"),
+    ("train --dataset_name digits --train_data_dir taken", "--dataset_name and --train_data_dir are both given"),
+    ("train --attention_levels 3 --output_dir new", "--attention_levels is 3: give a number from 0 to 2, the levels"),
+    ("train --train_data_dir taken --resolution 9", "A resolution of 9 cannot be halved 1 times"),
+    ("train --train_data_dir taken --pixel_range 1", "--pixel_range is 1.0: give two numbers"),
+    ("train --train_data_dir taken --background gray90x", '--background is "gray90x": give the name of a colour'),
+    ("train --train_data_dir taken --class_names a a", "The classes a, a are not all different"),
+    ("train --num_inference_steps 20 --ddpm_num_steps 10", "--num_inference_steps is 20: give 1 to 10, the steps"),
+    ("train --s_churn 3", "--s_churn belongs to EDM's sampler"),
+    ("train --noise_scheduler edm --prediction_type sample", 'EDM has no prediction type "sample"'),
+    ("train --noise_scheduler edm --timestep_sampling uniform", "EDM has no timesteps to draw"),
+    ("train --logger trackio", "The logger trackio is not installed"),
+    ("train --push_to_hub --hub_model_id me/you/model", "me/you/model cannot be the name of a repository"),
     ("train --train_data_dir typo --resolution 8 --output_dir new", "typo does not exist"),
     ("train --model_config_name_or_path TYPO --output_dir new", "cannot be looked up on the Hub"),
     ("train --model_config_name_or_path a/b/c --output_dir new", "a/b/c has no config of a UNet2DModel"),
@@ -68,9 +93,22 @@ def test_a_repository_is_found_by_its_name(hub):
             check("alice/typo")
 
 
-def test_offline_the_cache_decides(monkeypatch):
+def test_offline_the_cache_decides(hub, monkeypatch):
+    HfApi().create_repo("model")
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="alice/model")
+    snapshot_download("alice/model")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert is_on_hub("alice/model")
+    assert not is_on_hub("alice/typo")
+    assert is_on_hub("alice/data", "dataset")  # `datasets` has a cache of its own
+
+
+def test_a_data_set_is_found_by_its_name(hub):
+    HfApi().create_repo("data", repo_type="dataset")
+    check_dataset_name("alice/data")
+    check_dataset_name("digits")
+    with pytest.raises(InputError, match="^There is no data set alice/typo on the Hub: check the name"):
+        check_dataset_name("alice/typo")
 
 
 def test_a_hub_that_fails_is_no_reason_to_believe_that_a_name_is_wrong(hub):

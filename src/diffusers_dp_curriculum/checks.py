@@ -1,8 +1,13 @@
-"""Allowed values of arguments: each range and list of choices is declared once, for options and functions alike."""
+"""Allowed values of arguments: each range and list of choices is declared once, for options and functions alike.
+
+So is what several arguments must satisfy together. Nothing slow is imported here, so that a command can refuse wrong
+values at once.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from typing import Any
 
 from .errors import InputError
@@ -120,11 +125,16 @@ FILE_FORMAT = one_of("parquet", "imagefolder")
 # The classifiers that measure utility.
 CLASSIFIER = one_of("cnn", "resnet")
 
+# Audits: fewer canaries prove nothing.
+NUM_CANARIES = at_least(100)
+CONFIDENCE = Range("a number from 0.5 to below 1", lambda value: 0.5 <= value < 1)
+
 # Networks and noise schedules. EDM's lowest noise level is from Karras et al. 2022, table 1.
 IMAGE_CHANNELS = Range("1 for grey images or 3 for RGB", lambda value: value in (1, 3))
 NOISE_SCHEDULER = one_of("ddpm", "edm")
 BETA_SCHEDULE = one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 DDPM_NUM_STEPS = at_least(2)
+EDM_NUM_STEPS = 1000
 EDM_SIGMA_MIN = 0.002
 EDM_SIGMA_MAX = above(EDM_SIGMA_MIN)
 EDM_SIGMA_DATA = above(0)
@@ -133,3 +143,112 @@ NORM_GROUPS = 8
 BLOCK_CHANNELS = Range(f"a multiple of {NORM_GROUPS}", lambda value: value > 0 and value % NORM_GROUPS == 0)
 LAYERS_PER_BLOCK = at_least(1)
 ATTENTION_LEVELS = at_least(0)
+
+
+def check_levels(attention_levels: int, num_levels: int, resolution: int | None = None) -> None:
+    """Refuse a network with more levels of attention than levels, or with more levels than images can be halved for.
+
+    Args:
+        attention_levels (`int`): The number of coarsest levels that have attention.
+        num_levels (`int`): The number of levels.
+        resolution (`int`, *optional*): Height and width of the images, if they are known.
+
+    Raises:
+        InputError: If the numbers do not fit each other.
+    """
+    if not 0 <= attention_levels <= num_levels:
+        raise InputError(f"`attention_levels` is {attention_levels}: give a number from 0 to {num_levels}, the levels.")
+    if resolution is not None and resolution % 2 ** (num_levels - 1):
+        raise InputError(
+            f"A resolution of {resolution} cannot be halved {num_levels - 1} times, as the UNet's {num_levels} levels "
+            f"need: choose a multiple of {2 ** (num_levels - 1)}, or a network with fewer levels."
+        )
+
+
+def check_edm(prediction_type: str, timestep_sampling: str) -> None:
+    """Refuse what EDM's loss does not have.
+
+    Args:
+        prediction_type (`str`): What the network predicts.
+        timestep_sampling (`str`): How noise levels are drawn.
+
+    Raises:
+        InputError: If one of them is for DDPM alone.
+    """
+    if timestep_sampling != "log_normal":
+        raise InputError(
+            f'EDM has no timesteps to draw by `timestep_sampling` "{timestep_sampling}": use "log_normal".'
+        )
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise InputError(
+            f'EDM has no prediction type "{prediction_type}": use "epsilon", which is the paper\'s, or "v_prediction", '
+            "its negative."
+        )
+
+
+def check_sampler(num_inference_steps: int, most: int, s_churn: float, edm: bool) -> None:
+    """Refuse settings of sampling that a scheduler does not have.
+
+    Args:
+        num_inference_steps (`int`): The number of denoising steps.
+        most (`int`): The number of timesteps that the scheduler was trained with.
+        s_churn (`float`): The amount of fresh noise in EDM's stochastic sampling.
+        edm (`bool`): Whether it is a scheduler of EDM.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+    if not 1 <= num_inference_steps <= most:
+        raise InputError(
+            f"`num_inference_steps` is {num_inference_steps}: give 1 to {most}, the steps of the schedule."
+        )
+    S_CHURN.check("s_churn", s_churn)
+    if s_churn > 0 and not edm:
+        raise InputError("`s_churn` belongs to EDM's sampler: leave it at 0, or use an EDMEulerScheduler.")
+
+
+def check_logger(logger: str | None) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Raises:
+        InputError: If none of its packages is.
+    """
+    packages = {logger, "tensorboardX"} if logger == "tensorboard" else {logger}
+    # A directory of this name, in which the logger has written, could be imported like a package.
+    if logger is not None and not any(next(iter(distributions(name=name)), None) for name in packages):
+        raise InputError(
+            f"The logger {logger} is not installed: install it (`pip install {logger}`), or choose another `logger`."
+        )
+
+
+def check_one_source(dataset_name: str | None, train_data_dir: str | None) -> None:
+    """Refuse two sources of one data set, or none."""
+    if (dataset_name is None) == (train_data_dir is None):
+        raise InputError("`dataset_name` and `train_data_dir` are both given or both missing: pass one of them.")
+
+
+def check_class_names(class_names: Sequence[str] | None) -> None:
+    """Refuse a list of classes in which two have the same name."""
+    if class_names is not None and len(set(class_names)) != len(class_names):
+        raise InputError(f"The classes {', '.join(class_names)} are not all different: give each a name of its own.")
+
+
+def check_pixel_range(pixel_range: Sequence[float] | None) -> None:
+    """Refuse a range of pixels that is not the value of black and a larger one of white."""
+    if pixel_range is not None and not (len(pixel_range) == 2 and pixel_range[0] < pixel_range[1]):
+        raise InputError(
+            f"`pixel_range` is {' '.join(map(str, pixel_range))}: give two numbers, the value of black and a larger "
+            "one of white."
+        )
+
+
+def check_background(background: str | None) -> None:
+    """Refuse a background that is no colour."""
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(background or "white")
+    except ValueError:
+        raise InputError(
+            f'`background` is "{background}": give the name of a colour, such as white, or #rrggbb.'
+        ) from None

@@ -61,9 +61,25 @@ def check_new_or_empty(output_dir: Path) -> None:
 
     Raises:
         InputError: If the directory is not empty, or the path is a file.
+        StorageError: If the directory cannot be created or written to.
     """
     if not is_new_or_empty(output_dir):
         raise InputError(f"{output_dir} is neither new nor an empty directory: choose another as `output_dir`.")
+    check_can_write(output_dir)
+
+
+def check_can_write(output_dir: Path) -> None:
+    """Refuse an output directory that cannot be created or written to.
+
+    Args:
+        output_dir (`Path`): Where results will be written.
+
+    Raises:
+        StorageError: If the directory, or the nearest one above it that exists, cannot be written to.
+    """
+    existing = existing_parent(output_dir)
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise StorageError(f"{output_dir} cannot be created in {existing}: choose another `output_dir`.")
 
 
 def check_room(directory: Path, num_bytes: int, work: str, remedy: str) -> None:
@@ -128,6 +144,21 @@ def is_full_disk(error: BaseException) -> bool:
         return True
     origin = error.__cause__ or error.__context__
     return origin is not None and is_full_disk(origin)
+
+
+def check_data_dir(data_dir: Path, output_dir: Path) -> None:
+    """Refuse a directory of a data set that does not exist, or to which results would be written.
+
+    Args:
+        data_dir (`Path`): The directory of the data set.
+        output_dir (`Path`): Where results will be written.
+
+    Raises:
+        InputError: If the directory does not exist, or the output directory is in it.
+    """
+    if not data_dir.exists():
+        raise InputError(f"{data_dir} does not exist: give the directory of images as `train_data_dir`.")
+    check_outside(output_dir, data_dir)
 
 
 def check_outside(output_dir: Path, data_dir: Path) -> None:

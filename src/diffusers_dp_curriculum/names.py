@@ -14,7 +14,7 @@ TIMEOUT_SECONDS = 10
 
 
 def is_on_hub(name: str, repo_type: str = "model") -> bool:
-    """Whether the Hub has a repository of this name; in offline mode it may have one, which may be in the cache.
+    """Whether the Hub has a repository of this name; in offline mode, whether the cache may have.
 
     Args:
         name (`str`): A name, which need not be one that the Hub allows.
@@ -23,13 +23,23 @@ def is_on_hub(name: str, repo_type: str = "model") -> bool:
     Raises:
         HubError: If the Hub is out of reach, or does not answer the question.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         HfApi().repo_info(name, repo_type=repo_type, timeout=TIMEOUT_SECONDS)
     except OfflineModeIsEnabled:
-        return True
+        if repo_type == "dataset":
+            return True  # `datasets` has a cache of its own
+        try:
+            snapshot_download(name, repo_type=repo_type, local_files_only=True)
+        except LocalEntryNotFoundError:
+            return False
     except (HFValidationError, RepositoryNotFoundError):
         return False
     except Exception as error:  # the Hub's client and its HTTP library each raise their own
@@ -39,6 +49,27 @@ def is_on_hub(name: str, repo_type: str = "model") -> bool:
             "name, the connection and the token, or give the path of a local copy."
         ) from error
     return True
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse a name that no repository on the Hub can have.
+
+    Args:
+        repo_id (`str`): `"user/name"`, or a name in the namespace of the token's owner.
+
+    Raises:
+        InputError: If the Hub does not allow the name.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(
+            f"{repo_id} cannot be the name of a repository on the Hub: give USER/NAME, of letters, digits and . _ -, "
+            "with which it neither begins nor ends."
+        ) from error
 
 
 def check_pipeline_name(name: str) -> None:
@@ -74,6 +105,27 @@ def no_config(name: str) -> InputError:
     return InputError(
         f"{name} has no config of a UNet2DModel: give a directory or Hub id of one as `model_config_name_or_path`."
     )
+
+
+def check_dataset_name(name: str) -> None:
+    """Refuse a name that is neither that of the digits nor of a data set on the Hub.
+
+    Args:
+        name (`str`): The name.
+
+    Raises:
+        InputError: If there is no such data set.
+        HubError: If the Hub is out of reach.
+    """
+    if name == "digits":
+        return
+    if os.path.isdir(name):
+        raise InputError(f"{name} is a directory: give it as `train_data_dir`.")
+    if not is_on_hub(name, "dataset"):
+        raise InputError(
+            f"There is no data set {name} on the Hub: check the name, and that you are logged in if it is a private "
+            "one."
+        )
 
 
 def check_run_name(name: str) -> None:

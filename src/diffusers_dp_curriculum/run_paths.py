@@ -1,11 +1,14 @@
 """The paths of all files of a run, and whether a run may write there."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InputError, StorageError
-from .files import existing_parent, is_new_or_empty
+from .errors import InputError
+from .files import check_can_write, is_new_or_empty
+
+
+# The file beside a synthetic data set that says how it is generated, and so how its generation can be continued.
+GENERATION_SETTINGS = "generation.json"
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,4 @@ def check_output_dir(output_dir: Path, resume_from_checkpoint: str | None = None
     starts_a_run = is_free and resume_from_checkpoint in (None, "latest")
     if not starts_a_run and not RunPaths(output_dir).private.is_dir():
         raise InputError(f"{output_dir} holds no run to resume: give the `output_dir` of one.")
-    existing = existing_parent(output_dir)
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise StorageError(f"{output_dir} cannot be created in {existing}: choose another `output_dir`.")
+    check_can_write(output_dir)

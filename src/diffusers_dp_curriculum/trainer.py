@@ -125,6 +125,8 @@ class DPCurriculumTrainer:
     ):
         check_type(unet)
         check_not_trained(unet)
+        if not isinstance(args, DPCurriculumConfig):
+            raise InputError(f"`args` is of type {type(args).__name__}: give a DPCurriculumConfig.")
         self.args = args
         self.paths = RunPaths(Path(args.output_dir))
         self.accelerator = make_accelerator(args)

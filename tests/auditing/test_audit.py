@@ -71,8 +71,8 @@ def test_an_absent_canary_leaves_no_trace_and_a_present_one_the_clipping_norm():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gradient_canaries": 10}, "10 canaries prove nothing"),
-        ({"image_canaries": 0}, "0 canaries prove nothing"),
+        ({"gradient_canaries": 10}, "`gradient_canaries` is 10: give at least 100"),
+        ({"image_canaries": 0}, "`image_canaries` is 0: give at least 100"),
         ({"confidence": 1.0}, "`confidence` is 1.0"),
         ({"actual_noise": -1.0}, "`actual_noise` is -1.0"),
         ({"sample_rate": 0.0}, "sample rate"),

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from opacus.optimizers import DPOptimizer
 
+from ..checks import CONFIDENCE, NUM_CANARIES, at_least
 from ..data.image_dataset import ImageDataset
-from ..errors import InputError
 from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.per_record_gradients import per_record_gradients
 from ..mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
@@ -168,14 +168,10 @@ def audit_dp_sgd(
     Raises:
         InputError: If a value is out of range.
     """
-    if gradient_canaries < 100 or image_canaries < 100:
-        raise InputError(
-            f"{min(gradient_canaries, image_canaries)} canaries prove nothing: give at least 100 of each kind."
-        )
-    if not 0.5 <= confidence < 1:
-        raise InputError(f"`confidence` is {confidence}: give a number from 0.5 to below 1.")
-    if actual_noise < 0:
-        raise InputError(f"`actual_noise` is {actual_noise}: give 0 or more.")
+    NUM_CANARIES.check("gradient_canaries", gradient_canaries)
+    NUM_CANARIES.check("image_canaries", image_canaries)
+    CONFIDENCE.check("confidence", confidence)
+    at_least(0).check("actual_noise", actual_noise)
     canaries = _Canaries(records, image_canaries, gradient_canaries)
     expected_batch_size = round(sample_rate * len(canaries.records))
     mechanism = dp_sgd_mechanism(noise_multiplier, expected_batch_size, len(canaries.records), steps, max_grad_norm)

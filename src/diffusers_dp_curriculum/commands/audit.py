@@ -19,7 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import check_new_or_empty, check_outside
+from ..checks import CONFIDENCE, DELTA, NUM_CANARIES, SAMPLE_RATE, above, at_least, check_one_source
+from ..files import check_data_dir, check_new_or_empty
+from ..names import check_dataset_name
+from .flags import in_range
 
 
 if TYPE_CHECKING:
@@ -38,31 +41,54 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--accept_left_out_files", action="store_true", help="leave out files that may be images but cannot be read"
     )
-    parser.add_argument("--resolution", type=int, help="resize and crop images to this size")
+    parser.add_argument(
+        "--resolution", type=int, action=in_range(at_least(1)), help="resize and crop images to this size"
+    )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty directory for audit.json and audit.png"
     )
-    parser.add_argument("--target_epsilon", type=float, default=8.0, help="epsilon that the run claims")
-    parser.add_argument("--target_delta", type=float, default=1e-5, help="delta that the run claims")
-    parser.add_argument("--sample_rate", type=float, default=0.5, help="probability of each record, per step")
-    parser.add_argument("--max_train_steps", type=int, default=40, help="DP-SGD steps")
-    parser.add_argument("--noise_multiplicity", type=int, default=1, help="noise draws per record and step")
+    parser.add_argument(
+        "--target_epsilon", type=float, action=in_range(above(0)), default=8.0, help="epsilon that the run claims"
+    )
+    parser.add_argument(
+        "--target_delta", type=float, action=in_range(DELTA), default=1e-5, help="delta that the run claims"
+    )
+    parser.add_argument(
+        "--sample_rate",
+        type=float,
+        action=in_range(SAMPLE_RATE),
+        default=0.5,
+        help="probability of each record, per step",
+    )
+    parser.add_argument("--max_train_steps", type=int, action=in_range(at_least(1)), default=40, help="DP-SGD steps")
+    parser.add_argument(
+        "--noise_multiplicity",
+        type=int,
+        action=in_range(at_least(1)),
+        default=1,
+        help="noise draws per record and step",
+    )
     parser.add_argument(
         "--gradient_canaries",
         type=int,
+        action=in_range(NUM_CANARIES),
         default=4000,
         help="number of canaries of the white-box attack, which reads every release",
     )
     parser.add_argument(
         "--image_canaries",
         type=int,
+        action=in_range(NUM_CANARIES),
         default=400,
         help="number of canaries of the black-box attack, which reads the final losses",
     )
-    parser.add_argument("--confidence", type=float, default=0.95, help="confidence of the proved bounds")
+    parser.add_argument(
+        "--confidence", type=float, action=in_range(CONFIDENCE), default=0.95, help="confidence of the proved bounds"
+    )
     parser.add_argument(
         "--actual_noise",
         type=float,
+        action=in_range(at_least(0)),
         default=1.0,
         help="break the mechanism on purpose: add only this share of the noise that the ledger records",
     )
@@ -97,9 +123,14 @@ def plot(audit: "Audit") -> "Figure":
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, attack and report; return the exit status, 1 if the claim is refuted."""
     args = make_parser().parse_args(arguments)
+    if args.dataset_name is None and args.train_data_dir is None:
+        args.dataset_name = "digits"
+    check_one_source(args.dataset_name, args.train_data_dir)
     check_new_or_empty(args.output_dir)
-    if args.train_data_dir is not None:
-        check_outside(args.output_dir, Path(args.train_data_dir))
+    if args.dataset_name is not None:
+        check_dataset_name(args.dataset_name)
+    else:
+        check_data_dir(Path(args.train_data_dir), args.output_dir)
 
     import torch
     from tqdm.auto import tqdm
@@ -111,8 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..training.networks import build_scheduler, build_unet
 
     torch.set_num_threads(1)  # two threads slow down so small a network, and very much on a busy machine
-    if args.dataset_name is None and args.train_data_dir is None:
-        args.dataset_name = "digits"
     dataset = load_image_dataset(
         dataset_name=args.dataset_name,
         train_data_dir=args.train_data_dir,

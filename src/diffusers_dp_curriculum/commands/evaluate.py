@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import CLASSIFIER
+from ..checks import CLASSIFIER, GUIDANCE_SCALE, SEED, at_least, check_background, check_class_names, check_pixel_range
 from ..errors import DPCurriculumError, HubError, InputError
 from ..files import check_new_or_empty, check_outside
-from .flags import rename_arguments
+from ..names import check_dataset_name
+from .flags import in_range, rename_arguments
 
 
 if TYPE_CHECKING:
@@ -69,14 +70,34 @@ def make_parser() -> argparse.ArgumentParser:
         default=list(CLASSIFIER.values),
         help="classifiers that are trained on the samples and tested on real images; all by default",
     )
-    parser.add_argument("--epochs", type=int, default=20, help="training epochs of each classifier")
     parser.add_argument(
-        "--images_per_class", type=int, default=1000, help="images of each class that a pipeline generates"
+        "--epochs", type=int, action=in_range(at_least(1)), default=20, help="training epochs of each classifier"
     )
-    parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps of a pipeline")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance of a pipeline")
+    parser.add_argument(
+        "--images_per_class",
+        type=int,
+        action=in_range(at_least(1)),
+        default=1000,
+        help="images of each class that a pipeline generates",
+    )
+    parser.add_argument(
+        "--num_inference_steps",
+        type=int,
+        action=in_range(at_least(1)),
+        default=50,
+        help="denoising steps of a pipeline",
+    )
+    parser.add_argument(
+        "--guidance_scale",
+        type=float,
+        action=in_range(GUIDANCE_SCALE),
+        default=1.0,
+        help="classifier-free guidance of a pipeline",
+    )
     parser.add_argument("--scheduler", help="sample a pipeline with another diffusers scheduler")
-    parser.add_argument("--seed", type=int, default=0, help="seed of samples, subsets and initial weights")
+    parser.add_argument(
+        "--seed", type=int, action=in_range(SEED), default=0, help="seed of samples, subsets and initial weights"
+    )
     return parser
 
 
@@ -193,9 +214,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_new_or_empty(args.output_dir)
     if Path(args.reference).is_dir():
         check_outside(args.output_dir, Path(args.reference))
+    else:
+        check_dataset_name(args.reference)
     if args.train_split == args.test_split:
         raise InputError("`train_split` and `test_split` are the same: give another `test_split`.")
+    check_class_names(args.class_names)
+    check_pixel_range(args.pixel_range)
+    check_background(args.background)
     samples_are_made = is_pipeline(args.samples)
+    if not samples_are_made and not Path(args.samples).is_dir():
+        check_dataset_name(args.samples)
 
     from ..evaluation.features import load_feature_extractor
     from ..evaluation.metrics import check_reference, evaluate

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..checks import AUTO
+from ..checks import AUTO, Range
 from ..errors import DPCurriculumError
 from ..options import Option, declared_options
 
@@ -71,6 +71,22 @@ def _auto_or(number: type) -> Callable[[str], Any]:
 
     parse.__name__ = number.__name__  # which argparse shows in its message about a wrong value
     return parse
+
+
+def in_range(limits: Range) -> type[argparse.Action]:
+    """Make an action that stores the value of a flag, or each of several values, if it is in a range.
+
+    Args:
+        limits (`Range`): The allowed values.
+    """
+
+    class InRange(argparse.Action):
+        def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+            for value in values if isinstance(values, list) else [values]:
+                limits.check(self.dest, value)
+            setattr(namespace, self.dest, values)
+
+    return InRange
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:

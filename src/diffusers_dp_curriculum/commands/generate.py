@@ -13,9 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checks import FILE_FORMAT
+from ..checks import FILE_FORMAT, GUIDANCE_SCALE, S_CHURN, at_least
 from ..errors import InputError
-from ..names import check_pipeline_name
+from ..files import check_new_or_empty
+from ..names import check_pipeline_name, check_repo_id
+from ..run_paths import GENERATION_SETTINGS, RunPaths
+from .flags import in_range
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -29,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         nargs="+",
         required=True,
+        action=in_range(at_least(0)),
         help="one number for all classes, or one number per class; without classes, the number of all images",
     )
     parser.add_argument(
@@ -42,13 +46,47 @@ def make_parser() -> argparse.ArgumentParser:
         "--output_dir", type=Path, required=True, help="a new or empty directory, or that of an interrupted run"
     )
     parser.add_argument("--file_format", choices=FILE_FORMAT.values, default="parquet", help="format of the data set")
-    parser.add_argument("--batch_size", type=int, default=250, help="images sampled at once and written as one shard")
-    parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
-    parser.add_argument("--s_churn", type=float, default=0.0, help="fresh noise of EDM's stochastic sampler")
-    parser.add_argument("--s_tmin", type=float, default=0.05, help="lowest noise level at which s_churn adds noise")
-    parser.add_argument("--s_tmax", type=float, default=50.0, help="highest noise level at which s_churn adds noise")
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling; privacy does not depend on it")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        action=in_range(at_least(1)),
+        default=250,
+        help="images sampled at once and written as one shard",
+    )
+    parser.add_argument(
+        "--num_inference_steps", type=int, action=in_range(at_least(1)), default=50, help="denoising steps"
+    )
+    parser.add_argument(
+        "--guidance_scale",
+        type=float,
+        action=in_range(GUIDANCE_SCALE),
+        default=1.0,
+        help="classifier-free guidance; 1 is none",
+    )
+    parser.add_argument(
+        "--s_churn", type=float, action=in_range(S_CHURN), default=0.0, help="fresh noise of EDM's stochastic sampler"
+    )
+    parser.add_argument(
+        "--s_tmin",
+        type=float,
+        action=in_range(at_least(0)),
+        default=0.05,
+        help="lowest noise level at which s_churn adds noise",
+    )
+    parser.add_argument(
+        "--s_tmax",
+        type=float,
+        action=in_range(at_least(0)),
+        default=50.0,
+        help="highest noise level at which s_churn adds noise",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        action=in_range(at_least(0)),
+        default=0,
+        help="seed of sampling; privacy does not depend on it",
+    )
     parser.add_argument("--scheduler", help="sample with another diffusers scheduler, such as DDIMScheduler")
     parser.add_argument("--push_to_hub", action="store_true", help="push the data set when it is complete")
     parser.add_argument("--hub_dataset_id", help="repository, USER/NAME or NAME; the name of --output_dir by default")
@@ -63,13 +101,8 @@ def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -
     """Compute the number of images of each class."""
     if class_balance == "uniform":
         return numbers[0] if len(numbers) == 1 else numbers
-    if len(numbers) > 1:
-        raise InputError(
-            "`class_balance` dp_counts computes the number of each class itself: give one number as `images_per_class`."
-        )
 
     from ..mechanisms.central_images import CentralImageDataset
-    from ..run_paths import RunPaths
     from ..sampling.synthesis import apportion
     from ..training.auxiliary_generator import FrequencyImageDataset
 
@@ -104,8 +137,20 @@ def prepare_push(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load the pipeline, generate the images, and push them if asked to; return the exit status."""
     args = make_parser().parse_args(arguments)
-    images_per_class = share_out(args.images_per_class, args.class_balance, args.pipeline)
+    if sum(args.images_per_class) < 1:
+        raise InputError("`images_per_class` asks for no image: give at least 1.")
+    if args.class_balance != "uniform" and len(args.images_per_class) > 1:
+        raise InputError(
+            f"`class_balance` {args.class_balance} computes the number of each class itself: give one number as "
+            "`images_per_class`."
+        )
+    if not (args.output_dir / GENERATION_SETTINGS).is_file():
+        check_new_or_empty(args.output_dir)
+    repo_id = args.hub_dataset_id or args.output_dir.absolute().name
+    if args.push_to_hub:
+        check_repo_id(repo_id)
     check_pipeline_name(args.pipeline)
+    images_per_class = share_out(args.images_per_class, args.class_balance, args.pipeline)
 
     import torch
 
@@ -116,7 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.scheduler:
         use_scheduler(pipeline, args.scheduler)
     privacy_json = find_privacy_json(args.pipeline)
-    repo_id = args.hub_dataset_id or args.output_dir.absolute().name
     private = args.hub_private_repo or None
     if args.push_to_hub:
         prepare_push(args.pipeline, privacy_json, repo_id, private, args.hub_token)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..names import check_repo_id
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     if not args.output_dir.is_dir():
         raise InputError(f"{args.output_dir} is not a directory: give that of a finished run.")
+    check_repo_id(args.repo_id)
 
     from ..sharing.hub import push_model
 

@@ -20,6 +20,7 @@ from ..checks import (
     BETA_SCHEDULE,
     BLOCK_CHANNELS,
     DDPM_NUM_STEPS,
+    EDM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
     IMAGE_CHANNELS,
@@ -27,11 +28,19 @@ from ..checks import (
     NOISE_SCHEDULER,
     PREDICTION_TYPE,
     at_least,
+    check_background,
+    check_class_names,
+    check_edm,
+    check_levels,
+    check_logger,
+    check_one_source,
+    check_pixel_range,
+    check_sampler,
 )
 from ..config import DPCurriculumConfig
 from ..errors import InputError
-from ..files import check_outside
-from ..names import check_config_name, check_run_name
+from ..files import check_data_dir
+from ..names import check_config_name, check_dataset_name, check_repo_id, check_run_name
 from ..options import check_options, options_of_group
 from ..presets import load_preset, preset_names
 from ..run_paths import check_output_dir
@@ -118,6 +127,26 @@ class ScriptArguments:
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_one_source(self.dataset_name, self.train_data_dir)
+        check_class_names(self.class_names)
+        check_pixel_range(self.pixel_range)
+        check_background(self.background)
+        if self.model_config_name_or_path is None:
+            check_levels(self.attention_levels, len(self.block_out_channels), self.resolution)
+
+    def check_with(self, config: DPCurriculumConfig) -> None:
+        """Refuse options that do not fit those of the trainer, before anything slow is imported or any image decoded.
+
+        Args:
+            config (`DPCurriculumConfig`): The config of the trainer.
+
+        Raises:
+            InputError: If the noise scheduler does not have what the config asks for.
+        """
+        edm = self.noise_scheduler == "edm"
+        if edm:
+            check_edm(self.prediction_type, config.timestep_sampling)
+        check_sampler(config.num_inference_steps, EDM_NUM_STEPS if edm else self.ddpm_num_steps, config.s_churn, edm)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -156,7 +185,9 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[ScriptArguments, DPCurric
         )
     values = vars(parser.parse_args(arguments))
     script = {option.name: values.pop(option.name) for option in fields(ScriptArguments)}
-    return ScriptArguments(**script), DPCurriculumConfig(**values)
+    script_arguments, config = ScriptArguments(**script), DPCurriculumConfig(**values)
+    script_arguments.check_with(config)
+    return script_arguments, config
 
 
 def hide_token() -> None:
@@ -224,14 +255,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load the data set, plan, train, save and print a summary; return the exit status."""
     script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     hide_token()
+    check_logger(config.logger)
+    if config.push_to_hub:
+        check_repo_id(config.repo_id)
     if script.train_data_dir is not None:
-        if not Path(script.train_data_dir).exists():
-            raise InputError(
-                f"{script.train_data_dir} does not exist: give the directory of images as `train_data_dir`."
-            )
-        check_outside(Path(config.output_dir), Path(script.train_data_dir))
+        check_data_dir(Path(script.train_data_dir), Path(config.output_dir))
     if is_main_process():
         check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
+    if script.dataset_name is not None:
+        check_dataset_name(script.dataset_name)
     if script.model_config_name_or_path is not None:
         check_config_name(script.model_config_name_or_path)
     if config.resume_from_checkpoint is None:  # a resumed run has noted what its previous runs had released
@@ -244,8 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..distributed import run_on_main_process
     from ..sharing.hub import prepare_repo
     from ..trainer import DPCurriculumTrainer
+    from ..training.accelerator import check_accelerator
     from ..training.interruption import RunStatus
 
+    check_accelerator(config)  # before images are decoded, which may take long
     noise_scheduler = scheduler_of(script)
     dataset = load_image_dataset(
         dataset_name=script.dataset_name,

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..checks import check_class_names, check_one_source
 from ..errors import InputError
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
@@ -224,9 +225,8 @@ def load_image_dataset(
         >>> len(dataset), dataset.resolution, dataset.class_names[:3]
         (1500, 8, ['0', '1', '2'])
     """
-    if (dataset_name is None) == (train_data_dir is None):
-        raise InputError("`dataset_name` and `train_data_dir` are both given or both missing: pass one of them.")
-    _check_class_names(class_names)
+    check_one_source(dataset_name, train_data_dir)
+    check_class_names(class_names)
     array_options: dict[str, Any] = {
         "pixel_format": PixelFormat(resolution, channels, pixel_range, background),
         "class_names": class_names,
@@ -443,12 +443,7 @@ def _check_image_dataset(dataset: ImageDataset) -> None:
         )
     if labels.min() < 0 or labels.max() >= dataset.info.num_labels:
         raise InputError("A label is none of the declared classes: correct it, or declare its class in `class_names`.")
-    _check_class_names(dataset.class_names)
-
-
-def _check_class_names(class_names: list[str] | None) -> None:
-    if class_names is not None and len(set(class_names)) != len(class_names):
-        raise InputError(f"The classes {', '.join(class_names)} are not all different: give each a name of its own.")
+    check_class_names(dataset.class_names)
 
 
 def _refuse_columns(source: str, image_column: str | None, label_column: str | None) -> None:

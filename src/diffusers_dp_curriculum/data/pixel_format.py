@@ -4,11 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import PIL.Image
-import PIL.ImageColor
 import PIL.ImageOps
 
-from ..checks import IMAGE_CHANNELS, at_least
-from ..errors import InputError
+from ..checks import IMAGE_CHANNELS, at_least, check_background, check_pixel_range
 from .unusable import Unusable
 
 
@@ -50,18 +48,8 @@ class PixelFormat:
             at_least(1).check("resolution", self.resolution)
         if self.channels is not None:
             IMAGE_CHANNELS.check("channels", self.channels)
-        if self.pixel_range is not None and not (len(self.pixel_range) == 2 and np.diff(self.pixel_range)[0] > 0):
-            raise InputError(
-                f"`pixel_range` is {' '.join(map(str, self.pixel_range))}: give two numbers, the value of black and a "
-                "larger one of white."
-            )
-        if self.background is not None:
-            try:
-                PIL.ImageColor.getrgb(self.background)
-            except ValueError:
-                raise InputError(
-                    f'`background` is "{self.background}": give the name of a colour, such as white, or #rrggbb.'
-                ) from None
+        check_pixel_range(self.pixel_range)
+        check_background(self.background)
 
     def with_mode(self, mode: str | None) -> "PixelFormat":
         """The same settings with the number of channels that a column of `datasets` declares by its mode."""

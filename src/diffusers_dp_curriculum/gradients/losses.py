@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
-from ..checks import LABEL_DROPOUT, NOISE_LEVEL_STD, TIMESTEP_SAMPLING
+from ..checks import LABEL_DROPOUT, NOISE_LEVEL_STD, TIMESTEP_SAMPLING, check_edm
 from ..errors import InputError
 
 
@@ -121,15 +121,7 @@ class EDMNoise:
     """
 
     def __init__(self, noise_scheduler: EDMEulerScheduler, timestep_sampling: str, mean: float, std: float):
-        if timestep_sampling != "log_normal":
-            raise InputError(
-                f'EDM has no timesteps to draw by `timestep_sampling` "{timestep_sampling}": use "log_normal".'
-            )
-        if noise_scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise InputError(
-                f'EDM has no prediction type "{noise_scheduler.config.prediction_type}": use "epsilon", which is the '
-                'paper\'s, or "v_prediction", its negative.'
-            )
+        check_edm(noise_scheduler.config.prediction_type, timestep_sampling)
         self.noise_scheduler = noise_scheduler
         self.mean = mean
         self.std = std

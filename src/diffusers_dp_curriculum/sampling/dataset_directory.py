@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError, StorageError
 from ..files import check_new_or_empty, full_disk_errors
+from ..run_paths import GENERATION_SETTINGS
 from ..sharing.cards import update as update_card
 
 
@@ -35,7 +36,7 @@ class DatasetDirectory:
         self.layout = layout
         self.settings = settings
 
-        settings_file = path / "generation.json"
+        settings_file = path / GENERATION_SETTINGS
         if settings_file.is_file():
             existing = json.loads(settings_file.read_text(encoding="utf-8"))
             # Each side may have settings that the other lacks: those of churn are left out without churn.
@@ -60,7 +61,7 @@ class DatasetDirectory:
         """Write the files of a shard, which holds the images of `rows`."""
         # The settings are written with the first images: if sampling them runs out of memory, another batch size can
         # still be chosen for the directory.
-        self._write("generation.json", json.dumps(self.settings, indent=2).encode())
+        self._write(GENERATION_SETTINGS, json.dumps(self.settings, indent=2).encode())
         for name, content in zip(self.layout.file_names(index, rows), self.layout.contents(table), strict=True):
             self._write(name, content)
 

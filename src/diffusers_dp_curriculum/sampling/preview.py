@@ -5,7 +5,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, EDMEulerSc
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..checks import GUIDANCE_SCALE, S_CHURN
+from ..checks import GUIDANCE_SCALE, check_sampler
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
 from ..errors import InputError, TrainingError
@@ -33,19 +33,13 @@ def check_sampling(
     Raises:
         InputError: If a value is out of range, or the pipeline does not support guidance or stochastic sampling.
     """
-    most = scheduler.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= most:
-        raise InputError(
-            f"`num_inference_steps` is {num_inference_steps}: give 1 to {most}, the steps of the schedule."
-        )
+    edm = isinstance(scheduler, EDMEulerScheduler)
+    check_sampler(num_inference_steps, scheduler.config.num_train_timesteps, s_churn, edm)
     GUIDANCE_SCALE.check("guidance_scale", guidance_scale)
-    S_CHURN.check("s_churn", s_churn)
     if not conditional and guidance_scale != 1:
         raise InputError("An unconditional pipeline has no classes to guide to: leave `guidance_scale` at 1.")
     if not conditional and s_churn > 0:
         raise InputError("An unconditional pipeline has no stochastic sampler: leave `s_churn` at 0.")
-    if s_churn > 0 and not isinstance(scheduler, EDMEulerScheduler):
-        raise InputError("`s_churn` belongs to EDM's sampler: leave it at 0, or use an EDMEulerScheduler.")
 
 
 class Preview:

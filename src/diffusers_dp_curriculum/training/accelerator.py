@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, parse_choice_from_env, parse_flag_from_env
 
+from ..checks import check_logger
 from ..config import DPCurriculumConfig
 from ..errors import InputError, first_line
 from ..gradients.precision import LOSS_SCALES
@@ -24,6 +24,33 @@ PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 SPLITTING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
+def check_accelerator(args: DPCurriculumConfig) -> None:
+    """Refuse, before any process is joined, what this machine or its launcher cannot do.
+
+    Args:
+        args (`DPCurriculumConfig`): `mixed_precision` and `logger` are used.
+
+    Raises:
+        InputError: If the machine does not support the precision, the package of the logger is not installed, the
+            launcher splits networks over devices, or the process has trained with another precision.
+    """
+    check_logger(args.logger)
+    if split := [name for name in SPLITTING if parse_flag_from_env(f"ACCELERATE_USE_{name}")]:
+        raise InputError(
+            f"The launcher splits the network over devices ({split[0]}), and per-record gradients need all of it: "
+            "choose data parallelism in `accelerate config`."
+        )
+    # Checked before the accelerator is created, because Accelerate keeps the first precision for the whole process.
+    precision = args.mixed_precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
+    _check_precision(precision, on_cpu=not torch.accelerator.is_available())
+    existing = AcceleratorState().mixed_precision if is_initialized() else args.mixed_precision
+    if args.mixed_precision not in (None, existing):
+        raise InputError(
+            f"This process already trains with `mixed_precision` {existing}, which Accelerate cannot change: use that, "
+            "or start a new process, in a notebook by restarting the kernel."
+        )
+
+
 def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
     """Create the accelerator of a run, which joins the processes that the launcher has started.
 
@@ -31,34 +58,15 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
         args (`DPCurriculumConfig`): `mixed_precision`, `logger`, `logging_dir` and `output_dir` are used.
 
     Raises:
-        InputError: If this machine does not support the precision, the package of the logger is not installed, or
-            training would run on Apple's GPU, which has no float64; or if the launcher splits networks over devices, or
-            the process has trained with another precision.
+        InputError: For the reasons of [`check_accelerator`], or if training would run on Apple's GPU, which has no
+            float64.
     """
-    if split := [name for name in SPLITTING if parse_flag_from_env(f"ACCELERATE_USE_{name}")]:
-        raise InputError(
-            f"The launcher splits the network over devices ({split[0]}), and per-record gradients need all of it: "
-            "choose data parallelism in `accelerate config`."
-        )
-    on_cpu = not torch.accelerator.is_available()
-    # Checked before the accelerator is created, because Accelerate keeps the first precision for the whole process.
-    _check_precision(args.mixed_precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no"), on_cpu)
-    if args.logger is not None and args.logger not in [str(tracker) for tracker in get_available_trackers()]:
-        raise InputError(
-            f"The logger {args.logger} is not installed: install it (`pip install {args.logger}`), or choose another "
-            "`logger`."
-        )
-    existing = AcceleratorState().mixed_precision if is_initialized() else args.mixed_precision
-    if args.mixed_precision not in (None, existing):
-        raise InputError(
-            f"This process already trains with `mixed_precision` {existing}, which Accelerate cannot change: use that, "
-            "or start a new process, in a notebook by restarting the kernel."
-        )
+    check_accelerator(args)
     long_timeout = InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)
     try:
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
-            cpu=on_cpu,
+            cpu=not torch.accelerator.is_available(),
             kwargs_handlers=[long_timeout],
             log_with=args.logger,
             project_dir=RunPaths(Path(args.output_dir)).private / args.logging_dir,
@@ -75,7 +83,7 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
     # Without this, the first process that exits breaks the connections of the others.
     atexit.register(accelerator.state.destroy_process_group)
     # Check what Accelerate really chose: an existing AcceleratorState or the launcher may override the config.
-    _check_precision(accelerator.mixed_precision, accelerator.device.type == "cpu")
+    _check_precision(accelerator.mixed_precision, on_cpu=accelerator.device.type == "cpu")
     return accelerator
 
 

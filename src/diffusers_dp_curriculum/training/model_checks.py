@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import UNet2DModel
 
+from ..checks import check_levels
 from ..data.dataset_info import DatasetInfo
 from ..errors import DPCurriculumError, InputError, first_line
 
@@ -95,12 +96,7 @@ def check_network(unet: UNet2DModel, info: DatasetInfo) -> None:
             is not in float32.
     """
     config = unet.config
-    halvings = len(config.block_out_channels) - 1
-    if config.sample_size % 2**halvings:
-        raise InputError(
-            f"A resolution of {config.sample_size} cannot be halved {halvings} times, as the UNet's "
-            f"{halvings + 1} levels need: choose a multiple of {2**halvings}, or a network with fewer levels."
-        )
+    check_levels(0, len(config.block_out_channels), config.sample_size)
     if {config.in_channels, config.out_channels} != {info.num_channels}:
         raise InputError(
             f"The images have {info.num_channels} channels, and the UNet takes {config.in_channels} and gives "

@@ -8,12 +8,14 @@ from ..checks import (
     BETA_SCHEDULE,
     BLOCK_CHANNELS,
     DDPM_NUM_STEPS,
+    EDM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
     EDM_SIGMA_MIN,
     LAYERS_PER_BLOCK,
     NOISE_SCHEDULER,
     NORM_GROUPS,
+    check_levels,
 )
 from ..errors import InputError
 from ..names import check_config_name, no_config
@@ -72,8 +74,7 @@ def build_unet(
     if levels == 0 or not all(BLOCK_CHANNELS.contains(channels) for channels in block_out_channels):
         raise InputError(f"`block_out_channels` is {list(block_out_channels)}: give multiples of {NORM_GROUPS}.")
     LAYERS_PER_BLOCK.check("layers_per_block", layers_per_block)
-    if not 0 <= attention_levels <= levels:
-        raise InputError(f"`attention_levels` is {attention_levels}: give a number from 0 to {levels}, the levels.")
+    check_levels(attention_levels, levels)
     attention = [level >= levels - attention_levels for level in range(levels)]
     return UNet2DModel(
         **sizes,
@@ -123,6 +124,7 @@ def build_scheduler(
         EDM_SIGMA_DATA.check("edm_sigma_data", edm_sigma_data)
         EDM_SIGMA_MAX.check("edm_sigma_max", edm_sigma_max)
         return EDMEulerScheduler(
+            num_train_timesteps=EDM_NUM_STEPS,
             sigma_min=EDM_SIGMA_MIN,
             sigma_max=edm_sigma_max,
             sigma_data=edm_sigma_data,
