@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 from functools import partial
 
@@ -66,6 +67,17 @@ def test_a_disk_that_is_full_when_the_model_is_saved_is_named_and_it_is_saved_ag
         trainer.save_pipeline()
     assert not (small_disk / "model" / "privacy.json").exists()
     filling.unlink()
+    assert (trainer.save_pipeline() / "privacy.json").exists()
+
+
+def test_a_directory_that_is_gone_when_the_model_is_saved_is_named(tmp_path):
+    trainer = make_trainer(tmp_path / "model")
+    trainer.train()
+    (tmp_path / "model").rename(tmp_path / "moved")
+    with pytest.raises(StorageError, match=r"privacy.json cannot be written or read .*, and save again, or resume"):
+        trainer.save_pipeline()
+    shutil.rmtree(tmp_path / "model")  # what could be written
+    (tmp_path / "moved").rename(tmp_path / "model")
     assert (trainer.save_pipeline() / "privacy.json").exists()
 
 

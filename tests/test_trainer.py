@@ -464,6 +464,7 @@ def batch_norm_unet():
         (lambda: {"unet": tiny_unet(out_channels=2)}, "takes 1 and gives 2"),
         (lambda: {"unet": tiny_unet().requires_grad_(False)}, "No parameter of the UNet is trainable"),
         (lambda: {"unet": tiny_unet().bfloat16()}, "not in float32"),
+        (lambda: {"unet": tiny_unet().to("meta")}, "has shapes and no weights"),
         (lambda: {"records": changed_records(images=lambda images: images * 1000.0)}, "images are torch.float32"),
         (lambda: {"records": changed_records(labels=lambda labels: labels + 1)}, "none of the declared classes"),
         (lambda: {"records": changed_records(images=lambda images: images[:0])}, "data set is empty"),

@@ -13,7 +13,7 @@ from importlib import import_module
 from .commands.flags import in_flags, with_home
 from .errors import DPCurriculumError, first_line
 from .files import is_full_disk
-from .verbosity import print_messages
+from .verbosity import printed_messages
 
 
 COMMANDS = {
@@ -47,9 +47,9 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
     """
     module = import_module(f".commands.{command}", __package__)
     parser = module.make_parser()
-    print_messages(lambda message: in_flags(message, parser))
     try:
-        status: int = module.main(with_home(sys.argv[1:] if arguments is None else arguments))
+        with printed_messages(lambda message: in_flags(message, parser)):
+            status: int = module.main(with_home(sys.argv[1:] if arguments is None else arguments))
     except DPCurriculumError as error:
         print(f"error: {in_flags(str(error), parser)}", file=sys.stderr)
         return 1

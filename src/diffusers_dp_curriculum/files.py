@@ -47,10 +47,16 @@ def is_new_or_empty(directory: Path) -> bool:
 
     Args:
         directory (`Path`): A path, at which there may also be a file.
+
+    Raises:
+        StorageError: If the directory cannot be read.
     """
-    if not directory.is_dir():
-        return not directory.exists()
-    return all(is_left_behind(path.name) for path in directory.iterdir())
+    if not os.path.isdir(directory):
+        return not os.path.exists(directory)
+    try:
+        return all(is_left_behind(name) for name in os.listdir(directory))
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be read ({error.strerror}): choose another `output_dir`.") from error
 
 
 def check_new_or_empty(output_dir: Path) -> None:
@@ -75,10 +81,20 @@ def check_can_write(output_dir: Path) -> None:
         output_dir (`Path`): Where results will be written.
 
     Raises:
-        StorageError: If the directory, or the nearest one above it that exists, cannot be written to.
+        StorageError: If the directory, or the nearest one above it that exists, cannot be written to, or no directory
+            can have its name.
     """
+    try:
+        os.stat(output_dir)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # then it matters what is above it
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"{output_dir} cannot be created ({reason}): choose another `output_dir`.") from error
+    if os.path.islink(output_dir) and not os.path.exists(output_dir):
+        raise StorageError(f"{output_dir} is a link to nothing: create its target, or choose another `output_dir`.")
     existing = existing_parent(output_dir)
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise StorageError(f"{output_dir} cannot be created in {existing}: choose another `output_dir`.")
 
 
@@ -108,7 +124,8 @@ def existing_parent(path: Path) -> Path:
     Args:
         path (`Path`): A path that may not exist.
     """
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    # Unlike `Path.exists`, this takes a path for missing that may not be looked at, or that no file can have.
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if os.path.exists(parent))
 
 
 @contextmanager
@@ -130,6 +147,29 @@ def full_disk_errors(directory: Path, remedy: str) -> Iterator[None]:
         if not is_full_disk(error):
             raise
         raise StorageError(f"The disk of {directory} is full: make room, and {remedy}.") from error
+
+
+@contextmanager
+def storage_errors(directory: Path, remedy: str) -> Iterator[None]:
+    """Turn any error of a full disk, or of a file in an output directory, into one sentence.
+
+    Args:
+        directory (`Path`): Where results are written; no record may be there, as the message names the file.
+        remedy (`str`): What to do after the disk can be written again.
+
+    Raises:
+        StorageError: If the disk is full, or a file in the directory cannot be written or read.
+    """
+    try:
+        with full_disk_errors(directory, remedy):
+            yield
+    except OSError as error:
+        name = error.filename
+        if not (isinstance(name, str) and Path(name).absolute().is_relative_to(directory.absolute())):
+            raise
+        raise StorageError(
+            f"{name} cannot be written or read ({error.strerror}): see to the disk and its permissions, and {remedy}."
+        ) from error
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from .data.dataset_info import classes_in_words
 from .data.image_dataset import ImageDataset, to_image_dataset
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
 from .errors import InputError, StorageError, TrainingError, confidential_errors
-from .files import check_outside, check_room, full_disk_errors
+from .files import check_outside, check_room, storage_errors
 from .finite import is_finite
 from .gradients.losses import DenoisingLoss, NoiseDraws
 from .gradients.precision import Precision
@@ -40,7 +40,7 @@ from .sampling.round_trip import check_round_trip
 from .sharing.artifact import write_artifact
 from .sharing.hub import push_model
 from .sharing.model_card import make_model_card
-from .training.accelerator import make_accelerator
+from .training.accelerator import make_accelerator, start_trackers
 from .training.auxiliary_generator import GeneratorState, fit_generator, generate_images, start_generator
 from .training.checkpointing import Checkpoint, Checkpoints, run_identity
 from .training.estimates import estimate
@@ -228,7 +228,7 @@ class DPCurriculumTrainer:
             with (
                 TerminationRequest() as self.termination,
                 confidential_errors(details),
-                full_disk_errors(self.output_dir, RESUME),
+                storage_errors(self.output_dir, RESUME),
                 self._unseen(),
                 seeded(self.accelerator.device, self.args.seed),
             ):
@@ -261,8 +261,7 @@ class DPCurriculumTrainer:
         mark_as_trained(self.unet)
         share_parameters(self.unet)
         if self.args.logger is not None:
-            plain = {name: str(value) for name, value in self.args.hyper_parameters().items()}
-            self.accelerator.init_trackers("dp-curriculum", config=plain)
+            start_trackers(self.accelerator, self.args)
         return all(self._run_stage(stage) for stage in self.stages) and self._train_by_dp_sgd()
 
     @own_arithmetic()
@@ -309,7 +308,7 @@ class DPCurriculumTrainer:
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
-        with full_disk_errors(self.output_dir, f"save again, or {RESUME}"):
+        with storage_errors(self.output_dir, f"save again, or {RESUME}"):
             run_on_main_process(self._save_pipeline)
         return self.output_dir
 

@@ -7,7 +7,8 @@ pushed; only the main process logs in any case.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from .errors import InputError
 
@@ -51,17 +52,25 @@ class _Printing(logging.Handler):
         print(self.rewrite(self.format(record)), flush=True)
 
 
-def print_messages(rewrite: Callable[[str], str]) -> None:
+@contextmanager
+def printed_messages(rewrite: Callable[[str], str]) -> Iterator[None]:
     """Print messages to standard output without a prefix, from level `info` unless another verbosity has been set.
+
+    They are printed there alone: Opacus, for one, makes the root logger print everything to standard error.
 
     Args:
         rewrite (`Callable[[str], str]`): Turns each message into the text that is printed.
     """
     library = logging.getLogger(__package__)
+    before = library.level, library.handlers, library.propagate
     if library.level == logging.NOTSET:
         library.setLevel(logging.INFO)
-    library.handlers = [handler for handler in library.handlers if not isinstance(handler, _Printing)]
-    library.addHandler(_Printing(rewrite))
+    library.handlers, library.propagate = [_Printing(rewrite)], False
+    try:
+        yield
+    finally:
+        level, library.handlers, library.propagate = before
+        library.setLevel(level)
 
 
 if os.environ.get(VARIABLE):

@@ -12,7 +12,7 @@ from PIL import Image
 from diffusers_dp_curriculum import (
     ClassConditionalPipeline,
     DPCurriculumError,
-    HubError,
+    InputError,
     generate_dataset,
     load_image_dataset,
 )
@@ -129,7 +129,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_sampled_or_writt
 
 def test_what_is_neither_pipeline_nor_data_set_is_refused(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(HubError, match="'nobody/nothing' cannot be loaded from the Hub"):
+    with pytest.raises(InputError, match="There is no data set nobody/nothing on the Hub"):
         evaluate.main(["nobody/nothing", "--reference", "digits", *QUICK])
 
 

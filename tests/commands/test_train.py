@@ -66,6 +66,7 @@ def test_image_folder_to_pipeline_and_data_set(tmp_path, monkeypatch, capsys, fr
     finished = launch(flags_of(options), tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "Plan for 12 records" in finished.stdout
+    assert "Plan for" not in finished.stderr  # nor do loggers of other packages print it again
     of_the_owner = (
         "  files           13 found, 12 used, 1 left out\n",
         "  left out        1 .heic (in no format that Pillow reads)\n",

@@ -156,3 +156,10 @@ def test_nothing_of_the_records_is_written_down_unasked(tmp_path):
 def test_a_logger_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="trackio is not installed"):
         make_trainer(tmp_path / "model", logger="trackio")
+
+
+def test_a_logger_that_cannot_start_is_named_before_any_record_is_read(tmp_path):
+    trainer = make_trainer(tmp_path / "model", logger="tensorboard", logging_dir="journal.jsonl")  # a file
+    with pytest.raises(InputError, match=r"logger tensorboard cannot start \(.*or resume with another `logger`"):
+        trainer.train()
+    assert trainer.ledger.mechanisms == []

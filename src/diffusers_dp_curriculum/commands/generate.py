@@ -167,20 +167,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(desc="Denoising", leave=False)
-    dataset = generate_dataset(
-        pipeline,
-        images_per_class,
-        output_dir=args.output_dir,
-        file_format=args.file_format,
-        batch_size=args.batch_size,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        s_churn=args.s_churn,
-        s_tmin=args.s_tmin,
-        s_tmax=args.s_tmax,
-        seed=args.seed,
-        privacy_json=privacy_json,
-    )
+    try:
+        dataset = generate_dataset(
+            pipeline,
+            images_per_class,
+            output_dir=args.output_dir,
+            file_format=args.file_format,
+            batch_size=args.batch_size,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            s_churn=args.s_churn,
+            s_tmin=args.s_tmin,
+            s_tmax=args.s_tmax,
+            seed=args.seed,
+            privacy_json=privacy_json,
+        )
+    except KeyboardInterrupt:
+        print("\nCtrl-C: to continue where this stopped, repeat the command.", file=sys.stderr)
+        raise
 
     classes = f" of {dataset.features['label'].num_classes} classes" if "label" in dataset.features else ""
     print(f"{len(dataset)} images{classes} in {args.output_dir} ({args.file_format}).")

@@ -67,7 +67,8 @@ class Journal:
         except Timeout:
             self._file.close()
             raise InputError(
-                f"Another process is writing {path}, or another trainer in this one: wait for it to end, or end it."
+                f"Another process is writing {path}, or another trainer in this one: wait for it to end, or end it "
+                "(in a notebook by `del`)."
             ) from None
         try:
             if header is not None and self._size() > 0:

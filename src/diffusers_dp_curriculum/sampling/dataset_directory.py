@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputError, StorageError
-from ..files import check_new_or_empty, full_disk_errors
+from ..files import check_new_or_empty, storage_errors
 from ..run_paths import GENERATION_SETTINGS
 from ..sharing.cards import update as update_card
 
@@ -90,13 +90,13 @@ class DatasetDirectory:
     def _write(self, name: str, content: bytes) -> None:
         """Write a file so that after a crash it is either complete or absent."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         try:
-            with full_disk_errors(self.path, "repeat the call, which continues where this one stopped"):
+            with storage_errors(self.path, "repeat the call, which continues where this one stopped"):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 partial.write_bytes(content)
         except StorageError:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
             raise
         partial.replace(path)
 

@@ -87,6 +87,27 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
     return accelerator
 
 
+def start_trackers(accelerator: Accelerator, args: DPCurriculumConfig) -> None:
+    """Start the logger of a run, before any record is read.
+
+    Args:
+        accelerator (`Accelerator`): The accelerator of the run.
+        args (`DPCurriculumConfig`): The config of the run, whose hyper-parameters are logged.
+
+    Raises:
+        InputError: If the logger cannot start, such as one that needs a login.
+    """
+    plain = {name: str(value) for name, value in args.hyper_parameters().items()}
+    try:
+        accelerator.init_trackers("dp-curriculum", config=plain)
+    except Exception as error:  # of many types, from the package of the logger
+        accelerator.trackers = []  # it could not be closed either
+        raise InputError(
+            f"The logger {args.logger} cannot start ({type(error).__name__}: {first_line(error)}): correct what it "
+            "says, or resume with another `logger`."
+        ) from error
+
+
 def _check_precision(mixed_precision: str, on_cpu: bool) -> None:
     if mixed_precision not in LOSS_SCALES:
         raise InputError(f"`mixed_precision` is {mixed_precision}, which is not supported: use no, bf16 or fp16.")

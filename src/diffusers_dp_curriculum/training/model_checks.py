@@ -93,7 +93,7 @@ def check_network(unet: UNet2DModel, info: DatasetInfo) -> None:
 
     Raises:
         InputError: If resolution, channels or classes do not fit the data set, if no parameter is trainable, or if one
-            is not in float32.
+            is not in float32 or has no values.
     """
     config = unet.config
     check_levels(0, len(config.block_out_channels), config.sample_size)
@@ -115,5 +115,7 @@ def check_network(unet: UNet2DModel, info: DatasetInfo) -> None:
         )
     if not any(p.requires_grad for p in unet.parameters()):
         raise InputError("No parameter of the UNet is trainable: set requires_grad of those that should be.")
+    if any(p.is_meta for p in unet.parameters()):
+        raise InputError("The UNet has shapes and no weights: make it outside of `init_empty_weights`.")
     if any(p.dtype != torch.float32 for p in unet.parameters()):
         raise InputError("The UNet is not in float32, which DP arithmetic needs: convert it with unet.float().")
