@@ -20,6 +20,8 @@ WRONG = [
     ("evaluate taken --reference digits --output_dir taken", "is neither new nor an empty directory"),
     ("epsilon TYPO", "cannot be looked up on the Hub"),
     ("epsilon ../typo/privacy.json", "is no path, and there is no repository"),
+    ("epsilon taken --delta 2", "--delta is 2.0: give a number from 1e-12 to 1, below 1/N"),
+    ("epsilon taken --output taken/file", "taken/file exists already, or its directory does not exist"),
     ("push typo me/name", "typo is not a directory"),
     ("evaluate digits --reference TYPO", "cannot be looked up on the Hub"),
     ("evaluate TYPO --reference digits --epochs 0", "--epochs is 0: give at least 1"),
@@ -100,7 +102,8 @@ def test_offline_the_cache_decides(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert is_on_hub("alice/model")
     assert not is_on_hub("alice/typo")
-    assert is_on_hub("alice/data", "dataset")  # `datasets` has a cache of its own
+    assert not is_on_hub("alice/typo", "dataset")
+    check_dataset_name("alice/data")  # `datasets` has a cache of its own
 
 
 def test_a_data_set_is_found_by_its_name(hub):

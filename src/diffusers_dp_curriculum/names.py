@@ -14,7 +14,7 @@ TIMEOUT_SECONDS = 10
 
 
 def is_on_hub(name: str, repo_type: str = "model") -> bool:
-    """Whether the Hub has a repository of this name; in offline mode, whether the cache may have.
+    """Whether the Hub has a repository of this name; in offline mode, whether the cache has.
 
     Args:
         name (`str`): A name, which need not be one that the Hub allows.
@@ -34,8 +34,6 @@ def is_on_hub(name: str, repo_type: str = "model") -> bool:
     try:
         HfApi().repo_info(name, repo_type=repo_type, timeout=TIMEOUT_SECONDS)
     except OfflineModeIsEnabled:
-        if repo_type == "dataset":
-            return True  # `datasets` has a cache of its own
         try:
             snapshot_download(name, repo_type=repo_type, local_files_only=True)
         except LocalEntryNotFoundError:
@@ -117,11 +115,14 @@ def check_dataset_name(name: str) -> None:
         InputError: If there is no such data set.
         HubError: If the Hub is out of reach.
     """
+    from huggingface_hub import constants
+
     if name == "digits":
         return
     if os.path.isdir(name):
         raise InputError(f"{name} is a directory: give it as `train_data_dir`.")
-    if not is_on_hub(name, "dataset"):
+    offline = constants.HF_HUB_OFFLINE  # then it may be in the cache of `datasets`
+    if not offline and not is_on_hub(name, "dataset"):
         raise InputError(
             f"There is no data set {name} on the Hub: check the name, and that you are logged in if it is a private "
             "one."

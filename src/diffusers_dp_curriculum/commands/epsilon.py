@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import ACCOUNTANT
+from ..checks import ACCOUNTANT, DELTA
 from ..errors import InputError
 from ..names import check_run_name
+from .flags import in_range
 
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="a privacy.json, the directory of a run or of a synthetic data set, or the Hub id of a model or data set",
     )
     parser.add_argument(
-        "--delta", type=float, help="delta of all runs together; by default the smallest of their deltas"
+        "--delta",
+        type=float,
+        action=in_range(DELTA),
+        help="delta of all runs together; by default the smallest of their deltas",
     )
     parser.add_argument(
         "--accountant",
@@ -97,8 +101,6 @@ def add_up(statements: "list[FoundStatement]", delta: float | None, accountant: 
     from ..privacy.accounting import LooseEpsilonWarning, compute_epsilon
     from ..privacy.composition import compose
 
-    if output is not None and (output.exists() or not output.parent.is_dir()):
-        raise InputError(f"{output} exists already, or its directory does not exist: choose another file.")
     composition = compose(statements, delta, accountant)
     together = composition.statement
     for name, run in composition.counted:
@@ -123,6 +125,8 @@ def add_up(statements: "list[FoundStatement]", delta: float | None, accountant: 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check one statement, or add up several, and return the exit status."""
     args = make_parser().parse_args(arguments)
+    if args.output is not None and (args.output.exists() or not args.output.parent.is_dir()):
+        raise InputError(f"{args.output} exists already, or its directory does not exist: choose another file.")
     for run in args.runs:
         check_run_name(run)
 
