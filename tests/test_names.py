@@ -28,6 +28,7 @@ WRONG = [
     ("generate TYPO --images_per_class 1 -1 --output_dir new", "--images_per_class is -1: give at least 0"),
     ("generate TYPO --images_per_class 0 --output_dir new", "--images_per_class asks for no image: give at least 1"),
     ("generate TYPO --images_per_class 3 --output_dir taken", "taken is neither new nor an empty directory"),
+    ("generate TYPO --images_per_class 3 --output_dir a[1]", "a[1] has [ in its path, so that `datasets` would load"),
     ("generate TYPO --images_per_class 3 --output_dir taken/file/new", "cannot be created in"),
     ("generate TYPO --images_per_class 3 --output_dir a.. --push_to_hub", "a.. cannot be the name of a repository"),
     ("push taken me/typo/again", "me/typo/again cannot be the name of a repository"),

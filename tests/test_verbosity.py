@@ -29,6 +29,7 @@ def test_the_environment_sets_what_is_shown():
     assert shown() == ["Careful."]
     assert shown(DP_CURRICULUM_VERBOSITY="info") == ["Pushed.", "Careful."]
     assert shown(DP_CURRICULUM_VERBOSITY="error") == []
+    assert shown(DP_CURRICULUM_VERBOSITY="loud") == ["Careful."]
 
 
 def test_verbosity_in_python(caplog):

@@ -9,6 +9,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from .commands.flags import in_flags, with_home
 from .errors import DPCurriculumError, first_line
@@ -45,6 +46,8 @@ def run(command: str, arguments: Sequence[str] | None = None) -> int:
     Returns:
         `int`: The exit status: 0 for success, 1 for an error, 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a class name that cannot be printed does not end a run
     module = import_module(f".commands.{command}", __package__)
     parser = module.make_parser()
     try:

@@ -74,6 +74,23 @@ def check_new_or_empty(output_dir: Path) -> None:
     check_can_write(output_dir)
 
 
+def check_is_no_pattern(output_dir: Path) -> None:
+    """Refuse a directory for a data set from which `datasets` would load other files, or none.
+
+    Args:
+        output_dir (`Path`): Where the data set will be written.
+
+    Raises:
+        InputError: If the path is a pattern, which may match other directories, or a chain of protocols.
+    """
+    found = [part for part in ("*", "?", "[", "::") if part in str(output_dir.absolute())]
+    if found:
+        raise InputError(
+            f"{output_dir} has {found[0]} in its path, so that `datasets` would load other files than these, or none: "
+            "choose another `output_dir`."
+        )
+
+
 def check_can_write(output_dir: Path) -> None:
     """Refuse an output directory that cannot be created or written to.
 

@@ -73,5 +73,8 @@ def printed_messages(rewrite: Callable[[str], str]) -> Iterator[None]:
         library.setLevel(level)
 
 
-if os.environ.get(VARIABLE):
-    set_verbosity(os.environ[VARIABLE])
+if level := os.environ.get(VARIABLE):
+    try:
+        set_verbosity(level)
+    except InputError as error:  # while the package is imported, which nothing could catch
+        logging.getLogger(__package__).warning("%s is ignored. %s", VARIABLE, error)

@@ -1,5 +1,7 @@
 """The command line rewrites messages, which name arguments, to name its flags."""
 
+import io
+
 import pytest
 
 from diffusers_dp_curriculum import InputError, cli
@@ -53,3 +55,11 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr(generate, "main", interrupted)
     assert cli.main(["generate"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_a_terminal_cannot_show_is_escaped_and_ends_nothing(monkeypatch):
+    monkeypatch.setattr(generate, "main", lambda _: print("größe 日本") or 0)
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii", write_through=True))
+    assert cli.main(["generate"]) == 0
+    assert printed.getvalue() == b"gr\\xf6\\xdfe \\u65e5\\u672c\n"

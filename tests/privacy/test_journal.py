@@ -397,3 +397,10 @@ def test_a_checkpoint_of_a_copy_is_not_resumed(path, tmp_path):
     with pytest.raises(InputError, match="checkpoint is of a copy of this run that was resumed elsewhere"):
         copy.resume(position, check)
     journal.resume(position, check)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock here")])
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(journal_module.FileLock, "acquire", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(StorageError, match=r"journal.jsonl cannot be locked \(.*no.*\): choose an output directory on"):
+        Journal(tmp_path / "journal.jsonl", HEADER)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..checks import FILE_FORMAT, GUIDANCE_SCALE, S_CHURN, at_least
 from ..errors import InputError
-from ..files import check_new_or_empty
+from ..files import check_is_no_pattern, check_new_or_empty
 from ..names import check_pipeline_name, check_repo_id
 from ..run_paths import GENERATION_SETTINGS, RunPaths
 from .flags import in_range
@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"`class_balance` {args.class_balance} computes the number of each class itself: give one number as "
             "`images_per_class`."
         )
+    check_is_no_pattern(args.output_dir)
     if not (args.output_dir / GENERATION_SETTINGS).is_file():
         check_new_or_empty(args.output_dir)
     repo_id = args.hub_dataset_id or args.output_dir.absolute().name

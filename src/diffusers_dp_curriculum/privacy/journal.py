@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import InputError, StorageError
+from ..errors import InputError, StorageError, first_line
 from ..files import sync
 from .accounting import Mechanism
 
@@ -70,6 +70,11 @@ class Journal:
                 f"Another process is writing {path}, or another trainer in this one: wait for it to end, or end it "
                 "(in a notebook by `del`)."
             ) from None
+        except (OSError, NotImplementedError) as error:  # of file systems of a network or a cloud
+            self._file.close()
+            raise StorageError(
+                f"{path} cannot be locked ({first_line(error)}): choose an output directory on a disk that has locks."
+            ) from error
         try:
             if header is not None and self._size() > 0:
                 raise InputError(f"{path} is the journal of another run: choose another directory.")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputError, StorageError
-from ..files import check_new_or_empty, storage_errors
+from ..files import check_is_no_pattern, check_new_or_empty, storage_errors
 from ..run_paths import GENERATION_SETTINGS
 from ..sharing.cards import update as update_card
 
@@ -27,7 +27,8 @@ class DatasetDirectory:
         settings (`dict`): What the images depend on; they must be the same when generation continues.
 
     Raises:
-        InputError: If the directory holds other files, or a data set that was generated with other settings.
+        InputError: If the directory holds other files, or a data set that was generated with other settings, or its
+            path is a pattern.
         StorageError: If the directory cannot be created.
     """
 
@@ -36,6 +37,7 @@ class DatasetDirectory:
         self.layout = layout
         self.settings = settings
 
+        check_is_no_pattern(path)
         settings_file = path / GENERATION_SETTINGS
         if settings_file.is_file():
             existing = json.loads(settings_file.read_text(encoding="utf-8"))
