@@ -1,10 +1,12 @@
 """The options of a run are declared once and checked whenever a config is made, and nothing shows the token."""
 
 import copy
+import json
 import pickle
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffusers_dp_curriculum import DPCurriculumConfig, InputError
@@ -32,9 +34,9 @@ def test_no_option_takes_what_is_out_of_its_range(option):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_ema": "no"}, "`use_ema` is no: give True or False"),
+        ({"use_ema": "no"}, "`use_ema` is 'no': give True or False"),
         ({"max_train_steps": 2.0}, "`max_train_steps` is 2.0: give a whole number"),
-        ({"learning_rate": "fast"}, "`learning_rate` is fast: give a number above 0"),
+        ({"learning_rate": "fast"}, "`learning_rate` is 'fast': give a number above 0"),
         ({"checkpoints_total_limit": 0}, "`checkpoints_total_limit` is 0: give at least 1"),
         ({"output_dir": 3}, "`output_dir` is 3: give text"),
         ({"resume_from_checkpoint": 3}, "`resume_from_checkpoint` is 3: give text"),
@@ -51,6 +53,13 @@ def test_a_config_is_checked_when_it_is_made_also_from_another(changes, message)
 def test_true_resumes_from_the_last_checkpoint_as_in_transformers():
     for given, which in ((True, "latest"), ("True", "latest"), (False, None), (None, None), ("latest", "latest")):
         assert DPCurriculumConfig(resume_from_checkpoint=given).resume_from_checkpoint == which
+
+
+def test_numbers_of_numpy_become_numbers_of_python():
+    config = DPCurriculumConfig(max_train_steps=np.int64(7), target_epsilon=np.float64(8), use_ema=np.bool_(False))
+    assert (config.max_train_steps, config.target_epsilon, config.use_ema) == (7, 8.0, False)
+    assert type(config.max_train_steps) is int
+    json.dumps(config.hyper_parameters())
 
 
 def test_a_tilde_is_the_home_directory(monkeypatch):

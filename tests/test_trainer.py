@@ -374,6 +374,12 @@ def test_one_trainer_and_one_network_learn_from_the_records_once(finished, tmp_p
         finished.train()
     with pytest.raises(InputError, match="learned from sensitive records in another run"):
         make_trainer(tmp_path / "model", unet=finished.unet)
+    unet = smallest_unet()
+    first, second = (make_trainer(tmp_path / name, unet=unet, max_train_steps=1) for name in ("first", "second"))
+    first.train()
+    with pytest.raises(InputError, match="learned from sensitive records in another run"):
+        second.train()
+    assert not (tmp_path / "second").exists()
 
 
 def test_records_are_queried_as_often_as_the_ledger_says(tmp_path, monkeypatch):
@@ -469,6 +475,10 @@ def batch_norm_unet():
         (lambda: {"records": changed_records(labels=lambda labels: labels + 1)}, "none of the declared classes"),
         (lambda: {"records": changed_records(images=lambda images: images[:0])}, "data set is empty"),
         (lambda: {"records": changed_records(class_names=lambda names: ["a", "b", "b"])}, "not all different"),
+        *(
+            (lambda name=name: {"records": changed_records(class_names=lambda _: ["a", "b", name])}, "class is .*UTF-8")
+            for name in ("gr\udcf6n", "", 3)
+        ),
         (lambda: {"target_epsilon": float("nan")}, "`target_epsilon` is nan"),
         (lambda: {"target_delta": 0.0}, "`target_delta` is 0.0"),
         (lambda: {"target_delta": 1.5}, "`target_delta` is 1.5"),

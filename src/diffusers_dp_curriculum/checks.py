@@ -39,7 +39,7 @@ class Range:
         """Raise an `InputError` that names the argument, if `value` is not in the range."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (number and math.isfinite(value) and self.contains(value)):
-            raise InputError(f"`{name}` is {value}: give {self.words}.")
+            raise InputError(f"`{name}` is {value!r}: give {self.words}.")
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,22 @@ def check_one_source(dataset_name: str | None, train_data_dir: str | None) -> No
         raise InputError("`dataset_name` and `train_data_dir` are both given or both missing: pass one of them.")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written in UTF-8; names of files that were made on another system may not."""
+    return text.encode(errors="ignore").decode() == text
+
+
 def check_class_names(class_names: Sequence[str] | None) -> None:
-    """Refuse a list of classes in which two have the same name."""
+    """Refuse a list of classes that could not be published: two with one name, or a name that is no text in UTF-8.
+
+    Directories that were made on another system may have such names, from which no model card can be written.
+    """
+    for name in class_names or []:
+        if not isinstance(name, str) or name == "" or not is_utf8(name):
+            raise InputError(
+                f"The name of a class is {name!a}: give text in UTF-8, as the name of its directory or in "
+                "`class_names`."
+            )
     if class_names is not None and len(set(class_names)) != len(class_names):
         raise InputError(f"The classes {', '.join(class_names)} are not all different: give each a name of its own.")
 

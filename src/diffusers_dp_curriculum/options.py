@@ -79,10 +79,10 @@ class Option:
         if self.is_list and not (isinstance(value, list) and "" not in value):
             raise InputError(f"`{self.name}` is {value!r}: give a list without empty items.")
         if self.item_type is bool and not isinstance(value, bool):
-            raise InputError(f"`{self.name}` is {value}: give True or False.")
+            raise InputError(f"`{self.name}` is {value!r}: give True or False.")
         for item in value if self.is_list else [value]:
             if self.item_type is int and not isinstance(item, int):
-                raise InputError(f"`{self.name}` is {value}: give a whole number.")
+                raise InputError(f"`{self.name}` is {value!r}: give a whole number.")
             if self.item_type is str and not isinstance(item, (str, PathLike)):
                 raise InputError(f"`{self.name}` is {value}: give text.")
             if self.limits is not None:
@@ -105,6 +105,12 @@ def _as_option(declared: Field[Any]) -> Option:
 
 
 def check_options(instance: Any) -> None:
-    """Raise an `InputError` for the first option of a dataclass whose value is not allowed."""
+    """Raise an `InputError` for the first option of a dataclass whose value is not allowed.
+
+    A number of NumPy, such as a rounded one, becomes a number of Python.
+    """
     for declared in declared_options(instance):
-        declared.check(getattr(instance, declared.name))
+        value = getattr(instance, declared.name)
+        if type(value).__module__ == "numpy" and not value.shape:
+            object.__setattr__(instance, declared.name, value := value.item())
+        declared.check(value)

@@ -207,14 +207,15 @@ class DPCurriculumTrainer:
             `RunStatus`: `FINISHED`; or `TERMINATED` if SIGTERM stopped the run, or `INTERRUPTED` if Ctrl-C did.
 
         Raises:
-            InputError: If this trainer has run before, its images are not decoded, or its output directory can no
-                longer be used.
+            InputError: If this trainer has run before, or another one has trained its network; or if its images are not
+                decoded, or its output directory can no longer be used.
             TrainingError: If training diverges, or fails; the original message of a failure, which may reveal records,
                 is in `output_dir/private`.
             KeyboardInterrupt: If Ctrl-C is pressed twice, which does not wait for the current step.
         """
         if self._ledger is not None:
             raise InputError("This trainer has run already, and its budget is spent: make a new one with a new UNet.")
+        check_not_trained(self.unet)  # by another trainer since this one was made
         if not self.records.is_decoded:
             raise InputError("The images were loaded for a plan alone: load them with `decode` to train.")
         plan = self.describe_plan()  # by every process, as it rehearses steps

@@ -1,5 +1,6 @@
 """Writes a generated data set to disk, shard by shard, and checks whether an interrupted one can be continued."""
 
+import contextlib
 import io
 import json
 import os
@@ -98,7 +99,8 @@ class DatasetDirectory:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial.write_bytes(content)
         except StorageError:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise
         partial.replace(path)
 
@@ -148,7 +150,8 @@ configs:
         if labels is not None and class_names is not None:
             self.features["label"] = datasets.ClassLabel(names=class_names)
             self.columns["label"] = labels
-            folders = [re.sub(r"[^\w -]", "_", name) for name in class_names]
+            # Only for people who look into the directory, so they may be cut off: no file system has longer names.
+            folders = [re.sub(r"[^\w -]", "_", name)[:60] for name in class_names]
             self.columns["file_name"] = [f"{folders[label]}/{row:05d}.png" for row, label in enumerate(labels)]
 
     def file_names(self, index: int, rows: range) -> list[str]:

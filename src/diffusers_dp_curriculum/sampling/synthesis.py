@@ -168,7 +168,7 @@ def generate_dataset(
         file_format (`str`, *optional*, defaults to `"parquet"`):
             `"parquet"` for `data/train-00000-of-0000N.parquet`, or `"imagefolder"` for
             `train/<class name>/<row>.png` with the labels in `train/metadata.parquet`. In folder names, every
-            character other than letters, digits, spaces, `-` and `_` becomes `_`.
+            character other than letters, digits, spaces, `-` and `_` becomes `_`, and 60 characters are kept.
         batch_size (`int`, *optional*, defaults to 250):
             The number of images that are sampled at once, which is also the number of images per shard.
         num_inference_steps (`int`, *optional*, defaults to 50):
