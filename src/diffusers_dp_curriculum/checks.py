@@ -121,6 +121,7 @@ FILE_FORMAT = one_of("parquet", "imagefolder")
 CLASSIFIER = one_of("cnn", "resnet")
 
 # Networks and noise schedules. EDM's lowest noise level is from Karras et al. 2022, table 1.
+RESOLUTION = Range("a whole number above 0", lambda value: value > 0 and isinstance(value, int))
 IMAGE_CHANNELS = Range("1 for grey images or 3 for RGB", lambda value: value in (1, 3))
 NOISE_SCHEDULER = one_of("ddpm", "edm")
 BETA_SCHEDULE = one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")

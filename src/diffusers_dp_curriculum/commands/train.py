@@ -26,7 +26,7 @@ from ..checks import (
     LAYERS_PER_BLOCK,
     NOISE_SCHEDULER,
     PREDICTION_TYPE,
-    at_least,
+    RESOLUTION,
 )
 from ..config import DPCurriculumConfig
 from ..errors import InputError
@@ -65,7 +65,7 @@ class ScriptArguments:
         None, "Image folder, directory saved by `datasets`, parquet files, or MNIST-like IDX files."
     )
     resolution: int | None = _data(
-        None, "Resize and crop images to this size; by default their own size.", limits=at_least(1)
+        None, "Resize and crop images to this size; by default their own size.", limits=RESOLUTION
     )
     channels: int | None = _data(
         None, "1 converts images to grey, 3 to RGB; by default they stay what they are.", limits=IMAGE_CHANNELS

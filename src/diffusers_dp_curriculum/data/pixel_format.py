@@ -1,5 +1,7 @@
 """From one image as its file has it to pixels of 8 bits, grey or RGB, by public settings alone."""
 
+import math
+import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -7,7 +9,7 @@ import PIL.Image
 import PIL.ImageColor
 import PIL.ImageOps
 
-from ..checks import IMAGE_CHANNELS, at_least
+from ..checks import IMAGE_CHANNELS, RESOLUTION
 from ..errors import InputError
 from .unusable import Unusable
 
@@ -47,21 +49,18 @@ class PixelFormat:
 
     def __post_init__(self) -> None:
         if self.resolution is not None:
-            at_least(1).check("resolution", self.resolution)
+            RESOLUTION.check("resolution", self.resolution)
         if self.channels is not None:
             IMAGE_CHANNELS.check("channels", self.channels)
-        if self.pixel_range is not None and not (len(self.pixel_range) == 2 and np.diff(self.pixel_range)[0] > 0):
+        if self.pixel_range is not None and not _is_range(self.pixel_range):
             raise InputError(
                 f"`pixel_range` is {' '.join(map(str, self.pixel_range))}: give two numbers, the value of black and a "
                 "larger one of white."
             )
-        if self.background is not None:
-            try:
-                PIL.ImageColor.getrgb(self.background)
-            except ValueError:
-                raise InputError(
-                    f'`background` is "{self.background}": give the name of a colour, such as white, or #rrggbb.'
-                ) from None
+        if self.background is not None and not _is_opaque_colour(self.background):
+            raise InputError(
+                f'`background` is "{self.background}": give the name of a colour, such as white, or #rrggbb.'
+            )
 
     def with_mode(self, mode: str | None) -> "PixelFormat":
         """The same settings with the number of channels that a column of `datasets` declares by its mode."""
@@ -108,7 +107,10 @@ class PixelFormat:
                 "pass `pixel_range` 0 65535 if their values use that whole range, or save them with 8 bits a channel",
             )
         if self.pixel_range is not None and not deep_colour:
-            raise Unusable("with 8 bits a channel, for which `pixel_range` is not meant", "load them without it")
+            raise Unusable(
+                "with 8 bits a channel, for which `pixel_range` is not meant",
+                "load them without it, or save all images with the same number of bits",
+            )
 
     def _to_grey_or_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
         if image.mode not in GREY_MODES | COLOUR_MODES:
@@ -120,16 +122,16 @@ class PixelFormat:
 
     def _range_of(self, image: PIL.Image.Image) -> tuple[float, float]:
         """The values of an image of more than 8 bits that become black and white."""
+        if image.format not in DEEP_FORMATS or "transparency" in image.info:
+            raise Unusable(
+                "with more than 8 bits a pixel that are neither plain PNG nor plain TIFF",
+                "convert them to 16-bit PNG or TIFF without transparency",
+            )
         if self.pixel_range is None:
             raise Unusable(
                 "with more than 8 bits a pixel",
                 "pass `pixel_range` with the lowest and the highest value that the device can give, such as 0 4095 or "
                 "0 65535",
-            )
-        if image.format not in DEEP_FORMATS or "transparency" in image.info:
-            raise Unusable(
-                "with more than 8 bits a pixel that are neither plain PNG nor plain TIFF",
-                "convert them to 16-bit PNG or TIFF without transparency",
             )
         low, high = self.pixel_range
         if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
@@ -144,6 +146,18 @@ class PixelFormat:
         background = PIL.Image.new("RGBA", image.size, self.background)
         background.alpha_composite(image)
         return background
+
+
+def _is_range(values: list[float]) -> bool:
+    finite = [value for value in values if isinstance(value, numbers.Real) and math.isfinite(value)]
+    return len(values) == len(finite) == 2 and finite[0] < finite[1]
+
+
+def _is_opaque_colour(background: str) -> bool:
+    try:
+        return PIL.ImageColor.getcolor(background, "RGBA")[3] == OPAQUE[0]
+    except ValueError:
+        return False
 
 
 def _in_range(image: PIL.Image.Image, black: float, white: float) -> PIL.Image.Image:
