@@ -39,6 +39,8 @@ def test_no_option_takes_what_is_out_of_its_range(option):
         ({"learning_rate": "fast"}, "`learning_rate` is 'fast': give a number above 0"),
         ({"checkpoints_total_limit": 0}, "`checkpoints_total_limit` is 0: give at least 1"),
         ({"output_dir": 3}, "`output_dir` is 3: give text"),
+        ({"output_dir": ""}, "`output_dir` is empty"),
+        ({"hub_model_id": ""}, "`hub_model_id` is empty: give text, or leave it out"),
         ({"resume_from_checkpoint": 3}, "`resume_from_checkpoint` is 3: give text"),
         ({"target_epsilon": None}, "`target_epsilon` is None: give a number above 0"),
     ],

@@ -5,6 +5,7 @@ values at once.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -130,6 +131,7 @@ NUM_CANARIES = at_least(100)
 CONFIDENCE = Range("a number from 0.5 to below 1", lambda value: 0.5 <= value < 1)
 
 # Networks and noise schedules. EDM's lowest noise level is from Karras et al. 2022, table 1.
+RESOLUTION = Range("a whole number above 0", lambda value: value > 0 and isinstance(value, int))
 IMAGE_CHANNELS = Range("1 for grey images or 3 for RGB", lambda value: value in (1, 3))
 NOISE_SCHEDULER = one_of("ddpm", "edm")
 BETA_SCHEDULE = one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
@@ -232,24 +234,12 @@ def is_utf8(text: str) -> bool:
     return text.encode(errors="ignore").decode() == text
 
 
-def check_class_names(class_names: Sequence[str] | None) -> None:
-    """Refuse a list of classes that could not be published: two with one name, or a name that is no text in UTF-8.
-
-    Directories that were made on another system may have such names, from which no model card can be written.
-    """
-    for name in class_names or []:
-        if not isinstance(name, str) or name == "" or not is_utf8(name):
-            raise InputError(
-                f"The name of a class is {name!a}: give text in UTF-8, as the name of its directory or in "
-                "`class_names`."
-            )
-    if class_names is not None and len(set(class_names)) != len(class_names):
-        raise InputError(f"The classes {', '.join(class_names)} are not all different: give each a name of its own.")
-
-
 def check_pixel_range(pixel_range: Sequence[float] | None) -> None:
     """Refuse a range of pixels that is not the value of black and a larger one of white."""
-    if pixel_range is not None and not (len(pixel_range) == 2 and pixel_range[0] < pixel_range[1]):
+    if pixel_range is None:
+        return
+    finite = [value for value in pixel_range if isinstance(value, numbers.Real) and math.isfinite(value)]
+    if not (len(pixel_range) == len(finite) == 2 and finite[0] < finite[1]):
         raise InputError(
             f"`pixel_range` is {' '.join(map(str, pixel_range))}: give two numbers, the value of black and a larger "
             "one of white."
@@ -257,12 +247,12 @@ def check_pixel_range(pixel_range: Sequence[float] | None) -> None:
 
 
 def check_background(background: str | None) -> None:
-    """Refuse a background that is no colour."""
+    """Refuse a background that is no opaque colour."""
     from PIL import ImageColor
 
     try:
-        ImageColor.getrgb(background or "white")
+        is_opaque = background is None or ImageColor.getcolor(background, "RGBA")[3] == 255
     except ValueError:
-        raise InputError(
-            f'`background` is "{background}": give the name of a colour, such as white, or #rrggbb.'
-        ) from None
+        is_opaque = False
+    if not is_opaque:
+        raise InputError(f'`background` is "{background}": give the name of a colour, such as white, or #rrggbb.')

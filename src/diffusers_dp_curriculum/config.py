@@ -274,8 +274,6 @@ class DPCurriculumConfig:
         which = RESUME_WORDS.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
         object.__setattr__(self, "resume_from_checkpoint", which)
         check_options(self)
-        if not self.output_dir:
-            raise InputError("`output_dir` is empty: give the directory that the run is to write to.")
         object.__setattr__(self, "output_dir", str(local_path(self.output_dir)))
         if self.guidance_scale != 1 and self.label_dropout == 0:
             raise InputError(

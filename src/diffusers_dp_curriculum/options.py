@@ -85,6 +85,8 @@ class Option:
                 raise InputError(f"`{self.name}` is {value!r}: give a whole number.")
             if self.item_type is str and not isinstance(item, (str, PathLike)):
                 raise InputError(f"`{self.name}` is {value}: give text.")
+            if item == "":  # as from `--train_data_dir "$DIRECTORY"` without that variable
+                raise InputError(f"`{self.name}` is empty: give text, or leave it out.")
             if self.limits is not None:
                 self.limits.check(self.name, item)
 

@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
-from .data.dataset_info import classes_in_words
 from .data.image_dataset import ImageDataset, to_image_dataset
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
 from .errors import InputError, StorageError, TrainingError, confidential_errors
@@ -54,7 +53,7 @@ from .training.model_checks import (
     network_errors,
 )
 from .training.optimization import start_dp_sgd
-from .training.planning import Plan, make_plan
+from .training.planning import Plan, describe_records, make_plan
 from .training.run_directory import find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
 from .training.stages import DP_SGD, RELEASES, GeneratorStage, Stage, WarmUpStage, warm_up_stages
@@ -278,19 +277,13 @@ class DPCurriculumTrainer:
             InputError: If there is not enough memory.
         """
         info = self.info
-        classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
-        lines = dict(self.records.provenance)
-        if info.class_names is not None:
-            lines.setdefault("classes", classes_in_words(info.class_names))
-        provenance = "".join(f"  {title:<15} {text}\n" for title, text in lines.items())
         gradients = ""
         if self.plan.dp_sgd is not None:
             gradients = f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
         expected = estimate(self.unet, self.loss, self.gradients_of, info, self.args, self.stages, self.precision)
         return (
-            f"Plan for {info.num_records:,} records of {info.resolution}x{info.resolution}x{info.num_channels}"
-            f"{classes}\n"
-            f"{provenance}{self.plan}\n"
+            f"{describe_records(info, self.records.provenance)}\n"
+            f"{self.plan}\n"
             f"{gradients}"
             f"  processes       {self.accelerator.num_processes} on {self.accelerator.device.type}\n"
             f"{expected}"

@@ -96,6 +96,16 @@ def test_the_script_writes_nothing_among_the_images(tmp_path):
         audit_command.main(["--output_dir", str(tmp_path / "audit"), "--train_data_dir", str(tmp_path)])
 
 
+def test_the_script_loads_images_as_training_does(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("LA", (8, 8)).save(tmp_path / "images" / "0.png")
+    flags = ["--output_dir", str(tmp_path / "audit"), "--train_data_dir", str(tmp_path / "images")]
+    with pytest.raises(InputError, match="pass `background`"):
+        audit_command.main(flags)
+    with pytest.raises(InputError, match="0 canaries prove nothing"):
+        audit_command.main([*flags, "--background", "white", "--channels", "3", "--image_canaries", "0"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("actual_noise", [1.0, 0.5, 0.0])
 def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):

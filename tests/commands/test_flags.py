@@ -12,7 +12,7 @@ from diffusers_dp_curriculum.commands.flags import in_flags, rename_arguments, w
 @pytest.mark.parametrize(
     ("command", "message", "printed"),
     [
-        (train, "`resolution` is 0: give at least 1.", "--resolution is 0: give at least 1."),
+        (train, "`resolution` is 0: give a whole number above 0.", "--resolution is 0: give a whole number above 0."),
         (train, "Use `use_ema`, not `weights` or `hf auth login`.", "Use --use_ema, not `weights` or `hf auth login`."),
         (generate, "`images_per_class` is 0.", "--images_per_class is 0."),
         (evaluate, "Check `samples` and `reference`.", "Check PIPELINE_OR_DATASET and --reference."),

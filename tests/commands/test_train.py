@@ -229,6 +229,10 @@ def test_a_plan_needs_an_inventory_and_one_image(tmp_path, capsys, fresh_acceler
     assert cli.main(["train", *flags_of(options), "--plan"]) == 0
     printed = capsys.readouterr().out
     assert "Plan for 12 records of 8x8x3 in 2 classes\n  files           12 found, 12 used, 0 left out" in printed
+    assert cli.main(["train", *flags_of(options | {"train_batch_size": 99}), "--plan"]) == 1
+    printed = capsys.readouterr()
+    assert "Plan for 12 records of 8x8x3 in 2 classes\n  files           12 found" in printed.out
+    assert "--train_batch_size 99 is larger than the data set (12 records)" in printed.err
     assert cli.main(["train", *flags_of(options)]) == 1
     assert "11 in no format that Pillow reads), the first of which is record 1" in capsys.readouterr().err
 

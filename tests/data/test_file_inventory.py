@@ -1,12 +1,13 @@
 """Which files are records: nothing is lost, counted twice or made a record without a word."""
 
 import os
+import unicodedata
 
 import datasets
 import pytest
 
 from diffusers_dp_curriculum import to_image_dataset
-from helpers.image_data import CLASSES, GREY, labelled, load, refused, write_images
+from helpers.image_data import CLASSES, GREY, labelled, load, make_dataset, refused, write_images
 
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.usefixtures("quiet")
 def test_what_may_be_records_is_not_left_out_without_a_word(photos, name, place):
     (photos / place / name).write_bytes(b"x")
     with refused(
-        "Files that may be records would be left out, 1 .*: convert or fetch them, .* `accept_left_out_files`"
+        "Files that may be records would be left out, 1 .*: convert, unpack, rename or fetch them, .*"
+        "`accept_left_out_files`"
     ):
         load(photos)
     assert len(load(photos, accept_left_out_files=True)) == 10
@@ -62,6 +64,45 @@ def test_images_elsewhere_are_named_by_their_directories(photos):
     write_images(photos / "dog" / "thumbnails", GREY[:2])
     with refused("Not all images in .* lie directly in the directory of a class, 2 lie in dog/thumbnails: pass"):
         load(photos)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["-2", "-1", "0", "1"], ["0.25", "0.5", "1.0", "10.0"], ["1", "2", "²", "١", "③"], ["2", "010", "a2", "a10"]],
+)
+def test_names_that_look_like_numbers_are_in_their_order(tmp_path, names):
+    for name in names:
+        write_images(tmp_path / name, GREY[:1])
+    assert load(tmp_path).class_names == names
+
+
+def test_a_name_that_is_stored_in_another_way_is_the_same_class(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "blé") for form in ("NFC", "NFD"))
+    write_images(tmp_path / decomposed, GREY[:2])
+    write_images(tmp_path / "dog", GREY[:1])
+    for names in (None, [composed, "dog"], [decomposed, "dog"]):
+        dataset = load(tmp_path, class_names=names)
+        assert (dataset.class_names, dataset.labels.tolist()) == ([composed, "dog"], [0, 0, 1])
+    labels = datasets.Value("string"), [composed, decomposed]
+    dataset = make_dataset(GREY[:2], word=labels)
+    assert to_image_dataset(dataset, label_column="word", class_names=[decomposed]).labels.tolist() == [0, 0]
+    write_images(tmp_path / composed, GREY[:2])
+    with refused("are not all different, since blé is there 2 times"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines"])
+def test_a_name_that_is_no_text_is_named_as_the_cause(photos, name):
+    os.rename(photos / "dog", os.fsencode(photos) + b"/" + name)
+    with refused("The name 'caf.udce9' of a class is no line|The name 'two.nlines' of a class is no line"):
+        load(photos)
+
+
+def test_a_file_whose_name_is_no_text_is_not_lost(photos):
+    os.rename(photos / "dog" / "0.png", os.fsencode(photos / "dog") + b"/caf\xe9.png")
+    with refused("would be left out, 1 .png .with a name that is not in UTF-8."):
+        load(photos)
+    assert len(load(photos, accept_left_out_files=True)) == 9
 
 
 def test_classes_that_are_numbers_are_in_their_order(tmp_path):

@@ -1,6 +1,7 @@
 import builtins
 import http.server
 import threading
+from dataclasses import replace
 
 import datasets
 import huggingface_hub
@@ -20,6 +21,7 @@ from helpers.image_data import (
     assert_is_grey,
     encoded,
     labelled,
+    load,
     make_dataset,
     read_list,
     refused,
@@ -70,6 +72,37 @@ def test_what_is_not_one_split_is_refused():
         to_image_dataset(datasets.DatasetDict(train=labelled()))
     with refused("^IterableDataset is not one split"):
         to_image_dataset(labelled().to_iterable_dataset())
+    with refused("^ndarray is not one split .*, or an ImageDataset of tensors"):
+        to_image_dataset(GREY)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": GREY[:, None]}, "The images are ndarray: make them a tensor"),
+        ({"labels": LABELS}, "The labels are list: make them a tensor"),
+        ({"class_names": "ab"}, "`class_names` is 'ab': give a list of texts"),
+        ({"class_names": [0, 1]}, "`class_names` is .0, 1.: give a list of texts"),
+        ({"class_names": ["cat", " "]}, "The name ' ' of a class is no line of text"),
+    ],
+)
+def test_what_is_no_data_set_of_tensors_is_refused(change, words):
+    with refused(words):
+        to_image_dataset(replace(to_image_dataset(labelled()), **change))
+
+
+@pytest.mark.parametrize("size", ["8", (8, 8), 8.5, 0])
+def test_a_resolution_is_a_whole_number(size):
+    with refused("`resolution` is .*: give a whole number above 0"):
+        to_image_dataset(labelled(), resolution=size)
+
+
+def test_an_empty_path_is_not_the_current_directory(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    with refused("`train_data_dir` is empty"):
+        load("")
+    monkeypatch.setenv("HOME", str(photos.parent))
+    assert len(load("~/photos")) == 10
 
 
 def test_an_empty_data_set_is_refused(tmp_path):
@@ -202,7 +235,7 @@ def test_the_image_column_is_found_or_asked_for():
     with refused(r"several image columns \(image, mask\): pass one of them as `image_column`"):
         to_image_dataset(two)
     assert to_image_dataset(two, image_column="mask").num_channels == 1
-    with refused("no image column among age: cast"):
+    with refused("no image column among age: pass"):
         to_image_dataset(two.add_column("age", [1] * 6).remove_columns(["image", "mask"]))
     with refused("no column 'picture': pass `image_column` with one of image, mask"):
         to_image_dataset(two, image_column="picture")

@@ -116,12 +116,16 @@ def test_files_are_counted_by_suffix_and_not_named(photos):
     dataset = load(photos, accept_left_out_files=True)
     assert dataset.provenance["files"] == "19 found, 10 used, 9 left out"
     assert dataset.provenance["used"] == "10 .png"
-    hidden, documents, unread = dataset.provenance["left out"].split("; ")
+    hidden, documents, unknown, unread = dataset.provenance["left out"].split("; ")
     assert documents == "1 .md (documents)"
     assert hidden == "2 without suffix, 1 .png (hidden)"
     assert unread.endswith(" (in no format that Pillow reads)")
-    counts = unread.split(" (")[0].split(", ")
-    assert sorted(counts) == ["1 .dcm", "1 with another suffix", "1 without suffix", "2 .heic"]
+    assert unknown.endswith(" (with no suffix of a format)")
+    counts = [part.split(" (")[0].split(", ") for part in (unknown, unread)]
+    assert [sorted(names) for names in counts] == [
+        ["1 with another suffix", "1 without suffix"],
+        ["1 .dcm", "2 .heic"],
+    ]
     assert dataset.provenance["classes"] == (
         "0 = cat, 1 = dog: taken from the directories found, also empty ones (`class_names` fixes the list); published "
         "with the model"
@@ -175,7 +179,7 @@ def test_links_to_nothing_are_counted(photos):
     for index in range(3):
         (photos / "dog" / f"{index}.png").unlink()
         (photos / "dog" / f"{index}.png").symlink_to("../../.git/annex/objects/unfetched.png")
-    with refused("would be left out, 3 .png .linked to nothing.: convert or fetch them"):
+    with refused("would be left out, 3 .png .linked to nothing.: convert, unpack, rename or fetch them"):
         load(photos)
     dataset = load(photos, accept_left_out_files=True)
     assert dataset.labels.bincount().tolist() == [5, 2]
@@ -275,6 +279,27 @@ def test_directories_that_may_be_classes_are_not_ignored_silently(tmp_path, plac
     with refused("Not all images in .* lie directly in the directory of a class"):
         load(tmp_path)
     assert len(load(tmp_path, unconditional=True)) == 4
+
+
+@pytest.mark.parametrize("place", [".", "train", "train/images"])
+def test_a_table_beside_images_without_classes_may_hold_their_labels(tmp_path, place):
+    write_images(tmp_path / place, GREY[:3])
+    write_images(tmp_path / "test" if place != "." else tmp_path, GREY[:3])
+    (tmp_path / "labels.csv").write_text("id,label\n0,cat\n")
+    with refused("tables that are not read may hold their labels, 1 .csv .*: call the table metadata.csv, .*"):
+        load(tmp_path)
+    assert len(load(tmp_path, unconditional=True)) == 3
+
+
+def test_a_data_set_of_another_kind_below_the_directory_is_named(tmp_path):
+    labelled().save_to_disk(tmp_path / "saved" / "here")
+    with refused("holds no images, only .*: pass .*/saved/here, which holds a data set, as `train_data_dir`"):
+        load(tmp_path)
+    assert_is_grey(load(tmp_path / "saved" / "here"))
+    (tmp_path / "mnist" / "raw").mkdir(parents=True)
+    write_idx(tmp_path / "mnist" / "raw" / "train-images-idx3-ubyte", GREY)
+    with refused("holds no images, only 1 .*: pass .*/mnist/raw, which holds"):
+        load(tmp_path / "mnist")
 
 
 def test_images_in_a_single_directory_have_no_classes(tmp_path):

@@ -1,9 +1,12 @@
 """The parquet files that are read together are the parts of one table."""
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from diffusers_dp_curriculum import load_image_dataset
-from helpers.image_data import GREY, labelled, refused, write_images
+from helpers.image_data import CLASSES, GREY, encoded, labelled, load, refused, write_images
 
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -55,6 +58,54 @@ def test_a_missing_part_is_refused(tmp_path):
     with refused("1 of 3 parquet files are missing in .*: add them, or pass `accept_left_out_files`"):
         load_image_dataset(train_data_dir=str(tmp_path))
     assert len(load_image_dataset(train_data_dir=str(tmp_path), accept_left_out_files=True)) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (("part-0.parquet", "part-3.parquet"), "2 of 4"),
+        (("v2-part_1.parquet", "v2-part_3.parquet"), "1 of 3"),
+        (("0000.parquet", "0001.PARQUET"), None),
+        (("2024-01-05.parquet", "2024-02-07.parquet"), None),
+        (("1715.parquet", "2920.parquet"), None),
+    ],
+)
+def test_a_gap_in_the_numbers_is_a_missing_part(tmp_path, names, missing):
+    write(tmp_path, *names)
+    (tmp_path / "_SUCCESS").touch()
+    if missing:
+        with refused(f"{missing} parquet files are missing"):
+            load_image_dataset(train_data_dir=str(tmp_path))
+    assert len(load_image_dataset(train_data_dir=str(tmp_path), accept_left_out_files=missing is not None)) == 4
+
+
+def test_a_table_without_records_is_empty(tmp_path):
+    labelled(GREY[:0], labels=[]).to_parquet(tmp_path / "0.parquet")
+    with refused("hold no records"):
+        load_image_dataset(train_data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        [encoded(image)["bytes"] for image in GREY[:2]],
+        [encoded(image) for image in GREY[:2]],
+        pa.array([encoded(image)["bytes"] for image in GREY[:2]], pa.large_binary()),
+        ["0.png", "1.png"],
+    ],
+)
+def test_images_that_other_tools_have_written_into_a_table(tmp_path, monkeypatch, images):
+    write_images(tmp_path, GREY[:2])  # the paths in the table start at the current directory
+    (tmp_path / "table").mkdir()
+    monkeypatch.chdir(tmp_path)
+    pa.parquet.write_table(pa.table({"scan": images, "label": ["dog", "cat"]}), tmp_path / "table" / "0.parquet")
+    with refused("no image column among scan, label: pass the one that holds encoded images or their paths as"):
+        load(tmp_path / "table")
+    dataset = load(tmp_path / "table", image_column="scan", label_column="label", class_names=CLASSES)
+    np.testing.assert_array_equal(dataset.images[:, 0].numpy(), GREY[:2])
+    assert dataset.labels.tolist() == [1, 0]
+    with refused("1 missing|1 in no format|2 missing|2 in no format"):
+        load(tmp_path / "table", image_column="label", unconditional=True)
 
 
 def test_a_stray_parquet_file_does_not_replace_images(tmp_path):

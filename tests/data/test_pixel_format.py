@@ -61,8 +61,9 @@ def test_half_transparent_pixels_are_blended():
 
 
 def test_a_background_is_a_colour():
-    with refused('`background` is "nothing": give the name of a colour'):
-        to_image_dataset(labelled(), background="nothing")
+    for background in ("nothing", "", "#ffffff80"):  # the last one would show what transparency hides
+        with refused(f'`background` is "{background}": give the name of a colour'):
+            to_image_dataset(labelled(), background=background)
 
 
 # Several frames
@@ -210,7 +211,7 @@ def test_colour_of_16_bits_of_which_pillow_keeps_8_needs_the_whole_range():
     np.testing.assert_array_equal(whole[0].numpy(), COLOUR[0].transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("pixel_range", [[0], [0, 1, 2], [5, 5], [9, 1]])
+@pytest.mark.parametrize("pixel_range", [[0], [0, 1, 2], [5, 5], [9, 1], [0, float("inf")], "01"])
 def test_a_range_is_two_numbers_in_order(pixel_range):
     with refused("`pixel_range` is .+: give two numbers"):
         to_image_dataset(labelled(), pixel_range=pixel_range)

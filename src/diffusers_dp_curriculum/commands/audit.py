@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import CONFIDENCE, DELTA, NUM_CANARIES, SAMPLE_RATE, above, at_least, check_one_source
+from ..checks import CONFIDENCE, DELTA, NUM_CANARIES, SAMPLE_RATE, above, at_least
 from ..files import check_data_dir, check_new_or_empty
 from ..names import check_dataset_name
-from .flags import in_range
+from ..options import declared_options
+from .data_arguments import DataArguments
+from .flags import add_options, in_range
 
 
 if TYPE_CHECKING:
@@ -36,14 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dp-curriculum audit", description="Attack a run of DP-SGD and bound its epsilon from below."
     )
-    parser.add_argument("--dataset_name", help='Hub id of a public data set; "digits" by default')
-    parser.add_argument("--train_data_dir", help="directory with a public data set, instead of --dataset_name")
-    parser.add_argument(
-        "--accept_left_out_files", action="store_true", help="leave out files that may be images but cannot be read"
-    )
-    parser.add_argument(
-        "--resolution", type=int, action=in_range(at_least(1)), help="resize and crop images to this size"
-    )
+    add_options(parser, DataArguments)
     parser.add_argument(
         "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty directory for audit.json and audit.png"
     )
@@ -125,30 +120,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     if args.dataset_name is None and args.train_data_dir is None:
         args.dataset_name = "digits"
-    check_one_source(args.dataset_name, args.train_data_dir)
+    data = DataArguments(**{option.name: getattr(args, option.name) for option in declared_options(DataArguments)})
     check_new_or_empty(args.output_dir)
-    if args.dataset_name is not None:
-        check_dataset_name(args.dataset_name)
-    else:
-        check_data_dir(Path(args.train_data_dir), args.output_dir)
+    if data.dataset_name is not None:
+        check_dataset_name(data.dataset_name)
+    if data.train_data_dir is not None:
+        check_data_dir(Path(data.train_data_dir), args.output_dir)
 
     import torch
     from tqdm.auto import tqdm
 
     from ..auditing.audit import audit_dp_sgd
-    from ..data.image_dataset import load_image_dataset
     from ..gradients.losses import DenoisingLoss
     from ..privacy.accounting import Mechanism, calibrate_noise_multiplier
     from ..training.networks import build_scheduler, build_unet
 
     torch.set_num_threads(1)  # two threads slow down so small a network, and very much on a busy machine
-    dataset = load_image_dataset(
-        dataset_name=args.dataset_name,
-        train_data_dir=args.train_data_dir,
-        resolution=args.resolution,
-        accept_found_classes=True,  # the records are public
-        accept_left_out_files=args.accept_left_out_files,
-    )
+    dataset = data.load(accept_found_classes=True)  # the records are public
     planned = Mechanism("dp_sgd", 1.0, args.sample_rate, args.max_train_steps, 1.0)
     noise_multiplier = calibrate_noise_multiplier(args.target_epsilon, args.target_delta, planned)
     args.output_dir.mkdir(parents=True, exist_ok=True)

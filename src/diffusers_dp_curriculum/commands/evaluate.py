@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import CLASSIFIER, GUIDANCE_SCALE, SEED, at_least, check_background, check_class_names, check_pixel_range
+from ..checks import CLASSIFIER, GUIDANCE_SCALE, SEED, at_least, check_background, check_pixel_range
+from ..data.class_names import checked_class_names
 from ..errors import DPCurriculumError, HubError, InputError
 from ..files import check_new_or_empty, check_outside
 from ..names import check_dataset_name
@@ -218,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_dataset_name(args.reference)
     if args.train_split == args.test_split:
         raise InputError("`train_split` and `test_split` are the same: give another `test_split`.")
-    check_class_names(args.class_names)
+    checked_class_names(args.class_names)
     check_pixel_range(args.pixel_range)
     check_background(args.background)
     samples_are_made = is_pipeline(args.samples)

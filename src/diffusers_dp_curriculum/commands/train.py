@@ -23,27 +23,22 @@ from ..checks import (
     EDM_NUM_STEPS,
     EDM_SIGMA_DATA,
     EDM_SIGMA_MAX,
-    IMAGE_CHANNELS,
     LAYERS_PER_BLOCK,
     NOISE_SCHEDULER,
     PREDICTION_TYPE,
-    at_least,
-    check_background,
-    check_class_names,
     check_edm,
     check_levels,
     check_logger,
-    check_one_source,
-    check_pixel_range,
     check_sampler,
 )
 from ..config import DPCurriculumConfig
 from ..errors import InputError
 from ..files import check_data_dir
 from ..names import check_config_name, check_dataset_name, check_repo_id, check_run_name
-from ..options import check_options, options_of_group
+from ..options import options_of_group
 from ..presets import load_preset, preset_names
 from ..run_paths import check_output_dir
+from .data_arguments import DataArguments
 from .flags import add_options, in_flags, with_underscores
 
 
@@ -57,50 +52,16 @@ DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "c
 HIDDEN = "***"
 
 _run = options_of_group("Run")
-_data = options_of_group("Data")
 _network = options_of_group("Network")
 _scheduler = options_of_group("Noise scheduler")
 
 
 @dataclass(frozen=True)
-class ScriptArguments:
-    """The options of the command besides those of the config: preset, data set, network and noise scheduler."""
+class ScriptArguments(DataArguments):
+    """The options of the command besides those of the config: data set, preset, network and noise scheduler."""
 
     preset: str | None = _run(None, f"Named recipe ({', '.join(preset_names())}); other flags override its values.")
     plan: bool = _run(False, "Print noise, epsilon, time and memory, and exit; spends no privacy and writes nothing.")
-
-    dataset_name: str | None = _data(None, 'Hub id of the data set, or "digits".')
-    train_data_dir: str | None = _data(
-        None, "Image folder, directory saved by `datasets`, parquet files, or MNIST-like IDX files."
-    )
-    resolution: int | None = _data(
-        None, "Resize and crop images to this size; by default their own size.", limits=at_least(1)
-    )
-    channels: int | None = _data(
-        None, "1 converts images to grey, 3 to RGB; by default they stay what they are.", limits=IMAGE_CHANNELS
-    )
-    pixel_range: list[float] | None = _data(
-        None,
-        "Two numbers: the values of black and white in images of more than 8 bits a pixel. Give the range that the "
-        "device can deliver, never one measured on the records.",
-    )
-    background: str | None = _data(None, "Colour to put behind transparent pixels, as a name or #rrggbb.")
-    image_column: str | None = _data(None, "Column with the images, if there are several.")
-    label_column: str | None = _data(None, "Column with the labels, if there are several.")
-    class_names: list[str] | None = _data(
-        None, "The list of classes, in order, independent of the records; it is published."
-    )
-    unconditional: bool = _data(False, "Ignore labels and class directories.")
-    accept_found_classes: bool = _data(
-        False,
-        "Publish the list of classes that was found, although one record may have added its own to it; --class_names "
-        "is better.",
-    )
-    accept_left_out_files: bool = _data(
-        False,
-        "Train without files that may be records: of formats that are not read, linked to nothing, not named in the "
-        "metadata, beside files of another format, or missing.",
-    )
 
     model_config_name_or_path: str | None = _network(
         None, "Config of the UNet2DModel, used instead of the other flags of the network."
@@ -126,11 +87,7 @@ class ScriptArguments:
     ddpm_beta_schedule: str = _scheduler("squaredcos_cap_v2", "Noise schedule of ddpm.", limits=BETA_SCHEDULE)
 
     def __post_init__(self) -> None:
-        check_options(self)
-        check_one_source(self.dataset_name, self.train_data_dir)
-        check_class_names(self.class_names)
-        check_pixel_range(self.pixel_range)
-        check_background(self.background)
+        super().__post_init__()
         if self.model_config_name_or_path is None:
             check_levels(self.attention_levels, len(self.block_out_channels), self.resolution)
 
@@ -272,34 +229,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from accelerate.utils import set_seed
 
-    from ..data.image_dataset import load_image_dataset
     from ..distributed import run_on_main_process
     from ..sharing.hub import prepare_repo
     from ..trainer import DPCurriculumTrainer
     from ..training.accelerator import check_accelerator
     from ..training.interruption import RunStatus
+    from ..training.planning import describe_records
 
     check_accelerator(config)  # before images are decoded, which may take long
     noise_scheduler = scheduler_of(script)
-    dataset = load_image_dataset(
-        dataset_name=script.dataset_name,
-        train_data_dir=script.train_data_dir,
-        resolution=script.resolution,
-        image_column=script.image_column,
-        label_column=script.label_column,
-        class_names=script.class_names,
-        unconditional=script.unconditional,
-        accept_found_classes=script.accept_found_classes,
-        accept_left_out_files=script.accept_left_out_files,
-        # A plan needs no pixels, unless it is that of a run to resume, whose records are compared with these.
-        decode=not script.plan or config.resume_from_checkpoint is not None,
-        channels=script.channels,
-        pixel_range=script.pixel_range,
-        background=script.background,
-    )
+    # A plan needs no pixels, unless it is that of a run to resume, whose records are compared with these.
+    dataset = script.load(decode=not script.plan or config.resume_from_checkpoint is not None)
     set_seed(config.seed)
     unet = network_of(script, dataset.info)
-    trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=noise_scheduler, args=config, train_dataset=dataset)
+    try:
+        trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=noise_scheduler, args=config, train_dataset=dataset)
+    except InputError:
+        if script.plan and is_main_process():  # what was found may be the reason why the run is refused
+            print(in_flags(describe_records(dataset.info, dataset.provenance), make_parser()))
+        raise
     if script.plan:
         plan = trainer.describe_plan()  # called by every process, because it tries steps of training
         if trainer.accelerator.is_main_process:

@@ -6,12 +6,14 @@ The list of classes must be declared; it is never read from the records.
 import math
 import re
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
 
 from ..errors import InputError
+from .class_names import checked_class_names, one_spelling
 from .unusable import STORED, list_for_owner
 
 
@@ -29,7 +31,7 @@ def find_image_column(features: datasets.Features, image_column: str | None) -> 
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if image_column is not None:
         _check_column_exists(features, image_column, "image_column")
-        if image_column not in columns:
+        if image_column not in columns and not _may_be_images(features[image_column]):
             raise InputError(
                 f"The column {image_column!r} does not hold images: name another as `image_column`, or cast it to "
                 "datasets.Image first."
@@ -37,14 +39,21 @@ def find_image_column(features: datasets.Features, image_column: str | None) -> 
         return image_column
     if not columns:
         raise InputError(
-            f"The data set has no image column among {', '.join(features)}: cast the one that holds images to "
-            "datasets.Image first."
+            f"The data set has no image column among {', '.join(features)}: pass the one that holds encoded images or "
+            "their paths as `image_column`, or cast it to datasets.Image first."
         )
     if len(columns) > 1:
         raise InputError(
             f"The data set has several image columns ({', '.join(columns)}): pass one of them as `image_column`."
         )
     return columns[0]
+
+
+def _may_be_images(feature: Any) -> bool:
+    """Whether a column may hold encoded images or paths, as parquet files do that `datasets` has not written."""
+    if isinstance(feature, dict):
+        return feature.keys() == {"bytes", "path"}
+    return isinstance(feature, datasets.Value) and (_is_string(feature) or _is_binary(feature))
 
 
 def find_label_column(
@@ -96,13 +105,14 @@ def read_labels(
     feature = dataset.features[label_column]
     classes: dict[Hashable, int]
     if isinstance(feature, datasets.ClassLabel):
-        class_names = class_names or feature.names
+        names = [one_spelling(name) for name in feature.names]
+        class_names = class_names or checked_class_names(names) or []
         index_of = {name: index for index, name in enumerate(class_names)}
-        classes = {label: index_of[name] for label, name in enumerate(feature.names) if name in index_of}
+        classes = {label: index_of[name] for label, name in enumerate(names) if name in index_of}
     elif not isinstance(feature, datasets.Value) or not (_is_index(feature) or _is_string(feature)):
         raise InputError(
-            f"The column {label_column!r} holds neither class labels nor integers nor booleans nor strings: name "
-            "another as `label_column`."
+            f"The column {label_column!r} holds neither class labels nor integers nor booleans nor strings: store the "
+            "labels as whole numbers or as text, or name another column as `label_column`."
         )
     elif class_names is None:
         raise InputError(
@@ -113,7 +123,8 @@ def read_labels(
         classes = classes_of_numbers(class_names)
     else:
         classes = {name: index for index, name in enumerate(class_names)}
-    return encode_labels(dataset[label_column][:], classes, lambda index: _file_of(dataset, index)), list(class_names)
+    labels = [one_spelling(label) if isinstance(label, str) else label for label in dataset[label_column][:]]
+    return encode_labels(labels, classes, lambda index: _file_of(dataset, index)), list(class_names)
 
 
 def _check_no_number_is_missing(dataset: datasets.Dataset, label_column: str) -> None:
@@ -163,6 +174,10 @@ def classes_of_numbers(class_names: list[str]) -> dict[Hashable, int]:
 
 def _is_index(feature: datasets.Value) -> bool:
     return pa.types.is_integer(feature.pa_type) or pa.types.is_boolean(feature.pa_type)  # booleans count as 0 and 1
+
+
+def _is_binary(feature: datasets.Value) -> bool:
+    return pa.types.is_binary(feature.pa_type) or pa.types.is_large_binary(feature.pa_type)
 
 
 def _is_string(feature: datasets.Value) -> bool:

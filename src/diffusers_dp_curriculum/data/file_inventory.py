@@ -24,20 +24,35 @@ LEFT_BY_A_TOOL = "left by a tool"
 
 # Reasons to leave out a file that may be a record, or that may say what the records are.
 UNREADABLE = "in no format that Pillow reads"
+UNKNOWN = "with no suffix of a format"
+NO_TEXT = "with a name that is not in UTF-8"
 UNFETCHED = "linked to nothing"
 TWICE = "the same file as one that is read already"
 UNNAMED = "not named in the metadata"
 OTHER_FORMAT = "beside files of another format, which are read"
 NOT_LOADED = "not loaded by `datasets`"
 METADATA_ELSEWHERE = "metadata, but not in the directory of the split"
-MAY_BE_RECORDS = {UNREADABLE, UNFETCHED, TWICE, UNNAMED, OTHER_FORMAT, NOT_LOADED, METADATA_ELSEWHERE}
+MAY_BE_RECORDS = {UNREADABLE, UNKNOWN, NO_TEXT, UNFETCHED, TWICE, UNNAMED, OTHER_FORMAT, NOT_LOADED, METADATA_ELSEWHERE}
 
 # Texts and tables that lie beside images, and are no images whatever they hold.
 DOCUMENT_SUFFIXES = {
     *(".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg"),
     *(".html", ".log", ".py", ".ipynb", ".sh", ".bib", ".cff", ".md5", ".sha1", ".sha256", ".lock"),
 }
-DOCUMENT_NAMES = {"readme", "license", "licence", "copying", "notice", "changelog", "authors", "citation", "makefile"}
+DOCUMENT_NAMES = {
+    "_success",
+    "_metadata",
+    "_common_metadata",
+    "readme",
+    "license",
+    "licence",
+    "copying",
+    "notice",
+    "changelog",
+    "authors",
+    "citation",
+    "makefile",
+}
 
 
 class FileInventory:
@@ -90,7 +105,9 @@ class FileInventory:
     def leave_out_unreadable(self, can_be_read: Callable[[Path], bool]) -> None:
         """Leave out the used files that cannot be read; what is a text or a table by its name is a document."""
         self.leave_out("documents", lambda path: not can_be_read(path) and is_document(path))
+        self.leave_out(UNKNOWN, lambda path: not can_be_read(path) and not SUFFIX.fullmatch(path.suffix.lower()))
         self.leave_out(UNREADABLE, lambda path: not can_be_read(path))
+        self.leave_out(NO_TEXT, lambda path: not _is_text(str(path)))  # `datasets` stores names as UTF-8
 
     def check_nothing_is_lost(self, accept: bool = False) -> None:
         """Refuse to load a part of the records without a word.
@@ -104,8 +121,8 @@ class FileInventory:
         lost = [path for path, reason in self.reasons.items() if reason in MAY_BE_RECORDS]
         if lost and not accept:
             raise InputError(
-                f"Files that may be records would be left out, {self.count(lost)}: convert or fetch them, move them "
-                "elsewhere, or pass `accept_left_out_files` to load the data set without them."
+                f"Files that may be records would be left out, {self.count(lost)}: convert, unpack, rename or fetch "
+                "them, move them elsewhere, or pass `accept_left_out_files` to load the data set without them."
             )
 
     def check_no_output(self, root: Path) -> None:
@@ -164,6 +181,14 @@ class FileInventory:
 def is_document(path: Path) -> bool:
     """Whether a file is a text or a table by its name, and so no image."""
     return path.suffix.lower() in DOCUMENT_SUFFIXES or path.stem.lower() in DOCUMENT_NAMES
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _suffix(path: Path) -> str:

@@ -16,9 +16,11 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..checks import check_class_names, check_one_source
+from ..checks import check_one_source
 from ..errors import InputError
+from ..files import local_path
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
+from .class_names import checked_class_names
 from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
 from .dataset_info import DatasetInfo
 from .file_inventory import OTHER_FORMAT, FileInventory, is_document
@@ -226,7 +228,7 @@ def load_image_dataset(
         (1500, 8, ['0', '1', '2'])
     """
     check_one_source(dataset_name, train_data_dir)
-    check_class_names(class_names)
+    class_names = checked_class_names(class_names)
     array_options: dict[str, Any] = {
         "pixel_format": PixelFormat(resolution, channels, pixel_range, background),
         "class_names": class_names,
@@ -247,13 +249,18 @@ def load_image_dataset(
         return _from_source(load_from_hub(dataset_name, split, accept_left_out_files), **column_options)
 
     assert train_data_dir is not None
-    directory = Path(train_data_dir)
+    if not str(train_data_dir):
+        raise InputError("`train_data_dir` is empty: give the directory of images.")
+    directory = local_path(train_data_dir)
     try:
         is_directory = directory.is_dir()
     except PermissionError:
         raise InputError(f"{directory} is in a directory that cannot be read: make that readable.") from None
     if not is_directory:
-        raise InputError(f"{directory} is not a directory: pass the one that holds the images as `train_data_dir`.")
+        raise InputError(
+            f"{directory} is not a directory: pass the one that holds the images, or the unpacked archive, as "
+            "`train_data_dir`."
+        )
     files = FileInventory.of_directory(directory)
     files.check_no_output(directory)
     if has_idx_files(directory):
@@ -357,9 +364,10 @@ def to_image_dataset(
         return dataset
     if not isinstance(dataset, datasets.Dataset):
         raise InputError(
-            f"{type(dataset).__name__} is not one split of a data set: pass a datasets.Dataset such as "
-            'dataset["train"].'
+            f"{type(dataset).__name__} is not one split of a data set: pass a datasets.Dataset that is not streamed, "
+            'such as dataset["train"], or an ImageDataset of tensors.'
         )
+    class_names = checked_class_names(class_names)
     check_no_files_are_lost(dataset.with_format(None), accept_left_out_files)
     return _from_source(
         Source(dataset),
@@ -389,11 +397,13 @@ def _from_source(
             "The data set has a transform, which would not be applied, because records are decoded once: store its "
             "result with dataset.map(), or remove it with dataset.reset_format()."
         )
-    source = replace(source, dataset=source.dataset.with_format(None))
-    dataset = source.dataset
+    dataset = source.dataset.with_format(None)
     if len(dataset) == 0:
         raise InputError("The data set is empty: pass one that has records.")
     image_column = find_image_column(dataset.features, image_column)
+    if not isinstance(dataset.features[image_column], datasets.Image):
+        dataset = dataset.cast_column(image_column, datasets.Image())
+    source = replace(source, dataset=dataset)
     label_column = None if unconditional else find_label_column(dataset.features, label_column, class_names)
     if label_column is None:
         if not unconditional:
@@ -428,6 +438,9 @@ def _advice(pixels: torch.Tensor) -> dict[str, str]:
 def _check_image_dataset(dataset: ImageDataset) -> None:
     """Check what the sensitivity of the mechanisms relies on, because any code may have made the `ImageDataset`."""
     images, labels = dataset.images, dataset.labels
+    for name, values in (("images", images), ("labels", labels)):
+        if not isinstance(values, torch.Tensor):
+            raise InputError(f"The {name} are {type(values).__name__}: make them a tensor of PyTorch.")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise InputError(
             f"The images are {images.dtype} of shape {tuple(images.shape)}: make them uint8 of shape (N, 1 or 3, side, "
@@ -443,7 +456,7 @@ def _check_image_dataset(dataset: ImageDataset) -> None:
         )
     if labels.min() < 0 or labels.max() >= dataset.info.num_labels:
         raise InputError("A label is none of the declared classes: correct it, or declare its class in `class_names`.")
-    check_class_names(dataset.class_names)
+    checked_class_names(dataset.class_names)
 
 
 def _refuse_columns(source: str, image_column: str | None, label_column: str | None) -> None:

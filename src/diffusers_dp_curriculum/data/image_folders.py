@@ -4,6 +4,7 @@ import functools
 import glob
 import os
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import datasets
@@ -12,13 +13,22 @@ import PIL.ImageFile
 
 from ..errors import InputError
 from .class_lists import Source, in_several_directories
+from .class_names import checked_class_names, one_spelling
 from .columns import image_paths
 from .file_inventory import METADATA_ELSEWHERE, UNNAMED, FileInventory, reason_to_ignore
+from .idx import is_idx
 from .splits import parts_of_one_whole, split_named
 
 
 # The only names that `datasets` treats as metadata; "metadata.png" is an image.
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
+
+# Files that `save_to_disk` of `datasets` writes for all splits, and for one.
+SAVED = {"dataset_dict.json", "state.json"}
+
+TABLES = {".csv", ".tsv", ".jsonl"}
+
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")  # a name of a class that is one
 
 FROM_DIRECTORIES = "taken from the directories found, also empty ones (`class_names` fixes the list)"
 
@@ -60,9 +70,7 @@ def load_image_folder(
     files.leave_out_unreadable(can_be_read)
     images = [path for path in files.used if path.name not in METADATA]
     if not images:
-        others = files.left_out_of(root)
-        found = f", only {files.count(others)}" if others else ""
-        raise InputError(f"{root} holds no images{found}: pass the directory with the images as `train_data_dir`.")
+        raise _no_images(root, files.left_out_of(root), files)
     _check_no_splits_below(root, images, class_names)
     several_directories = in_several_directories(images)
 
@@ -83,31 +91,52 @@ def load_image_folder(
                 f"Class names are given but {root} has no directories: put the images of each class into a directory "
                 "of its own, or leave out `class_names`."
             )
+        if not unconditional:
+            _check_no_table_of_labels(files.left_out_of(directory), files)
         files.check_nothing_is_lost(accept_left_out_files)
         return Source(_records(images, None, None), provenance=files.provenance())
 
-    classes = class_names or directories
+    classes = class_names or checked_class_names([one_spelling(name) for name in directories])
+    assert classes is not None
     _check_classes(root, images, classes, files)
     files.check_nothing_is_lost(accept_left_out_files)
-    dataset = _records(images, [path.parent.name for path in images], classes)
+    dataset = _records(images, [one_spelling(path.parent.name) for path in images], classes)
     return Source(dataset, dataset.features, FROM_DIRECTORIES, files.provenance())
+
+
+def _no_images(root: Path, others: list[Path], files: FileInventory) -> InputError:
+    found = f", only {files.count(others)}" if others else ""
+    others_root = min((path.parent for path in others if path.name in SAVED or is_idx(path)), default=None)
+    right = "the directory with the images" if others_root is None else f"{others_root}, which holds a data set,"
+    return InputError(f"{root} holds no images{found}: pass {right} as `train_data_dir`.")
+
+
+def _check_no_table_of_labels(others: list[Path], files: FileInventory) -> None:
+    """Refuse to ignore tables beside images without classes; metadata of `datasets` are read before."""
+    if tables := [path for path in others if path.suffix.lower() in TABLES and path.name not in METADATA]:
+        raise InputError(
+            f"The images have no classes, but tables that are not read may hold their labels, {files.count(tables)}: "
+            "call the table metadata.csv, with a column file_name, and pass `label_column` and `class_names`, or pass "
+            "`unconditional` if there are no labels."
+        )
 
 
 def _check_classes(root: Path, images: list[Path], classes: list[str], files: FileInventory) -> None:
     """Refuse images outside of the directories of the classes, and a class none of whose files can be used."""
     if elsewhere := [path for path in images if path.parent.parent != root]:
         raise _not_all_in_classes(root, elsewhere)
-    with_images = {path.parent.name for path in images}
+    with_images = {one_spelling(path.parent.name) for path in images}
     if strange := sorted(with_images - set(classes)):
         raise InputError(
             f"The directories {', '.join(strange)} hold images but are none of the classes {', '.join(classes)}: add "
             "them to `class_names`, or move them elsewhere."
         )
-    for name in classes:
-        if name not in with_images and (left_out := files.left_out_of(root / name)):
+    for directory in _directories(root):
+        name = one_spelling(directory)
+        if name in classes and name not in with_images and (left_out := files.left_out_of(root / directory)):
             raise InputError(
                 f"The directory of the class {name} holds nothing that can be used, only {files.count(left_out)}: "
-                "convert that to PNG or JPEG, or move it elsewhere."
+                "convert, unpack or rename that, or move it elsewhere."
             )
 
 
@@ -177,7 +206,7 @@ def _load_metadata(root: Path, files: FileInventory, split: str, cache_dir: str)
     except Exception as error:  # of any type for a malformed table; its message may quote the content
         raise InputError(
             f"The metadata in {root} cannot be read ({type(error).__name__}): give them all one format and a column "
-            "file_name (all in UTF-8), or another name if they are something else."
+            "file_name with paths inside their directory (all in UTF-8), or another name if they are something else."
         ) from None
     named = {os.path.realpath(path) for path in image_paths(dataset)}
     if missing := sum(not os.path.isfile(path) for path in named):
@@ -221,14 +250,16 @@ def _readable_suffixes() -> frozenset[str]:
 
 
 def _directories(root: Path) -> list[str]:
-    """The names of the directories, with numbers in their order: "2" before "10"."""
-    names = (path.name for path in root.iterdir() if path.is_dir() and not reason_to_ignore(path.name))
-    return sorted(names, key=lambda name: ([int(part) if part.isdigit() else part for part in _parts(name)], name))
+    """The names of the directories, with numbers in their order: "-1" before "2" before "10"."""
+    names = [path.name for path in root.iterdir() if path.is_dir() and not reason_to_ignore(path.name)]
+    return sorted(names, key=_place_in_order)
 
 
-def _parts(name: str) -> list[str]:
-    """The name cut into texts and numbers, which alternate; the first is a text, possibly an empty one."""
-    return re.split(r"([0-9]+)", name)
+def _place_in_order(name: str) -> tuple[bool, Fraction, list[str | int], str]:
+    """Numbers come first; other names are compared by their texts and numbers, which alternate."""
+    is_number = NUMBER.fullmatch(name) is not None
+    parts = [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
+    return not is_number, Fraction(name) if is_number else Fraction(0), parts, name
 
 
 def _not_all_in_classes(root: Path, elsewhere: list[Path]) -> InputError:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 
 from ..errors import InputError
 from .class_lists import Source
@@ -14,12 +15,13 @@ from .splits import split_named, splits_of_path
 
 
 SHARD = re.compile(r"-([0-9]+)-of-([0-9]+)(?=[-.])")  # "train-00000-of-00003.parquet"
-NUMBER = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9]+")  # UUIDs, and numbers
+UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+NUMBER = re.compile(f"{UUID}|[0-9]+")
 
 
 def is_parquet(path: Path) -> bool:
     """Whether a file holds records in the parquet format."""
-    return path.suffix == ".parquet" and path.name not in METADATA
+    return path.suffix.lower() == ".parquet" and path.name not in METADATA
 
 
 def load_parquet(
@@ -51,6 +53,8 @@ def load_parquet(
     files.check_nothing_is_lost(accept_left_out_files)
     if not accept_left_out_files:
         _check_no_shard_is_missing(directory, chosen)
+    if sum(pyarrow.parquet.read_metadata(path).num_rows for path in chosen) == 0:
+        raise InputError(f"The parquet files in {directory} hold no records: pass those of another data set.")
     paths = [glob.escape(str(path.resolve())) for path in chosen]
     dataset = datasets.load_dataset("parquet", data_files={split: paths}, split=split, cache_dir=cache_dir)
     return Source(dataset, provenance=files.provenance())
@@ -59,7 +63,7 @@ def load_parquet(
 def _check_one_table(directory: Path, shards: list[Path]) -> None:
     """Refuse several configurations of a data set, in which one image would be several records."""
     tables = {(path.parent, *(total for _, total in SHARD.findall(path.name))) for path in shards}
-    names = {NUMBER.sub("0", SHARD.sub("", path.name)) for path in shards}
+    names = {NUMBER.sub("0", SHARD.sub("", path.name.lower())) for path in shards}
     if len(tables) > 1 or len(names) > 1:
         raise InputError(
             f"The parquet files in {directory} are not the numbered parts of one table, so that an image may be in "
@@ -72,8 +76,19 @@ def _check_no_shard_is_missing(directory: Path, shards: list[Path]) -> None:
     found = [SHARD.search(path.name) for path in shards]
     numbers = {int(match[1]) for match in found if match}
     total = max((int(match[2]) for match in found if match), default=0)
+    if not total:  # names such as "part-3.parquet" do not tell the number of files, but show gaps
+        numbers = _numbers_in_use(shards)
+        counts_from = min(numbers, default=0)
+        total = max(numbers) - counts_from + 1 if counts_from in (0, 1) and numbers else len(numbers)
     if missing := total - len(numbers):
         raise InputError(
             f"{missing:,} of {total:,} parquet files are missing in {directory}: add them, or pass "
             "`accept_left_out_files` to load the data set without them."
         )
+
+
+def _numbers_in_use(shards: list[Path]) -> set[int]:
+    """The numbers in which the names of the files differ; none if they differ in several, as dates do."""
+    rows = [[int(number) for number in re.findall("[0-9]+", re.sub(UUID, "", path.name))] for path in shards]
+    differing = [set(numbers) for numbers in zip(*rows, strict=False) if len(set(numbers)) > 1]
+    return differing[0] if len(differing) == 1 else set()

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from ..checks import IMAGE_CHANNELS, at_least, check_background, check_pixel_range
+from ..checks import IMAGE_CHANNELS, RESOLUTION, check_background, check_pixel_range
 from .unusable import Unusable
 
 
@@ -45,7 +45,7 @@ class PixelFormat:
 
     def __post_init__(self) -> None:
         if self.resolution is not None:
-            at_least(1).check("resolution", self.resolution)
+            RESOLUTION.check("resolution", self.resolution)
         if self.channels is not None:
             IMAGE_CHANNELS.check("channels", self.channels)
         check_pixel_range(self.pixel_range)
@@ -96,7 +96,10 @@ class PixelFormat:
                 "pass `pixel_range` 0 65535 if their values use that whole range, or save them with 8 bits a channel",
             )
         if self.pixel_range is not None and not deep_colour:
-            raise Unusable("with 8 bits a channel, for which `pixel_range` is not meant", "load them without it")
+            raise Unusable(
+                "with 8 bits a channel, for which `pixel_range` is not meant",
+                "load them without it, or save all images with the same number of bits",
+            )
 
     def _to_grey_or_rgb(self, image: PIL.Image.Image) -> PIL.Image.Image:
         if image.mode not in GREY_MODES | COLOUR_MODES:
@@ -108,16 +111,16 @@ class PixelFormat:
 
     def _range_of(self, image: PIL.Image.Image) -> tuple[float, float]:
         """The values of an image of more than 8 bits that become black and white."""
+        if image.format not in DEEP_FORMATS or "transparency" in image.info:
+            raise Unusable(
+                "with more than 8 bits a pixel that are neither plain PNG nor plain TIFF",
+                "convert them to 16-bit PNG or TIFF without transparency",
+            )
         if self.pixel_range is None:
             raise Unusable(
                 "with more than 8 bits a pixel",
                 "pass `pixel_range` with the lowest and the highest value that the device can give, such as 0 4095 or "
                 "0 65535",
-            )
-        if image.format not in DEEP_FORMATS or "transparency" in image.info:
-            raise Unusable(
-                "with more than 8 bits a pixel that are neither plain PNG nor plain TIFF",
-                "convert them to 16-bit PNG or TIFF without transparency",
             )
         low, high = self.pixel_range
         if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:

@@ -18,7 +18,7 @@ from .class_lists import Source
 from .columns import image_paths
 from .file_inventory import NOT_LOADED, OTHER_FORMAT, FileInventory, is_document
 from .found_folders import num_found
-from .image_folders import METADATA, can_be_read, load_image_folder, no_such_split
+from .image_folders import METADATA, SAVED, can_be_read, load_image_folder, no_such_split
 from .parquet_files import is_parquet, load_parquet
 from .table_files import check_tables
 
@@ -110,7 +110,7 @@ def load_from_directory(
 ) -> Source:
     """Load one split of a data set that `datasets` saved, of parquet files, or of image files."""
     with check_tables(directory, files):
-        if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
+        if any((directory / name).is_file() for name in SAVED):
             return _load_saved(directory, files, split, accept_left_out_files)
         if any(is_parquet(path) for path in files.used):
             return load_parquet(directory, files, split, accept_left_out_files, cache_dir)

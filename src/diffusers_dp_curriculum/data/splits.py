@@ -49,4 +49,6 @@ def parts_of_one_whole(names: Iterable[str]) -> list[str]:
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[-_. ]", name.lower())
+    """The words of a name, as "train" and "2017" of "train2017", or "train" and "a" of "trainA"."""
+    words = re.sub(r"([a-z])(?=[A-Z0-9])", r"\1 ", name)
+    return re.split(r"[-_. ]", words.lower())

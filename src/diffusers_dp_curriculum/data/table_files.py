@@ -67,7 +67,7 @@ def _problems(paths: Iterable[Path]) -> InputError | None:
     for path in tables:
         try:
             columns = _columns(path)
-            if columns is not None and path.suffix == ".parquet":
+            if columns is not None and path.suffix.lower() == ".parquet":
                 schemas.append(columns)
                 if not _agree(columns, schemas[0]):
                     unusable[str(path)] = OTHER_COLUMNS
@@ -86,7 +86,7 @@ def _tables(path: Path) -> list[Path]:
         return [path, path.parent / "dataset_info.json", *(path.parent / name for name in _names_in(path))]
     if path.name == "dataset_dict.json":
         return [path, *(path.parent / name / "state.json" for name in _names_in(path))]
-    return [path] if path.suffix in (".parquet", ".arrow") else []
+    return [path] if path.suffix.lower() in (".parquet", ".arrow") else []
 
 
 def _names_in(path: Path) -> list[str]:

@@ -1,18 +1,33 @@
 """Plans what a run will do and cost, from public values, before any sensitive record is read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..config import DPCurriculumConfig
-from ..data.dataset_info import DatasetInfo
+from ..data.dataset_info import DatasetInfo, classes_in_words
 from ..errors import InputError
 from ..mechanisms.dp_sgd import dp_sgd_mechanism
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
 from .frequency_choice import FrequencyChoice, choose_frequency_features
 from .stages import Stage, WarmUpStage, warm_up_stages
+
+
+def describe_records(info: DatasetInfo, provenance: Mapping[str, str]) -> str:
+    """Describe the records that a plan is for, and where they come from.
+
+    Args:
+        info (`DatasetInfo`): The public description of the data set.
+        provenance (`Mapping[str, str]`): Lines about the source of the records, by their titles; never published.
+    """
+    lines = dict(provenance)
+    if info.class_names is not None:
+        lines.setdefault("classes", classes_in_words(info.class_names))
+    classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
+    title = f"Plan for {info.num_records:,} records of {info.resolution}x{info.resolution}x{info.num_channels}{classes}"
+    return "\n".join([title, *(f"  {name:<15} {text}" for name, text in lines.items())])
 
 
 @dataclass(frozen=True)
