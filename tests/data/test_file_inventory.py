@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from diffusers_dp_curriculum import to_image_dataset
-from helpers.image_data import CLASSES, GREY, labelled, load, make_dataset, refused, write_images
+from helpers.image_data import CLASSES, GREY, labelled, load, make_dataset, read_list, refused, write_images
 
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -151,14 +151,40 @@ def test_metadata_that_name_an_image_twice_or_a_missing_one_are_refused(photos):
     with refused("name images that do not exist .1.: add these images") as caught:
         load(photos, **options)
     assert "nobody" not in str(caught.value)
+    assert read_list(caught)[0].endswith("cat/nobody.png\n")
+    metadata.write_text("name,age\ncat/0.png,1\n")
+    with refused("cannot be read .ValueError.: .* a column file_name .*; what `datasets` says is in .*, which only"):
+        load(photos, **options)
+
+
+def test_a_link_upwards_adds_nothing(photos):
+    write_images(photos.parent / "others", GREY[:2])
+    (photos / "up").symlink_to("..")
+    dataset = load(photos, unconditional=True)
+    assert dataset.provenance["left out"] == "1 without suffix (linked to a directory that is read already)"
+    assert len(dataset) == 10
+
+
+def test_a_cache_of_the_hub_is_read_from_its_snapshot(photos):
+    cache = photos.parent / "datasets--user--name"
+    (cache / "blobs").mkdir(parents=True)
+    for path in list(photos.rglob("*.png")):
+        blob = cache / "blobs" / path.parent.name.ljust(40, path.stem)
+        path.rename(blob)
+        (cache / "snapshots" / "main" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (cache / "snapshots" / "main" / path.parent.name / path.name).symlink_to(blob)
+    with refused("holds no images, only .*: pass .*/snapshots/main, which holds a data set, as `train_data_dir`"):
+        load(cache)
+    assert load(cache / "snapshots" / "main").class_names == CLASSES
 
 
 def test_metadata_beside_the_directories_of_splits_are_not_ignored(tmp_path):
     write_images(tmp_path / "train", GREY[:2])
     write_images(tmp_path / "test", GREY[:2])
     (tmp_path / "metadata.csv").write_text("file_name,age\ntrain/0.png,1\ntrain/1.png,2\n")
-    with refused("would be left out, 1 .csv .metadata, but not in the directory of the split."):
-        load(tmp_path)
+    for options in ({}, {"label_column": "age", "class_names": ["1", "2"]}):
+        with refused("would be left out, 1 .csv .metadata, but not in the directory of the split."):
+            load(tmp_path, **options)
 
 
 # Data sets that `datasets` made of directories

@@ -295,6 +295,7 @@ def test_undeclared_labels_need_class_names(dtype, values):
         ("bool", [True, False, True], "benign malignant", [1, 0, 1]),
         ("int64", [5, 24, 0], "a b c d e f g h i j k l m n o p q r s t u v w x y z", [5, 24, 0]),
         ("string", ["2", "1", "2"], "1 2", [1, 0, 1]),
+        ("int64", [1, 0, 1], "1.0 0.0", [0, 1, 0]),
     ],
 )
 def test_labels_that_are_numbers_match_names_before_indices(dtype, values, class_names, expected):

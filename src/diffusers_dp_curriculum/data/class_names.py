@@ -1,11 +1,14 @@
 """Names of classes, which are published: spelled in one way, of one line and all different."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 from ..errors import InputError
 
+
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")  # a name that is one
 
 # Categories of Unicode: controls such as a line break, bytes that are no text, separators of lines and paragraphs.
 NO_TEXT = {"Cc", "Cs", "Zl", "Zp"}

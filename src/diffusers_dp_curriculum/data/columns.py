@@ -4,8 +4,8 @@ The list of classes must be declared; it is never read from the records.
 """
 
 import math
-import re
 from collections.abc import Callable, Hashable
+from fractions import Fraction
 from typing import Any
 
 import datasets
@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from ..errors import InputError
-from .class_names import checked_class_names, one_spelling
+from .class_names import NUMBER, checked_class_names, one_spelling
 from .unusable import STORED, list_for_owner
 
 
@@ -21,8 +21,7 @@ MAX_LISTED = 1000  # records with wrong labels
 
 LABEL_LIKE = {"label", "labels", "class", "classes", "target"}
 
-# Names of classes that are values of labels.
-INTEGER = re.compile(r"-?[0-9]+")
+# Names of classes that are values of labels, besides numbers.
 BOOLEANS = {"false": 0, "no": 0, "f": 0, "n": 0, "0": 0, "true": 1, "yes": 1, "t": 1, "y": 1, "1": 1}
 
 
@@ -158,7 +157,7 @@ def classes_of_numbers(class_names: list[str]) -> dict[Hashable, int]:
         InputError: If some names are values of labels and others are not, so that a label may mean either.
     """
     words = [BOOLEANS.get(name.lower()) for name in class_names]
-    named = words if None not in words else [int(name) if INTEGER.fullmatch(name) else None for name in class_names]
+    named = words if None not in words else [Fraction(name) if NUMBER.fullmatch(name) else None for name in class_names]
     values = [value for value in named if value is not None]
     by_name: dict[Hashable, int] = {value: index for index, value in enumerate(named) if value is not None}
     by_index: dict[Hashable, int] = {index: index for index in range(len(class_names))}

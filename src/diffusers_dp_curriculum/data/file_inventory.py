@@ -206,7 +206,7 @@ def reason_to_ignore(name: str) -> str | None:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
-    visited = set()
+    visited = set(root.resolve().parents)  # a link to one of them would add what is not of this data set
     files = set()
 
     def refuse(error: OSError) -> None:

@@ -13,11 +13,12 @@ import PIL.ImageFile
 
 from ..errors import InputError
 from .class_lists import Source, in_several_directories
-from .class_names import checked_class_names, one_spelling
+from .class_names import NUMBER, checked_class_names, one_spelling
 from .columns import image_paths
 from .file_inventory import METADATA_ELSEWHERE, UNNAMED, FileInventory, reason_to_ignore
 from .idx import is_idx
 from .splits import parts_of_one_whole, split_named
+from .unusable import list_for_owner
 
 
 # The only names that `datasets` treats as metadata; "metadata.png" is an image.
@@ -27,8 +28,6 @@ METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 SAVED = {"dataset_dict.json", "state.json"}
 
 TABLES = {".csv", ".tsv", ".jsonl"}
-
-NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")  # a name of a class that is one
 
 FROM_DIRECTORIES = "taken from the directories found, also empty ones (`class_names` fixes the list)"
 
@@ -87,6 +86,7 @@ def load_image_folder(
         if several_directories and not unconditional:
             raise _not_all_in_classes(root, [path for path in images if path.parent.parent != root])
         if class_names is not None and not unconditional:
+            files.check_nothing_is_lost(accept_left_out_files)  # such as metadata in another directory
             raise InputError(
                 f"Class names are given but {root} has no directories: put the images of each class into a directory "
                 "of its own, or leave out `class_names`."
@@ -106,7 +106,9 @@ def load_image_folder(
 
 def _no_images(root: Path, others: list[Path], files: FileInventory) -> InputError:
     found = f", only {files.count(others)}" if others else ""
-    others_root = min((path.parent for path in others if path.name in SAVED or is_idx(path)), default=None)
+    snapshots = [parent for path in others for parent in path.parents if parent.parent.name == "snapshots"]
+    saved = [path.parent for path in others if path.name in SAVED or is_idx(path)]
+    others_root = min(saved + snapshots, default=None)
     right = "the directory with the images" if others_root is None else f"{others_root}, which holds a data set,"
     return InputError(f"{root} holds no images{found}: pass {right} as `train_data_dir`.")
 
@@ -206,13 +208,14 @@ def _load_metadata(root: Path, files: FileInventory, split: str, cache_dir: str)
     except Exception as error:  # of any type for a malformed table; its message may quote the content
         raise InputError(
             f"The metadata in {root} cannot be read ({type(error).__name__}): give them all one format and a column "
-            "file_name with paths inside their directory (all in UTF-8), or another name if they are something else."
+            "file_name with paths inside their directory (all in UTF-8), or another name if they are something "
+            f"else; {list_for_owner([str(error)], 'what `datasets` says is')}."
         ) from None
     named = {os.path.realpath(path) for path in image_paths(dataset)}
-    if missing := sum(not os.path.isfile(path) for path in named):
+    if missing := sorted(path for path in named if not os.path.isfile(path)):
         raise InputError(
-            f"The metadata in {root} name images that do not exist ({missing:,}): add these images, or remove their "
-            "lines."
+            f"The metadata in {root} name images that do not exist ({len(missing):,}): add these images, or correct "
+            f"their lines; {list_for_owner(missing)}."
         )
     if len(named) < len(dataset):  # one image would be two records, and epsilon would not be for one image
         raise InputError(

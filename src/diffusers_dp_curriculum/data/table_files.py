@@ -17,7 +17,7 @@ import pyarrow.parquet
 from ..errors import DPCurriculumError, InputError, StorageError
 from ..files import is_full_disk
 from .file_inventory import FileInventory
-from .unusable import Unusable, check_content, read_file, refusal
+from .unusable import Unusable, check_content, list_for_owner, read_file, refusal
 
 
 HEAD = 200  # bytes, enough to recognize a pointer to a file that was not fetched
@@ -56,7 +56,8 @@ def _explanation(directory: Path, files: FileInventory, error: Exception) -> DPC
         )
     return _problems(files.used) or InputError(
         f"{directory} cannot be read by datasets {datasets.__version__} ({type(error).__name__}), although each of "
-        "its files can be: save it again with this version, or export it as parquet or image files."
+        "its files can be: save it again with this version, or export it as parquet or image files; "
+        f"{list_for_owner([str(error)], 'what it says is')}."
     )
 
 

@@ -95,11 +95,12 @@ def refusal(things: str, checked: int, unusable: Mapping[str, Unusable], first: 
     )
 
 
-def list_for_owner(lines: list[str]) -> str:
+def list_for_owner(lines: list[str], what: str = "their names are") -> str:
     """Write lines that may tell of records to a file that only its owner can read.
 
     Args:
         lines (`list[str]`): The lines.
+        what (`str`, *optional*): What is in the file, with a verb.
 
     Returns:
         `str`: Where they are, in words that fit at the end of a message.
@@ -110,8 +111,8 @@ def list_for_owner(lines: list[str]) -> str:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write("\n".join(lines) + "\n")
     except OSError as error:
-        return f"their names could not be written to a file ({_reason(error)})"
-    return f"their names are in {path}, which only you can read"
+        return f"a file for further details could not be written ({_reason(error)})"
+    return f"{what} in {path}, which only you can read"
 
 
 def _reason(error: Any) -> str:
