@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
 from .data.dataset_info import classes_in_words
-from .data.image_dataset import ImageDataset, to_image_dataset
+from .data.image_dataset import ImageDataset, to_image_dataset, unit_of
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
 from .errors import InputError, StorageError, TrainingError, confidential_errors
 from .files import check_outside, check_room, full_disk_errors
@@ -34,6 +34,7 @@ from .mechanisms.releases import Queries, Release, ReleasedImages
 from .privacy.accounting import Mechanism
 from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
+from .privacy.units import USER
 from .run_paths import RunPaths, check_output_dir
 from .sampling.preview import Preview
 from .sampling.round_trip import check_round_trip
@@ -129,7 +130,7 @@ class DPCurriculumTrainer:
         self.paths = RunPaths(Path(args.output_dir))
         self.accelerator = make_accelerator(args)
         run_on_main_process(lambda: check_output_dir(self.paths.output_dir, args.resume_from_checkpoint))
-        self.prior_runs = run_on_main_process(lambda: find_prior_runs(args))
+        self.prior_runs = run_on_main_process(lambda: find_prior_runs(args, unit_of(train_dataset)))
         self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
         self.info = self.records.info
         if self.records.directory is not None:
@@ -153,7 +154,7 @@ class DPCurriculumTrainer:
         with seeded(self.accelerator.device, args.seed):
             with network_errors():
                 self.grad_sample_mode, self.gradients_of = make_gradients_of(
-                    self.unet, self.loss, self.info.images_shape, args, self.accelerator
+                    self.unet, self.loss, self.info, args, self.accelerator
                 )
             self.preview.check(self.unet)
             rows = random_draws(self.loss, self.info.image_shape, 2, 2, self.accelerator.device).flatten()
@@ -283,10 +284,17 @@ class DPCurriculumTrainer:
         provenance = "".join(f"  {title:<15} {text}\n" for title, text in lines.items())
         gradients = ""
         if self.plan.dp_sgd is not None:
-            gradients = f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
-        expected = estimate(self.unet, self.loss, self.gradients_of, info, self.args, self.stages, self.precision)
+            gradients = (
+                f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a {info.unit}\n"
+            )
+        expected = estimate(
+            self.unet, self.loss, self.gradients_of, self.records, self.args, self.stages, self.precision
+        )
+        number = f"{info.num_units:,} {info.unit}s"
+        if info.unit == USER:
+            number += f" with {len(self.records):,} images (a number that is not published)"
         return (
-            f"Plan for {info.num_records:,} records of {info.resolution}x{info.resolution}x{info.num_channels}"
+            f"Plan for {number} of {info.resolution}x{info.resolution}x{info.num_channels}"
             f"{classes}\n"
             f"{provenance}{self.plan}\n"
             f"{gradients}"
@@ -322,7 +330,7 @@ class DPCurriculumTrainer:
 
     def _save_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
-        privacy = self.ledger.statement(self.info.num_records)
+        privacy = self.ledger.statement(self.info.num_units)
         privacy = replace(privacy, remarks=(*privacy.remarks, *self.sensitive_curves.remarks()))
         pipeline = self.preview.pipeline(self.unet)
         pictures = {name: images.to_grid() for name, images in self.released_images.items()}
@@ -379,7 +387,7 @@ class DPCurriculumTrainer:
         """Create the journal of a new run, or open that of the run to resume; only the main process writes it."""
 
         def open_run() -> Checkpoint | None:
-            self._ledger, checkpoint = open_ledger(self.args, self.checkpoints, self.prior_runs)
+            self._ledger, checkpoint = open_ledger(self.args, self.checkpoints, self.prior_runs, self.info.unit)
             return checkpoint
 
         self.checkpoint = run_on_main_process(open_run)

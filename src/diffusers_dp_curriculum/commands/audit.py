@@ -38,15 +38,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--accept_left_out_files", action="store_true", help="leave out files that may be images but cannot be read"
     )
+    parser.add_argument("--user_column", help="column that says whose image it is: a canary is then a user")
+    parser.add_argument(
+        "--user_directory_level", type=int, help="level of the directories that say whose image it is, 1 for the first"
+    )
     parser.add_argument("--resolution", type=int, help="resize and crop images to this size")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty directory for audit.json and audit.png"
     )
     parser.add_argument("--target_epsilon", type=float, default=8.0, help="epsilon that the run claims")
     parser.add_argument("--target_delta", type=float, default=1e-5, help="delta that the run claims")
-    parser.add_argument("--sample_rate", type=float, default=0.5, help="probability of each record, per step")
+    parser.add_argument("--sample_rate", type=float, default=0.5, help="probability of each record or user, per step")
     parser.add_argument("--max_train_steps", type=int, default=40, help="DP-SGD steps")
-    parser.add_argument("--noise_multiplicity", type=int, default=1, help="noise draws per record and step")
+    parser.add_argument("--noise_multiplicity", type=int, default=1, help="noise draws per record or user, and step")
     parser.add_argument(
         "--gradient_canaries",
         type=int,
@@ -117,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dataset_name=args.dataset_name,
         train_data_dir=args.train_data_dir,
         resolution=args.resolution,
+        user_column=args.user_column,
+        user_directory_level=args.user_directory_level,
         accept_found_classes=True,  # the records are public
         accept_left_out_files=args.accept_left_out_files,
     )

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..data.dataset_info import DatasetInfo
 
 
-DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "class_names"}
+DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "user_column", "class_names"}
 HIDDEN = "***"
 
 _run = options_of_group("Run")
@@ -78,6 +78,14 @@ class ScriptArguments:
     background: str | None = _data(None, "Colour to put behind transparent pixels, as a name or #rrggbb.")
     image_column: str | None = _data(None, "Column with the images, if there are several.")
     label_column: str | None = _data(None, "Column with the labels, if there are several.")
+    user_column: str | None = _data(
+        None, "Column that says whose image it is: all images of one person are then protected together."
+    )
+    user_directory_level: int | None = _data(
+        None,
+        "Level of the directories that say whose image it is: 1 for those in --train_data_dir, 2 for those in them.",
+        limits=at_least(1),
+    )
     class_names: list[str] | None = _data(
         None, "The list of classes, in order, independent of the records; it is published."
     )
@@ -253,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resolution=script.resolution,
         image_column=script.image_column,
         label_column=script.label_column,
+        user_column=script.user_column,
+        user_directory_level=script.user_directory_level,
         class_names=script.class_names,
         unconditional=script.unconditional,
         accept_found_classes=script.accept_found_classes,

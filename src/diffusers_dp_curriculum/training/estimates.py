@@ -10,6 +10,7 @@ import torch
 
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
+from ..data.image_dataset import ImageDataset
 from ..distributed import num_processes
 from ..gradients.losses import DenoisingLoss
 from ..gradients.per_record_gradients import GradientsOf
@@ -58,7 +59,7 @@ def estimate(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
     gradients_of: GradientsOf,
-    info: DatasetInfo,
+    records: ImageDataset,
     config: DPCurriculumConfig,
     stages: Sequence[Stage],
     precision: Precision = FULL_PRECISION,
@@ -73,7 +74,7 @@ def estimate(
         unet (`torch.nn.Module`): The network.
         loss (`DenoisingLoss`): Makes noise draws from images.
         gradients_of (`Callable`): Computes the per-record gradients of noise draws.
-        info (`DatasetInfo`): The public description of the data set.
+        records (`ImageDataset`): The records, of which the shape alone is used.
         config (`DPCurriculumConfig`): The hyper-parameters.
         stages (`Sequence[Stage]`): The stages before DP-SGD.
         precision (`Precision`, *optional*): Autocast type and loss scale of the warm-up stages.
@@ -84,7 +85,7 @@ def estimate(
     Raises:
         InputError: If there is not enough memory.
     """
-    device = next(unet.parameters()).device
+    device, info = next(unet.parameters()).device, records.info
     network = [*unet.parameters(), *unet.buffers()]
     # Reserve the memory of one more network: memory fragments differently in each process, so a run that only just fits
     # here might not fit later.
@@ -108,7 +109,7 @@ def estimate(
         seconds,
         step_bytes,
         sum(tensor.nbytes for tensor in network),
-        math.prod(info.images_shape),
+        records.images.nbytes,
         device.type == "cuda",
     )
 
@@ -166,7 +167,7 @@ def _dp_sgd_step(
 ) -> float:
     """Measure the seconds of one DP-SGD step, on at most two physical batches, and scale them to the whole batch."""
     device = next(unet.parameters()).device
-    largest = largest_share(config, info.num_records)
+    largest = largest_share(config, info.num_units)
     physical = min(config.max_physical_batch_size, largest)
     size = min(2 * physical, largest)
     state = _without_learning(start_dp_sgd(unet, config))
