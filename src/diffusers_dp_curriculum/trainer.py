@@ -34,7 +34,6 @@ from .mechanisms.releases import Queries, Release, ReleasedImages
 from .privacy.accounting import Mechanism
 from .privacy.counted_runs import all_mechanisms
 from .privacy.ledger import PrivacyLedger
-from .privacy.units import USER
 from .run_paths import RunPaths, check_output_dir
 from .sampling.preview import Preview
 from .sampling.round_trip import check_round_trip
@@ -62,6 +61,7 @@ from .training.stages import DP_SGD, RELEASES, GeneratorStage, Stage, WarmUpStag
 from .training.summary import summarize
 from .training.training_state import StageState, TrainingState
 from .training.warm_up import start_warm_up, warm_up
+from .units import USER
 
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class DPCurriculumTrainer:
         with seeded(self.accelerator.device, args.seed):
             with network_errors():
                 self.grad_sample_mode, self.gradients_of = make_gradients_of(
-                    self.unet, self.loss, self.info, args, self.accelerator
+                    self.unet, self.loss, self.info.images_shape, args, self.accelerator
                 )
             self.preview.check(self.unet)
             rows = random_draws(self.loss, self.info.image_shape, 2, 2, self.accelerator.device).flatten()
@@ -287,8 +287,9 @@ class DPCurriculumTrainer:
             gradients = (
                 f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a {info.unit}\n"
             )
+        images_bytes = self.records.images.nbytes
         expected = estimate(
-            self.unet, self.loss, self.gradients_of, self.records, self.args, self.stages, self.precision
+            self.unet, self.loss, self.gradients_of, info, images_bytes, self.args, self.stages, self.precision
         )
         number = f"{info.num_units:,} {info.unit}s"
         if info.unit == USER:

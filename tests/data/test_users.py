@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_dp_curriculum import ImageDataset, load_image_dataset, to_image_dataset
-from diffusers_dp_curriculum.data.units import Units
+from diffusers_dp_curriculum.data.grouping import Units
 from helpers.image_data import GREY, load, make_dataset, read_list, refused, write_images
 
 
@@ -66,6 +66,8 @@ def test_columns_that_name_nobody_are_refused():
         to_image_dataset(make_dataset(), user_column="patient")
     with refused("The column 'patient' holds neither strings nor integers"):
         of_users(datasets.Sequence(STRING), [[name] for name in NAMES])
+    with refused("An ImageDataset has no columns: load it with `user_column`"):
+        to_image_dataset(to_image_dataset(make_dataset()), user_column="patient")
     for name in ("digits", None):
         with refused("no columns to choose from|both given or both missing"):
             load_image_dataset(dataset_name=name, user_column="patient")

@@ -26,7 +26,7 @@ from ..gradients.per_record_gradients import per_record_gradients
 from ..mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
-from ..privacy.units import RECORD
+from ..units import RECORD
 from .bounds import one_run_bound, trade_off_bound
 
 

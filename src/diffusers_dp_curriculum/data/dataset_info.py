@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..privacy.units import RECORD, USER
+from ..units import RECORD, USER
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class DatasetInfo:
     def image_shape(self) -> tuple[int, int, int]:
         """`tuple[int, int, int]`: Channels, height and width of an image."""
         return self.num_channels, self.resolution, self.resolution
+
+    @property
+    def images_shape(self) -> tuple[int, int, int, int]:
+        """`tuple[int, int, int, int]`: The number of units of privacy, then channels, height and width."""
+        return self.num_units, *self.image_shape
 
 
 def classes_in_words(class_names: Iterable[str]) -> str:

@@ -18,18 +18,18 @@ import PIL.Image
 import torch
 
 from ..errors import InputError
-from ..privacy.units import RECORD
+from ..units import RECORD
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
 from .dataset_info import DatasetInfo
 from .file_inventory import OTHER_FORMAT, FileInventory, is_document
 from .found_folders import check_no_files_are_lost
+from .grouping import Units
 from .idx import find_idx_files, has_idx_files, is_idx, read_idx_dataset
 from .image_decoding import decode_column, is_grey, to_tensor
 from .pixel_format import PixelFormat
 from .silence import no_messages
 from .sources import load_from_directory, load_from_hub, read_digits
-from .units import Units
 from .users import advice_on_users, describe_users, number_users, read_users
 
 
@@ -389,6 +389,11 @@ def to_image_dataset(
         if channels not in (None, dataset.num_channels):
             raise InputError(
                 f"The images were loaded with {dataset.num_channels} channels: load them with `channels` {channels}."
+            )
+        if user_column is not None:
+            raise InputError(
+                "An ImageDataset has no columns: load it with `user_column`, or set its `users` to the number of each "
+                "record's user."
             )
         if unconditional:
             unlabelled = _without_labels(dataset.images, dataset.provenance)

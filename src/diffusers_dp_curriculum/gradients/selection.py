@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 
 from ..config import DPCurriculumConfig
-from ..data.dataset_info import DatasetInfo
 from ..errors import InputError
 from ..memory import dp_sgd_memory, largest_share
 from .compilation import CompiledGradients
@@ -28,7 +27,7 @@ from .trials import random_draws
 def make_gradients_of(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
-    info: DatasetInfo,
+    images_shape: tuple[int, int, int, int],
     config: DPCurriculumConfig,
     accelerator: Accelerator,
 ) -> tuple[str, GradientsOf]:
@@ -40,7 +39,7 @@ def make_gradients_of(
     Args:
         unet (`torch.nn.Module`): The network, which is left as it was.
         loss (`DenoisingLoss`): The loss, which makes the noise draws.
-        info (`DatasetInfo`): The public description of the data set.
+        images_shape (`tuple[int, int, int, int]`): The number of units of privacy, then channels, height and width.
         config (`DPCurriculumConfig`): The hyper-parameters.
         accelerator (`Accelerator`): The accelerator of the run, with its device, precision and compiler.
 
@@ -53,10 +52,10 @@ def make_gradients_of(
     """
     precision = Precision.of(accelerator)
     device = accelerator.device
-    draws = partial(random_draws, loss, info.image_shape, device=device)
+    draws = partial(random_draws, loss, images_shape[1:], device=device)
     on_cpu, multiplicity, requested = device.type == "cpu", config.noise_multiplicity, config.grad_sample_mode
-    physical = min(config.max_physical_batch_size, largest_share(config, info.num_units))
-    rows = multiplicity * (1 if takes_loop(requested, multiplicity, info.resolution, device) else physical)
+    physical = min(config.max_physical_batch_size, largest_share(config, images_shape[0]))
+    rows = multiplicity * (1 if takes_loop(requested, multiplicity, images_shape[-1], device) else physical)
     # A GPU has different kernels for different sizes; on a CPU large sizes would take time and show nothing more.
     sizes = (min(physical, 3), min(multiplicity, 2)) if on_cpu else (physical, multiplicity)
     with dp_sgd_memory(config):
@@ -72,7 +71,7 @@ def make_gradients_of(
         raise InputError("On a CPU only float32 can be compiled: leave out `dynamo_backend` or `mixed_precision`.")
     if config.gradient_checkpointing:
         raise InputError("A compiled pass chooses by itself what to compute twice: leave out `gradient_checkpointing`.")
-    most = min(config.max_physical_batch_size, info.num_units)
+    most = min(config.max_physical_batch_size, images_shape[0])
     compiled = CompiledGradients(unet, most, precision, **dynamo.to_kwargs())
     with dp_sgd_memory(config):
         # The function is compiled for this number of draws per record, and fills up missing records.

@@ -17,13 +17,13 @@ from huggingface_hub.errors import (
 from ..errors import HubError, InputError
 from ..files import local_path
 from ..names import is_on_hub, no_such_run
+from ..units import RECORD
 from .accounting import LOOSE
 from .counted_runs import CountedRun, count_once
 from .journal import Released, read_released
 from .ledger import package_versions, public_assumptions
 from .publishability import check_epsilon, check_same_run, journal_in, leaves_out
 from .statement import PrivacyStatement, make_statement, scope_in_words, scope_of
-from .units import RECORD
 
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import InputError
+from ..units import RECORD
 from .accounting import Mechanism, check_accounting, compute_epsilon, merge_neighbours
 from .counted_runs import CountedRun, all_mechanisms
 from .execution import Execution
 from .journal import Journal, Released
 from .statement import PrivacyStatement, make_statement, scope_in_words
-from .units import RECORD
 
 
 PUBLIC_ASSUMPTIONS = (

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..units import RECORD, USER
 from .accounting import LooseEpsilonWarning, Mechanism, compute_epsilon
 from .counted_runs import CountedRun, all_mechanisms, branches
-from .units import ADJACENCY, RECORD
 
 
+ADJACENCY = {RECORD: "zero_out_one_record", USER: "zero_out_one_user"}
 OLDER_ADJACENCY = "add_or_remove_one_record"  # the name that older versions had for zeroing out one record
 BRANCHES = (
     "Copies of one run that were resumed separately are each counted in full, so what they share is counted twice."

@@ -15,7 +15,7 @@ from huggingface_hub import RepoCard
 from ..errors import InputError
 from ..privacy.accounting import round_up
 from ..privacy.statement import PrivacyStatement, scope_in_words
-from ..privacy.units import USER
+from ..units import USER
 
 
 STATEMENT = "statement"

@@ -10,7 +10,6 @@ import torch
 
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
-from ..data.image_dataset import ImageDataset
 from ..distributed import num_processes
 from ..gradients.losses import DenoisingLoss
 from ..gradients.per_record_gradients import GradientsOf
@@ -59,7 +58,8 @@ def estimate(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
     gradients_of: GradientsOf,
-    records: ImageDataset,
+    info: DatasetInfo,
+    images_bytes: int,
     config: DPCurriculumConfig,
     stages: Sequence[Stage],
     precision: Precision = FULL_PRECISION,
@@ -74,7 +74,8 @@ def estimate(
         unet (`torch.nn.Module`): The network.
         loss (`DenoisingLoss`): Makes noise draws from images.
         gradients_of (`Callable`): Computes the per-record gradients of noise draws.
-        records (`ImageDataset`): The records, of which the shape alone is used.
+        info (`DatasetInfo`): The public description of the data set.
+        images_bytes (`int`): Memory of the records' images.
         config (`DPCurriculumConfig`): The hyper-parameters.
         stages (`Sequence[Stage]`): The stages before DP-SGD.
         precision (`Precision`, *optional*): Autocast type and loss scale of the warm-up stages.
@@ -85,7 +86,7 @@ def estimate(
     Raises:
         InputError: If there is not enough memory.
     """
-    device, info = next(unet.parameters()).device, records.info
+    device = next(unet.parameters()).device
     network = [*unet.parameters(), *unet.buffers()]
     # Reserve the memory of one more network: memory fragments differently in each process, so a run that only just fits
     # here might not fit later.
@@ -109,7 +110,7 @@ def estimate(
         seconds,
         step_bytes,
         sum(tensor.nbytes for tensor in network),
-        records.images.nbytes,
+        images_bytes,
         device.type == "cuda",
     )
 

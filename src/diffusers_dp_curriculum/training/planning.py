@@ -11,7 +11,7 @@ from ..data.dataset_info import DatasetInfo
 from ..errors import InputError
 from ..mechanisms.dp_sgd import dp_sgd_mechanism
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
-from ..privacy.units import RECORD
+from ..units import RECORD
 from .frequency_choice import FrequencyChoice, choose_frequency_features
 from .stages import Stage, WarmUpStage, warm_up_stages
 

@@ -13,8 +13,8 @@ from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
 from ..privacy.ledger import PrivacyLedger
 from ..privacy.publishability import journal_in
-from ..privacy.units import RECORD
 from ..run_paths import RunPaths, check_output_dir
+from ..units import RECORD
 from .checkpointing import Checkpoint, Checkpoints
 
 

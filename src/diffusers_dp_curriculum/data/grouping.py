@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 
 from ..errors import InputError
-from ..privacy.units import RECORD, USER
+from ..units import RECORD, USER
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # without `repr`, so that printing it does not print who has which record
