@@ -19,7 +19,7 @@ from diffusers_dp_curriculum.mechanisms.releases import ReleasedImages
 from diffusers_dp_curriculum.trainer import DPCurriculumTrainer
 from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
-from helpers import tiny_records, tiny_scheduler, tiny_unet
+from helpers import tiny_records, tiny_scheduler, tiny_unet, uneven_users
 from helpers.dp_sgd_steps import make_dp_sgd, parameters, take_step
 from helpers.runs import make_config
 
@@ -65,12 +65,17 @@ def released_sum(mechanism):
         step(),
     )
     mechanism.step()
-    return torch.cat(gradients) * mechanism.mechanism.sample_rate * len(mechanism.records)
+    return torch.cat(gradients) * mechanism.mechanism.sample_rate * len(mechanism.records.units)
 
 
 def summed_clipped_gradient():
     insecure = MechanismRandomness(insecure_noise_seed=5)
     return released_sum(make_dp_sgd(noise_multiplier=1e-9, batch_size=30, randomness=insecure))
+
+
+def summed_clipped_gradient_of_users():
+    insecure = MechanismRandomness(insecure_noise_seed=5)
+    return released_sum(make_dp_sgd(noise_multiplier=1e-9, batch_size=9, records=uneven_users(), randomness=insecure))
 
 
 def sum_before_the_noise():
@@ -143,6 +148,7 @@ def main(directory):
     of_this_process = {
         "run": run_of_five_steps(directory),
         "gradient": summed_clipped_gradient(),
+        "gradient_of_users": summed_clipped_gradient_of_users(),
         "noise": noise_of_empty_batches(secure_rng=False),
         "secure_noise": noise_of_empty_batches(secure_rng=True),
         "warm_up": gradient_of_warm_up(),

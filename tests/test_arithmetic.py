@@ -162,7 +162,7 @@ def test_frequency_features_are_what_they_are_without(setting):
 
 def private_step(setting):
     mechanism = make_dp_sgd(noise_multiplier=1e-9, batch_size=60)
-    mechanism.loss.draw = fixed_draws
+    mechanism.loss.draw_each = fixed_draws
     before = parameters(mechanism.model)
     with setting():
         mechanism.step()

@@ -31,10 +31,14 @@ class Variant:
 NOISE_OF_CENTRAL = (
     "return sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)"
 )
+SAMPLE_OF_CENTRAL = (
+    "return (torch.rand(len(records.units), generator=generator, dtype=torch.float64) < sample_rate).nonzero()[:, 0]"
+)
 NOISE_OF_FREQUENCY = (
     "released = sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)"
 )
 FREQUENCY = "mechanisms/test_frequency_features.py"
+USERS = "mechanisms/test_user_level.py"
 NOISE_OF_DP_SGD = "self.normal(p.summed_grad.shape, self.generator)"
 BEFORE_NOISE = """\
         for p in self.params:
@@ -95,8 +99,8 @@ VARIANTS = [
     Variant(
         "central images of a sample of fixed size",
         "mechanisms/central_images.py",
-        "included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate",
-        "included = torch.randperm(len(records), generator=generator) < round(sample_rate * len(records))",
+        SAMPLE_OF_CENTRAL,
+        "return torch.randperm(len(records), generator=generator)[: round(sample_rate * len(records))]",
         "mechanisms/test_central_images.py::test_poisson_sampling_includes_each_record_independently",
     ),
     Variant(
@@ -117,7 +121,7 @@ VARIANTS = [
         "central images released before the ledger has the entry",
         "mechanisms/central_images.py",
         "            with execution.step():",
-        "            list(_poisson_sample(records, 1.0, None))\n            with execution.step():",
+        "            _poisson_sample(records, 1.0, None)\n            with execution.step():",
         "mechanisms/test_central_images.py::test_the_ledger_entry_comes_before_the_release",
     ),
     Variant(
@@ -179,9 +183,9 @@ VARIANTS = [
     ),
     Variant(
         "frequency features of a record in two pieces",
-        "mechanisms/frequency_features.py",
-        "for index in torch.arange(len(records)).split(at_once):",
-        "for index in torch.arange(len(records)).unfold(0, min(at_once, len(records)), max(at_once - 1, 1)):",
+        "mechanisms/class_sums.py",
+        "torch.arange(len(index)).split(max(values_at_once // max(width, _pixels(records)), 1))",
+        "torch.arange(len(index)).unfold(0, min(7, len(index)), 6)",
         f"{FREQUENCY}::test_a_record_adds_the_same_whatever_the_others_are_and_in_whichever_piece",
     ),
     Variant(
@@ -548,9 +552,9 @@ VARIANTS = [
     ),
     Variant(
         "central images summed in bfloat16",
-        "mechanisms/central_images.py",
-        "sums += one_hot.T @ images.flatten(1)",
-        "sums += (one_hot.T.bfloat16() @ images.flatten(1).bfloat16()).double()",
+        "mechanisms/class_sums.py",
+        "sums += one_hot @ _mean(vectors, sizes, quantum)",
+        "sums += (one_hot.bfloat16() @ _mean(vectors, sizes, quantum).bfloat16()).double()",
         "test_arithmetic.py::test_one_record_among_many_moves_the_sums_by_at_most_the_sensitivity",
     ),
     Variant(
@@ -619,7 +623,7 @@ VARIANTS = [
     Variant(
         "an epsilon for another adjacency taken for one for zero-out",
         "privacy/statement.py",
-        "    if statement.adjacency not in ADJACENCIES:",
+        "    if statement.adjacency not in known:",
         "    if statement.adjacency is None:",
         "privacy/test_statement.py::test_an_adjacency_that_means_something_else_is_refused",
     ),
@@ -671,6 +675,80 @@ VARIANTS = [
         "            self.lr_scheduler.step()\n",
         "            pass\n",
         "training/test_optimization.py::test_a_run_steps_its_schedule",
+    ),
+    Variant(
+        "central images of records in the place of users",
+        "mechanisms/central_images.py",
+        SAMPLE_OF_CENTRAL,
+        "sampled = (torch.rand(len(records), generator=generator) < sample_rate).nonzero()[:, 0]\n"
+        "    return sampled if records.users is None else records.users[sampled].unique()",
+        f"{USERS}::test_a_query_samples_users_with_all_their_records",
+    ),
+    Variant(
+        "DP-SGD on the users of a sample of records",
+        "mechanisms/dp_sgd.py",
+        TAKE_BATCH,
+        "next(self.batches)\n"
+        "        sampled = torch.rand(len(self.records)) < self.mechanism.sample_rate\n"
+        "        batch = sampled.nonzero()[:, 0]\n"
+        "        batch = batch if self.records.users is None else self.records.users[batch].unique()",
+        f"{USERS}::test_a_step_takes_the_users_of_the_sample",
+    ),
+    Variant(
+        "each record of a user clipped instead of their mean",
+        "mechanisms/dp_sgd.py",
+        GRADIENTS,
+        CLIP_EACH_DRAW,
+        f"{USERS}::test_a_user_is_the_mean_over_draws_of_its_records_clipped_once",
+    ),
+    Variant(
+        "the sum over a user's records in the place of their mean",
+        "mechanisms/class_sums.py",
+        '.div(sizes, rounding_mode="trunc")',
+        "",
+        f"{USERS}::test_all_records_of_a_user_move_the_sums_by_at_most_the_sensitivity",
+    ),
+    Variant(
+        "the mean over a user's records of each class alone",
+        "mechanisms/class_sums.py",
+        "sums += one_hot @ _mean(vectors, sizes, quantum)",
+        "sums += one_hot @ _mean(vectors, numbers, quantum)",
+        f"{USERS}::test_all_records_of_a_user_move_the_sums_by_at_most_the_sensitivity",
+    ),
+    Variant(
+        "a user in two physical batches",
+        "mechanisms/dp_sgd.py",
+        "pieces = share.split(self.max_physical_batch_size)",
+        "pieces = share.repeat(2).split(len(share) or 1)",
+        f"{USERS}::test_a_user_is_the_mean_over_draws_of_its_records_clipped_once",
+    ),
+    Variant(
+        "a user in the shares of two processes",
+        "mechanisms/dp_sgd.py",
+        "share = batch[process_index() :: num_processes()]",
+        "share = batch if self.records.users is not None else batch[process_index() :: num_processes()]",
+        "test_distributed.py::test_a_step_is_the_same_whatever_the_number_of_processes",
+    ),
+    Variant(
+        "epsilon computed with the number of records in the place of users",
+        "data/image_dataset.py",
+        "num_users=len(self.units)",
+        "num_users=len(self)",
+        "test_trainer_with_users.py::test_plan_and_statement_count_users",
+    ),
+    Variant(
+        "a mechanism that bounds records in a ledger of users",
+        "privacy/ledger.py",
+        "        if unit != self.unit:",
+        "        if False:",
+        f"{USERS}::test_a_ledger_of_another_unit_is_refused_before_anything_is_recorded",
+    ),
+    Variant(
+        "runs about records added to a run about users",
+        "privacy/composition.py",
+        "        if found.statement.unit != unit:",
+        "        if False:",
+        "privacy/test_units.py::test_runs_with_different_units_are_not_added_up",
     ),
 ]
 

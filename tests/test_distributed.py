@@ -49,7 +49,7 @@ def test_a_step_is_the_same_whatever_the_number_of_processes(facts, count):
     """Sampling, noise and draws follow from a seed here."""
     alone, together = facts(1)[0][0], facts(count)[0]
     assert len(together) == count
-    for name in ("gradient", "empty_shares", "warm_up"):
+    for name in ("gradient", "gradient_of_users", "empty_shares", "warm_up"):
         for of_process in together:
             assert (of_process[name] - alone[name]).norm() < 1e-5 * alone[name].norm().clamp(min=1)
             assert torch.equal(of_process[name], together[0][name])

@@ -116,7 +116,9 @@ class DPCurriculumConfig:
     )
 
     target_epsilon: float = _budget(
-        10.0, "Epsilon of the whole run and of prior_runs together, for zeroing out one record.", limits=above(0)
+        10.0,
+        "Epsilon of the whole run and of prior_runs together, for zeroing out one record or user.",
+        limits=above(0),
     )
     target_delta: float = _budget(1e-5, "Delta of the whole run and of prior_runs together.", limits=DELTA)
     accountant: str = _budget("prv", "Opacus' accountant that computes epsilon; prv is tighter.", limits=ACCOUNTANT)
@@ -151,7 +153,7 @@ class DPCurriculumConfig:
         5.0, "Noise standard deviation over sensitivity, per query (paper: 5).", limits=above(0)
     )
     central_sample_rate: float = _central(
-        0.1, "Probability of each record, per query (paper: 6,000/60,000).", limits=SAMPLE_RATE
+        0.1, "Probability of each record or user, per query (paper: 6,000/60,000).", limits=SAMPLE_RATE
     )
     central_pool_factor: int = _central(
         1, "Area-pool images by this factor before a query (paper: 2).", limits=at_least(1)
@@ -173,7 +175,7 @@ class DPCurriculumConfig:
     frequency_features: int | str = _frequency(
         AUTO,
         "Number of random Fourier features of one query of all records; 0 leaves the stage out (the curriculum of the "
-        "paper). auto chooses by the number of records and classes and by the budget, see docs/concepts.md.",
+        "paper). auto chooses by the number of records (or users) and classes and by the budget, see docs/concepts.md.",
         limits=auto_or(FREQUENCY_FEATURES_OR_NONE),
     )
     frequency_noise_multiplier: float | str = _frequency(
@@ -195,7 +197,9 @@ class DPCurriculumConfig:
     frequency_learning_rate: float = _frequency(1e-3, "Learning rate of Adam in the warm-up.", limits=above(0))
 
     train_batch_size: int = _dp_sgd(
-        256, "Expected number of records per step over all processes, sample rate x N; at most N.", limits=at_least(1)
+        256,
+        "Expected number of records or users per step over all processes, sample rate x N; at most N.",
+        limits=at_least(1),
     )
     max_train_steps: int = _dp_sgd(
         200,
@@ -203,9 +207,11 @@ class DPCurriculumConfig:
         limits=at_least(0),
     )
     noise_multiplicity: int = _dp_sgd(
-        8, "K: noise draws per record and step, averaged before clipping (paper: 32).", limits=at_least(1)
+        8, "K: noise draws per record or user and step, averaged before clipping (paper: 32).", limits=at_least(1)
     )
-    max_grad_norm: float = _dp_sgd(1.0, "C: L2 norm to which the gradient of each record is clipped.", limits=above(0))
+    max_grad_norm: float = _dp_sgd(
+        1.0, "C: L2 norm to which the gradient of each record or user is clipped.", limits=above(0)
+    )
     learning_rate: float = _dp_sgd(1e-3, "Peak learning rate of Adam in DP-SGD (paper: 3e-4).", limits=above(0))
     adam_beta1: float = _dp_sgd(0.9, "First-moment decay of Adam.", limits=PROBABILITY_BELOW_ONE)
     adam_beta2: float = _dp_sgd(0.999, "Second-moment decay of Adam.", limits=PROBABILITY_BELOW_ONE)

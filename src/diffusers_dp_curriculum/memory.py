@@ -100,13 +100,13 @@ def _is_out_of_memory(error: Exception) -> bool:
     return any(words in str(error) for words in ("bad_alloc", "could not create a", "ALLOC_FAILED"))
 
 
-def largest_share(config: DPCurriculumConfig, num_records: int) -> int:
-    """The largest number of records of a DP-SGD batch that one process has to handle.
+def largest_share(config: DPCurriculumConfig, num_units: int) -> int:
+    """The largest number of records, or users, of a DP-SGD batch that one process has to handle.
 
     Batch sizes are random: in one run of a thousand, some batch is larger.
     """
-    rate = config.train_batch_size / num_records
-    return math.ceil(binom.isf(1e-3 / max(config.max_train_steps, 1), num_records, min(rate, 1)) / num_processes())
+    rate = config.train_batch_size / num_units
+    return math.ceil(binom.isf(1e-3 / max(config.max_train_steps, 1), num_units, min(rate, 1)) / num_processes())
 
 
 def warm_up_memory(batch_size: int, option: str) -> AbstractContextManager[None]:

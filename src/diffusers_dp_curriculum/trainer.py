@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
-from .data.image_dataset import ImageDataset, to_image_dataset
+from .data.image_dataset import ImageDataset, to_image_dataset, unit_of
 from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
 from .errors import InputError, StorageError, TrainingError, confidential_errors
 from .files import check_outside, check_room, storage_errors
@@ -130,7 +130,7 @@ class DPCurriculumTrainer:
         self.paths = RunPaths(Path(args.output_dir))
         self.accelerator = make_accelerator(args)
         run_on_main_process(lambda: check_output_dir(self.paths.output_dir, args.resume_from_checkpoint))
-        self.prior_runs = run_on_main_process(lambda: find_prior_runs(args))
+        self.prior_runs = run_on_main_process(lambda: find_prior_runs(args, unit_of(train_dataset)))
         self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
         self.info = self.records.info
         if self.records.directory is not None:
@@ -279,8 +279,13 @@ class DPCurriculumTrainer:
         info = self.info
         gradients = ""
         if self.plan.dp_sgd is not None:
-            gradients = f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a record\n"
-        expected = estimate(self.unet, self.loss, self.gradients_of, info, self.args, self.stages, self.precision)
+            gradients = (
+                f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a {info.unit}\n"
+            )
+        images_bytes = self.records.images.nbytes
+        expected = estimate(
+            self.unet, self.loss, self.gradients_of, info, images_bytes, self.args, self.stages, self.precision
+        )
         return (
             f"{describe_records(info, self.records.provenance)}\n"
             f"{self.plan}\n"
@@ -317,7 +322,7 @@ class DPCurriculumTrainer:
 
     def _save_pipeline(self) -> None:
         self.ledger.mark_visible("pipeline")
-        privacy = self.ledger.statement(self.info.num_records)
+        privacy = self.ledger.statement(self.info.num_units)
         privacy = replace(privacy, remarks=(*privacy.remarks, *self.sensitive_curves.remarks()))
         pipeline = self.preview.pipeline(self.unet)
         pictures = {name: images.to_grid() for name, images in self.released_images.items()}
@@ -374,7 +379,7 @@ class DPCurriculumTrainer:
         """Create the journal of a new run, or open that of the run to resume; only the main process writes it."""
 
         def open_run() -> Checkpoint | None:
-            self._ledger, checkpoint = open_ledger(self.args, self.checkpoints, self.prior_runs)
+            self._ledger, checkpoint = open_ledger(self.args, self.checkpoints, self.prior_runs, self.info.unit)
             return checkpoint
 
         self.checkpoint = run_on_main_process(open_run)

@@ -8,19 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_dp_curriculum.auditing import audit as audit_module
 from diffusers_dp_curriculum.auditing.audit import audit_dp_sgd
 from diffusers_dp_curriculum.commands import audit as audit_command
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.privacy.accounting import Mechanism, calibrate_noise_multiplier
-from helpers import smallest_unet, tiny_records, tiny_scheduler
+from helpers import smallest_unet, tiny_records, tiny_scheduler, uneven_users
 
 
 CLAIM = 4.0
 STEPS = 12
 
 
-def small_audit(steps=STEPS, **options):
+def small_audit(steps=STEPS, records=None, **options):
     planned = Mechanism("dp_sgd", 1.0, 0.5, steps, 1.0)
     settings = {
         "noise_multiplier": calibrate_noise_multiplier(CLAIM, 1e-5, planned),
@@ -30,9 +31,8 @@ def small_audit(steps=STEPS, **options):
         "image_canaries": 100,
         "max_physical_batch_size": 256,
     }
-    return audit_dp_sgd(
-        smallest_unet(), DenoisingLoss(tiny_scheduler(), null_label=3), tiny_records(), **settings | options
-    )
+    loss = DenoisingLoss(tiny_scheduler(), null_label=3)
+    return audit_dp_sgd(smallest_unet(), loss, records or tiny_records(), **settings | options)
 
 
 def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_something():
@@ -46,6 +46,19 @@ def test_the_mechanism_as_it_is_stays_under_its_claim_and_is_seen_to_release_som
     assert not audit.refuted
     assert "not refuted" in str(audit)
     assert json.loads(json.dumps(audit.to_dict()))["refuted"] is False
+
+
+def test_canaries_are_users_where_users_are_protected():
+    """With hardly any noise the attack finds all of them, and each image canary has several images."""
+    records = uneven_users(60, users=30)
+    audit = small_audit(records=records, actual_noise=0.0, steps=2 * STEPS)
+    assert audit.unit == audit.to_dict()["unit"] == "user"
+    assert audit.mechanism.sample_rate == pytest.approx(0.5, abs=1e-3)
+    assert audit.refuted
+    assert "for one user: REFUTED" in str(audit)
+    canaries = audit_module._Canaries(records, image_canaries=100, gradient_canaries=200)
+    assert canaries.records.units.sizes[30:].tolist() == [3] * 100 + [1] * 200
+    assert (len(canaries.present), len(canaries.image_present), len(canaries.gradient_present)) == (330, 100, 200)
 
 
 def test_a_mechanism_without_noise_is_found_out():

@@ -1,6 +1,7 @@
 """Small networks, data sets and directories of runs for the tests."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,6 +71,17 @@ def random_records(count=40, channels=1, size=8, classes=3):
     """Records whose classes are random, too."""
     images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
     return ImageDataset(images, torch.randint(0, classes, (count,)), [str(c) for c in range(classes)])
+
+
+def with_users(records, users):
+    """The same records, each of the user with that number."""
+    return replace(records, users=torch.as_tensor(users))
+
+
+def uneven_users(count=60, users=12):
+    """Users with one to many records."""
+    others = torch.arange(count - users) ** 2 % users
+    return with_users(tiny_records(count), torch.cat([torch.arange(users), others]))
 
 
 def without_first(records):

@@ -23,14 +23,14 @@ def make_dp_sgd(
     torch.manual_seed(0)
     records = records or tiny_records()
     unet = tiny_unet()
-    mechanism = dp_sgd_mechanism(noise_multiplier, batch_size, len(records), steps, max_grad_norm)
+    mechanism = dp_sgd_mechanism(noise_multiplier, batch_size, len(records.units), steps, max_grad_norm)
     return DPSGD(
         unet,
         torch.optim.SGD(unet.parameters(), lr=1.0),
         DenoisingLoss(tiny_scheduler(), null_label=3),
         records,
         mechanism,
-        ledger or PrivacyLedger(1e-5),
+        ledger or PrivacyLedger(1e-5, unit=records.units.name),
         noise_multiplicity=2,
         max_physical_batch_size=physical,
         gradients_of=lambda draws: per_record_gradients(unet, draws, mode),
@@ -49,7 +49,6 @@ def take_step(mechanism):
     return (before - parameters(mechanism.model)) * mechanism.optimizer.expected_batch_size
 
 
-def fixed_draws(images, labels, noise_multiplicity):
+def fixed_draws(images, labels):
     """The same draws for every record, wherever it is in the batch."""
-    images = images[:, None].expand(-1, 2, -1, -1, -1)
-    return NoiseDraws(images, torch.full(images.shape[:2], 300), labels[:, None].expand(-1, 2), images * 0)
+    return NoiseDraws(images, torch.full(images.shape[:2], 300), labels, images * 0)

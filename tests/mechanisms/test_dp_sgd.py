@@ -23,13 +23,13 @@ def test_step_is_mean_over_draws_then_clip_then_sum(monkeypatch, mode):
     mechanism = make_dp_sgd(noise_multiplier=1e-6, batch_size=60, mode=mode)
     unet = copy.deepcopy(mechanism.model)
     pieces = []
-    draw = mechanism.loss.draw
+    draw = mechanism.loss.draw_each
 
     def remember(*inputs):
         pieces.append(draw(*inputs))
         return pieces[-1]
 
-    monkeypatch.setattr(mechanism.loss, "draw", remember)
+    monkeypatch.setattr(mechanism.loss, "draw_each", remember)
     released = take_step(mechanism)
     assert [len(piece.noisy) for piece in pieces] == [7] * 8 + [4]
     gradients = [naive_gradients(unet, piece) for piece in pieces]
@@ -42,7 +42,7 @@ def test_physical_batch_size_changes_no_result():
     steps = []
     for physical in (3, 1000):
         mechanism = make_dp_sgd(noise_multiplier=1e-6, batch_size=60, physical=physical)
-        mechanism.loss.draw = fixed_draws
+        mechanism.loss.draw_each = fixed_draws
         steps.append(take_step(mechanism))
     assert (steps[0] - steps[1]).norm() / steps[1].norm() < 1e-4
 
@@ -117,7 +117,7 @@ def test_sum_is_divided_by_the_expected_batch_size_not_the_true_one():
     for batch in ([5], [5, 5, 5, 5]):  # four times the same record: four times the step
         mechanism = make_dp_sgd(noise_multiplier=1e-6, batch_size=20)
         mechanism.batches = iter([batch])
-        mechanism.loss.draw = fixed_draws
+        mechanism.loss.draw_each = fixed_draws
         before = parameters(mechanism.model)
         mechanism.step()
         moved.append(before - parameters(mechanism.model))
@@ -153,7 +153,7 @@ def test_a_record_that_is_not_finite_contributes_nothing(pixels):
     mechanism = make_dp_sgd()
     target = torch.ones(5, 2, 1, 8, 8)
     target[0] = {"huge": 1e18, "nan": float("nan"), "inf": float("inf")}[pixels]
-    mechanism.loss.draw = lambda *inputs: replace(fixed_draws(*inputs), target=target)
+    mechanism.loss.draw_each = lambda *inputs: replace(fixed_draws(*inputs), target=target)
     mechanism._set_grad_samples(torch.arange(5))
     gradients = torch.cat([p.grad_sample.flatten(1) for p in mechanism.model.parameters()], dim=1)
     assert gradients.isfinite().all()
@@ -165,14 +165,14 @@ def test_a_record_that_is_not_finite_contributes_nothing(pixels):
 def test_a_huge_record_is_clipped_to_the_norm():
     mechanism = make_dp_sgd(noise_multiplier=1e-9, max_grad_norm=0.05)
     mechanism.batches = iter([[0]])
-    mechanism.loss.draw = lambda *inputs: replace(fixed_draws(*inputs), target=torch.full((1, 2, 1, 8, 8), 1e15))
+    mechanism.loss.draw_each = lambda *inputs: replace(fixed_draws(*inputs), target=torch.full((1, 2, 1, 8, 8), 1e15))
     assert take_step(mechanism).norm() == pytest.approx(0.05, rel=1e-2)
 
 
 def test_a_step_that_raised_leaves_nothing_behind(monkeypatch):
     """The next step must not release the sums of the failed step a second time."""
     mechanism = make_dp_sgd(noise_multiplier=1e-6, batch_size=60)
-    mechanism.loss.draw = fixed_draws
+    mechanism.loss.draw_each = fixed_draws
     original, calls = mechanism._set_grad_samples, []
 
     def fails_once(piece):
@@ -185,7 +185,7 @@ def test_a_step_that_raised_leaves_nothing_behind(monkeypatch):
         mechanism.step()
     released = take_step(mechanism)
     clean = make_dp_sgd(noise_multiplier=1e-6, batch_size=60)
-    clean.loss.draw = fixed_draws
+    clean.loss.draw_each = fixed_draws
     assert (released - take_step(clean)).norm() / released.norm() < 1e-3
 
 

@@ -105,7 +105,7 @@ def test_a_statement_is_written_as_it_was_read(tmp_path):
     statement = PrivacyStatement.read(path / "privacy.json")
     assert statement.to_json() == text == json.dumps(json.loads(text), indent=2) + "\n"
     assert list(json.loads(text)) == [
-        *("epsilon", "delta", "accountant", "adjacency", "scope", "dataset_size", "private", "remarks", "runs"),
+        *("epsilon", "delta", "accountant", "unit", "adjacency", "scope", "dataset_size", "private", "remarks", "runs"),
         *("mechanisms", "public_assumptions", "versions"),
     ]
     with pytest.raises(FrozenInstanceError):

@@ -26,12 +26,14 @@ from ..gradients.per_record_gradients import per_record_gradients
 from ..mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
+from ..units import RECORD
 from .bounds import one_run_bound, trade_off_bound
 
 
 GUESSED = 0.25  # share of canaries with a guess: those with the clearest traces, half present and half absent
 CANARY_NORM = 100.0  # norm of a canary's gradient over the clipping norm: without clipping it would be obvious
-LOSS_DRAWS = 64  # noise draws over which a black-box score is averaged
+LOSS_DRAWS = 64  # noise draws for each image over which a black-box score is averaged
+RECORDS_OF_CANARY = 3  # of an image canary that is a user
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Audit:
         bounds (`tuple[AuditBound, ...]`): One bound per attack, the white-box attack first.
         scores (`dict[str, torch.Tensor]`): For each attack the scores of the canaries; a large score means present.
         present (`dict[str, torch.Tensor]`): For each attack a boolean per canary: whether it was present.
+        unit (`str`, *optional*, defaults to `"record"`): The unit of privacy, `"record"` or `"user"`: what a canary is.
     """
 
     claimed_epsilon: float
@@ -76,6 +79,7 @@ class Audit:
     bounds: tuple[AuditBound, ...]
     scores: dict[str, torch.Tensor]
     present: dict[str, torch.Tensor]
+    unit: str = RECORD
 
     @property
     def refuted(self) -> bool:
@@ -88,6 +92,7 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Everything except scores and presence, as values that JSON can hold."""
         return {
+            "unit": self.unit,
             "claimed_epsilon": self.claimed_epsilon,
             "delta": self.delta,
             "confidence": self.confidence,
@@ -105,8 +110,8 @@ class Audit:
         ]
         verdict = "REFUTED: the white-box attack proves more" if self.refuted else "not refuted"
         lines += [
-            f"  claim       epsilon <= {self.claimed_epsilon:.2f} at delta {self.delta:g}: {verdict} "
-            f"(confidence {self.confidence:.0%})"
+            f"  claim       epsilon <= {self.claimed_epsilon:.2f} at delta {self.delta:g} for one {self.unit}: "
+            f"{verdict} (confidence {self.confidence:.0%})"
         ]
         return "\n".join(lines)
 
@@ -135,7 +140,8 @@ def audit_dp_sgd(
     There are two kinds of canaries. A *gradient canary* has a chosen gradient, far above the clipping norm and in a
     direction that no other record has: the worst case that the claim has to cover. Its score is the likelihood ratio of
     everything that was released (white-box). An *image canary* is an image of noise. Its score is the denoising loss of
-    the trained network on the image (black-box), which anyone who has the model can compute.
+    the trained network on the image (black-box), which anyone who has the model can compute. If `records` has users, a
+    canary is a user, and an image canary has several images.
 
     Args:
         unet (`torch.nn.Module`):
@@ -173,9 +179,9 @@ def audit_dp_sgd(
     CONFIDENCE.check("confidence", confidence)
     at_least(0).check("actual_noise", actual_noise)
     canaries = _Canaries(records, image_canaries, gradient_canaries)
-    expected_batch_size = round(sample_rate * len(canaries.records))
-    mechanism = dp_sgd_mechanism(noise_multiplier, expected_batch_size, len(canaries.records), steps, max_grad_norm)
-    ledger = PrivacyLedger(delta)
+    number = len(canaries.records.units)
+    mechanism = dp_sgd_mechanism(noise_multiplier, round(sample_rate * number), number, steps, max_grad_norm)
+    ledger = PrivacyLedger(delta, unit=records.units.name)
     unet = copy.deepcopy(unet)
     unet.register_parameter(
         "canaries", torch.nn.Parameter(torch.zeros(gradient_canaries, device=next(unet.parameters()).device))
@@ -211,7 +217,7 @@ def audit_dp_sgd(
     scores = {"white-box": white_box, "black-box": black_box}
     present = {"white-box": canaries.gradient_present, "black-box": canaries.image_present}
     bounds = tuple(bound(name, scores[name], present[name], mechanism, delta, confidence) for name in scores)
-    return Audit(ledger.epsilon(), delta, confidence, mechanism, bounds, scores, present)
+    return Audit(ledger.epsilon(), delta, confidence, mechanism, bounds, scores, present, records.units.name)
 
 
 def bound(
@@ -242,20 +248,29 @@ def bound(
 class _Canaries:
     """A data set of the records, then the image canaries, then one placeholder per gradient canary.
 
-    An absent canary keeps its index but has a gradient of zero, which is the zero-out adjacency of the claim.
+    An absent canary keeps its number but has a gradient of zero, which is the zero-out adjacency of the claim. All
+    numbers are those of units of privacy.
     """
 
     def __init__(self, records: ImageDataset, image_canaries: int, gradient_canaries: int):
-        count, shape = image_canaries + gradient_canaries, records.images.shape[1:]
+        number = len(records.units)
+        each = 1 if records.users is None else RECORDS_OF_CANARY
+        count, shape = each * image_canaries + gradient_canaries, records.images.shape[1:]
         generator = torch.Generator().manual_seed(secrets.randbits(32))
         images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, records.info.num_labels, (count,), generator=generator)
-        self.first_image = len(records)
-        self.first_gradient = len(records) + image_canaries
+        self.first_image = number
+        self.first_gradient = number + image_canaries
+        users = None
+        if records.users is not None:
+            of_images = torch.arange(self.first_image, self.first_gradient).repeat_interleave(each)
+            of_gradients = torch.arange(self.first_gradient, self.first_gradient + gradient_canaries)
+            users = torch.cat([records.users, of_images, of_gradients])
         self.records = ImageDataset(
-            torch.cat([records.images, images]), torch.cat([records.labels, labels]), records.class_names
+            torch.cat([records.images, images]), torch.cat([records.labels, labels]), records.class_names, users=users
         )
-        self.present = torch.cat([torch.ones(len(records)), torch.rand(count, generator=generator).round()]).bool()
+        coins = torch.rand(image_canaries + gradient_canaries, generator=generator).round()
+        self.present = torch.cat([torch.ones(number), coins]).bool()
 
     @property
     def image_present(self) -> torch.Tensor:
@@ -290,12 +305,13 @@ class _AuditedDPSGD(DPSGD):
 
 @torch.no_grad()
 def _losses(unet: torch.nn.Module, loss: DenoisingLoss, records: ImageDataset, first: int, last: int) -> torch.Tensor:
-    """The denoising loss of the records `first` to `last - 1`, averaged over many noise draws."""
+    """The denoising loss of the units `first` to `last - 1`, averaged over their records and many noise draws."""
     unet.eval()
     device = next(unet.parameters()).device
     losses = []
     for number in range(first, last):
-        draws = loss.draw(*records.batch(slice(number, number + 1), device), LOSS_DRAWS)
+        index, _ = records.units.records_of(torch.tensor([number]))
+        draws = loss.draw(*records.batch(index, device), LOSS_DRAWS)
         losses.append(denoising_error(unet, draws.flatten()).cpu())
     return torch.stack(losses)
 

@@ -43,7 +43,7 @@ def describe(privacy_json: Path | None) -> str:
     except DPCurriculumError as error:
         return f"**Not for sharing.** {error}"
     return (
-        f"**{budget(privacy)}-differentially private** with respect to zeroing out one record of the "
+        f"**{budget(privacy)}-differentially private** with respect to zeroing out one {privacy.unit} of the "
         f"{privacy.dataset_size}. {privacy.scope} Looking at samples, however many, does not change that.\n\n"
         f"{mechanism_table(privacy)}"
     )

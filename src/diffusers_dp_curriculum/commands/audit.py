@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         action=in_range(SAMPLE_RATE),
         default=0.5,
-        help="probability of each record, per step",
+        help="probability of each record or user, per step",
     )
     parser.add_argument("--max_train_steps", type=int, action=in_range(at_least(1)), default=40, help="DP-SGD steps")
     parser.add_argument(
@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         action=in_range(at_least(1)),
         default=1,
-        help="noise draws per record and step",
+        help="noise draws per record or user, and step",
     )
     parser.add_argument(
         "--gradient_canaries",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..checks import IMAGE_CHANNELS, RESOLUTION, check_background, check_one_source, check_pixel_range
+from ..checks import IMAGE_CHANNELS, RESOLUTION, at_least, check_background, check_one_source, check_pixel_range
 from ..data.class_names import checked_class_names
 from ..options import check_options, declared_options, options_of_group
 
@@ -36,6 +36,14 @@ class DataArguments:
     background: str | None = _data(None, "Colour to put behind transparent pixels, as a name or #rrggbb.")
     image_column: str | None = _data(None, "Column with the images, if there are several.")
     label_column: str | None = _data(None, "Column with the labels, if there are several.")
+    user_column: str | None = _data(
+        None, "Column that says whose image it is: all images of one person are then protected together."
+    )
+    user_directory_level: int | None = _data(
+        None,
+        "Level of the directories that say whose image it is: 1 for those in --train_data_dir, 2 for those in them.",
+        limits=at_least(1),
+    )
     class_names: list[str] | None = _data(
         None, "The list of classes, in order, independent of the records; it is published."
     )

@@ -79,6 +79,7 @@ def judge(found: "FoundStatement") -> int:
     print(f"  stated epsilon       {found.stated_epsilon}")
     for remark in statement.remarks:
         print(f"  remark               {remark}")
+    print(f"  unit of privacy      one {statement.unit}")
     print(f"  scope                {statement.scope}")
     if understates(statement, epsilon):
         print("The file understates what its mechanisms amount to.")
@@ -114,7 +115,7 @@ def add_up(statements: "list[FoundStatement]", delta: float | None, accountant: 
         print(remark)
     print(
         f"Together: epsilon {together.epsilon:.4f} at delta {together.delta:g}, {together.accountant} "
-        f"accountant. {together.scope}"
+        f"accountant, for one {together.unit}. {together.scope}"
     )
     if output is not None:
         output.write_text(together.to_json(), encoding="utf-8")

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ..data.dataset_info import DatasetInfo
 
 
-DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "class_names"}
+DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "user_column", "class_names"}
 HIDDEN = "***"
 
 _run = options_of_group("Run")

@@ -25,6 +25,7 @@ class Source:
         declared_by (`str`): Where they are declared; printed in the plan after the list of classes.
         provenance (`dict[str, str]`): Lines about the source for the plan, by their titles.
         several_directories (`bool`): Whether the files lie in several directories, which may be classes.
+        users (`list[str]`, *optional*): The name of each record's user, if directories tell it.
     """
 
     dataset: datasets.Dataset
@@ -32,6 +33,7 @@ class Source:
     declared_by: str = ""
     provenance: dict[str, str] = field(default_factory=dict)
     several_directories: bool = False
+    users: list[str] | None = None
 
 
 def find_classes(source: Source, label_column: str, accept_found_classes: bool) -> tuple[list[str] | None, str]:
@@ -74,8 +76,8 @@ def check_no_classes_are_lost(source: Source) -> None:
     Raises:
         InputError: If the files lie in several directories.
     """
-    from_folder = is_from_folder(source.dataset)
-    if source.several_directories or (from_folder and in_several_directories(map(Path, image_paths(source.dataset)))):
+    unexplained = source.users is None and is_from_folder(source.dataset)
+    if source.several_directories or (unexplained and in_several_directories(map(Path, image_paths(source.dataset)))):
         raise InputError(
             "The images lie in several directories, which may be classes, but no column is declared to hold labels: "
             f"pass `label_column` with one of {', '.join(source.dataset.features)}, or `unconditional` to ignore the "

@@ -29,7 +29,7 @@ def find_image_column(features: datasets.Features, image_column: str | None) -> 
     """Find the image column: the one that is asked for, or else the only one."""
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if image_column is not None:
-        _check_column_exists(features, image_column, "image_column")
+        check_column_exists(features, image_column, "image_column")
         if image_column not in columns and not _may_be_images(features[image_column]):
             raise InputError(
                 f"The column {image_column!r} does not hold images: name another as `image_column`, or cast it to "
@@ -60,7 +60,7 @@ def find_label_column(
 ) -> str | None:
     """Find the label column: the one asked for, or else the only one that declares classes; None without labels."""
     if label_column is not None:
-        _check_column_exists(features, label_column, "label_column")
+        check_column_exists(features, label_column, "label_column")
         return label_column
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(columns) > 1:
@@ -81,7 +81,8 @@ def find_label_column(
     return columns[0] if columns else None
 
 
-def _check_column_exists(features: datasets.Features, column: str, option: str) -> None:
+def check_column_exists(features: datasets.Features, column: str, option: str) -> None:
+    """Refuse a column that the data set does not have; `option` is the argument that names it."""
     if column not in features:
         raise InputError(f"There is no column {column!r}: pass `{option}` with one of {', '.join(features)}.")
 
@@ -94,6 +95,12 @@ def image_paths(dataset: datasets.Dataset) -> set[str]:
             encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
             paths |= {image["path"] for image in encoded[column] if image and image["path"] and image["bytes"] is None}
     return paths
+
+
+def paths_in_order(dataset: datasets.Dataset) -> list[str]:
+    """The path of the image file of each record of a directory of image files, which has one column of images."""
+    (column,) = (name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image))
+    return [image["path"] for image in dataset.cast_column(column, datasets.Image(decode=False))[column]]
 
 
 def read_labels(
@@ -123,7 +130,7 @@ def read_labels(
     else:
         classes = {name: index for index, name in enumerate(class_names)}
     labels = [one_spelling(label) if isinstance(label, str) else label for label in dataset[label_column][:]]
-    return encode_labels(labels, classes, lambda index: _file_of(dataset, index)), list(class_names)
+    return encode_labels(labels, classes, lambda index: file_of(dataset, index)), list(class_names)
 
 
 def _check_no_number_is_missing(dataset: datasets.Dataset, label_column: str) -> None:
@@ -132,10 +139,10 @@ def _check_no_number_is_missing(dataset: datasets.Dataset, label_column: str) ->
     if isinstance(feature, datasets.Value) and pa.types.is_floating(feature.pa_type):
         labels = dataset[label_column][:]
         present: dict[Hashable, int] = {label: 0 for label in labels if label is not None and not math.isnan(label)}
-        encode_labels(labels, present, lambda index: _file_of(dataset, index))
+        encode_labels(labels, present, lambda index: file_of(dataset, index))
 
 
-def _file_of(dataset: datasets.Dataset, index: int) -> str:
+def file_of(dataset: datasets.Dataset, index: int) -> str:
     """The name of the file that a record's image comes from, as far as the data set knows it."""
     for column, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..units import RECORD, USER
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
@@ -11,10 +13,11 @@ class DatasetInfo:
     All of it is assumed to be public, and the privacy statement lists it among its assumptions.
 
     Args:
-        num_records (`int`): N, the number of records.
+        num_records (`int`, *optional*): N, the number of records; None with users, which makes it a secret.
         num_channels (`int`): 1 for grey images, 3 for RGB.
         resolution (`int`): Height and width of the images in pixels.
         class_names (`tuple[str, ...]`, *optional*): The name of each class; None for an unconditional data set.
+        num_users (`int`, *optional*): The number of users, if the unit of privacy is a user with all records.
 
     Examples:
         >>> from diffusers_dp_curriculum import DatasetInfo
@@ -23,10 +26,23 @@ class DatasetInfo:
         (2, (1, 28, 28))
     """
 
-    num_records: int
+    num_records: int | None
     num_channels: int
     resolution: int
     class_names: tuple[str, ...] | None = None
+    num_users: int | None = None
+
+    @property
+    def unit(self) -> str:
+        """`str`: The unit of privacy, `"record"` or `"user"`."""
+        return RECORD if self.num_users is None else USER
+
+    @property
+    def num_units(self) -> int:
+        """`int`: The number of units of privacy: of users, or else of records."""
+        number = self.num_records if self.num_users is None else self.num_users
+        assert number is not None
+        return number
 
     @property
     def num_classes(self) -> int | None:
@@ -45,8 +61,8 @@ class DatasetInfo:
 
     @property
     def images_shape(self) -> tuple[int, int, int, int]:
-        """`tuple[int, int, int, int]`: The number of records, then channels, height and width."""
-        return self.num_records, *self.image_shape
+        """`tuple[int, int, int, int]`: The number of units of privacy, then channels, height and width."""
+        return self.num_units, *self.image_shape
 
 
 def classes_in_words(class_names: Iterable[str]) -> str:

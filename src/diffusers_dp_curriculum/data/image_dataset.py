@@ -8,6 +8,7 @@ its content.
 import hashlib
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ import torch
 from ..checks import check_one_source
 from ..errors import InputError
 from ..files import local_path
+from ..units import RECORD
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .class_names import checked_class_names
 from .columns import classes_of_numbers, encode_labels, find_image_column, find_label_column, read_labels
 from .dataset_info import DatasetInfo
 from .file_inventory import OTHER_FORMAT, FileInventory, is_document
 from .found_folders import check_no_files_are_lost
+from .grouping import Units
 from .idx import find_idx_files, has_idx_files, is_idx, read_idx_dataset
 from .image_decoding import decode_column, is_grey, to_tensor
 from .pixel_format import PixelFormat
 from .silence import no_messages
 from .sources import load_from_directory, load_from_hub, read_digits
+from .users import advice_on_users, describe_users, number_users, read_users
 
 
 @dataclass(eq=False, repr=False)  # without `repr`, so that printing a data set does not print records
@@ -47,6 +51,9 @@ class ImageDataset(torch.utils.data.Dataset):
             `int64` of shape `(N,)`; all zero for an unconditional data set.
         class_names (`list[str]`, *optional*):
             The name of each class. `None` for an unconditional data set.
+        users (`torch.Tensor`, *optional*):
+            `int64` of shape `(N,)`: the number of each record's user, from 0 to the number of users - 1, each of whom
+            has a record. With users the unit of privacy is a user with all records, otherwise it is a record.
         provenance (`dict[str, str]`):
             Lines for the plan about where the records and their classes come from, by their titles. They are for the
             owner of the data and never published.
@@ -69,6 +76,7 @@ class ImageDataset(torch.utils.data.Dataset):
     class_names: list[str] | None = None
     provenance: dict[str, str] = field(default_factory=dict)
     directory: Path | None = None
+    users: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,7 +88,15 @@ class ImageDataset(torch.utils.data.Dataset):
     def info(self) -> DatasetInfo:
         """`DatasetInfo`: The public description of the data set, which holds no record."""
         class_names = None if self.class_names is None else tuple(self.class_names)
-        return DatasetInfo(len(self), self.images.shape[1], self.images.shape[-1], class_names)
+        image = self.images.shape[1], self.images.shape[-1], class_names
+        if self.users is None:
+            return DatasetInfo(len(self), *image)
+        return DatasetInfo(None, *image, num_users=len(self.units))
+
+    @cached_property
+    def units(self) -> Units:
+        """`Units`: The units of privacy: the users, or else the records."""
+        return Units(len(self), self.users)
 
     @property
     def num_channels(self) -> int:
@@ -108,7 +124,7 @@ class ImageDataset(torch.utils.data.Dataset):
         """Return some of the records in the form that a diffusion model takes.
 
         Args:
-            indices (`torch.Tensor` or `slice`): The indices of the records.
+            indices (`torch.Tensor` or `slice`): The indices of the records, of any shape such as `(n,)`.
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): The device of the returned tensors.
 
         Returns:
@@ -142,6 +158,8 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.is_decoded:
             checksum.update(self.images.contiguous().numpy())
         checksum.update(self.labels.contiguous().numpy())
+        if self.users is not None:
+            checksum.update(self.users.contiguous().numpy())
         return checksum.hexdigest()
 
 
@@ -153,6 +171,8 @@ def load_image_dataset(
     split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
+    user_column: str | None = None,
+    user_directory_level: int | None = None,
     class_names: list[str] | None = None,
     unconditional: bool = False,
     accept_found_classes: bool = False,
@@ -184,6 +204,13 @@ def load_image_dataset(
         label_column (`str`, *optional*):
             The column of labels: a `ClassLabel` feature, or integers, booleans or strings with `class_names`. By
             default the only `ClassLabel` feature; if there is none, the data set is unconditional.
+        user_column (`str`, *optional*):
+            The column that says whose image each is, of strings or integers. The unit of privacy is then a user with
+            all images, and otherwise one image. Names of users are never printed or published.
+        user_directory_level (`int`, *optional*):
+            For image files in directories of users, the level of these directories: 1 for those in `train_data_dir` (or
+            in that of its split), 2 for those in them. The classes are the directories of level 1, or of level 2 if
+            those of level 1 are users.
         class_names (`list[str]`, *optional*):
             The classes, in order. Labels are looked up in the list by their names, also integers and booleans if
             the names are such values ("1", "2" or "no", "yes"); otherwise integers and booleans are indices into it.
@@ -237,13 +264,19 @@ def load_image_dataset(
     column_options: dict[str, Any] = {
         "image_column": image_column,
         "label_column": label_column,
+        "user_column": user_column,
         "accept_found_classes": accept_found_classes,
         "decode": decode,
         **array_options,
     }
 
+    if user_directory_level is not None and dataset_name is not None:
+        raise InputError(
+            f"{dataset_name} has no directories of users: give their column as `user_column` in the place of "
+            "`user_directory_level`."
+        )
     if dataset_name == "digits":
-        _refuse_columns("The digits have", image_column, label_column)
+        _refuse_columns("The digits have", image_column, label_column, user_column)
         return _from_arrays(*read_digits(split), provenance={}, **array_options)
     if dataset_name is not None:
         return _from_source(load_from_hub(dataset_name, split, accept_left_out_files), **column_options)
@@ -264,7 +297,9 @@ def load_image_dataset(
     files = FileInventory.of_directory(directory)
     files.check_no_output(directory)
     if has_idx_files(directory):
-        _refuse_columns("IDX files have", image_column, label_column)
+        _refuse_columns("IDX files have", image_column, label_column, user_column)
+        if user_directory_level is not None:
+            raise InputError("IDX files lie in no directories of users: leave out `user_directory_level`.")
         images, labels = read_idx_dataset(directory, split)
         used = find_idx_files(directory, split)
         files.leave_out(f"not in the split {split!r}", lambda path: is_idx(path) and path not in used)
@@ -284,6 +319,7 @@ def load_image_dataset(
                 class_names=class_names,
                 unconditional=unconditional,
                 accept_left_out_files=accept_left_out_files,
+                user_directory_level=user_directory_level,
                 cache_dir=cache_dir,
             )
         return replace(_from_source(source, **column_options), directory=directory)
@@ -295,6 +331,7 @@ def to_image_dataset(
     resolution: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    user_column: str | None = None,
     class_names: list[str] | None = None,
     unconditional: bool = False,
     accept_found_classes: bool = False,
@@ -315,6 +352,8 @@ def to_image_dataset(
             As in [`load_image_dataset`].
         label_column (`str`, *optional*):
             As in [`load_image_dataset`].
+        user_column (`str`, *optional*):
+            As in [`load_image_dataset`]; an `ImageDataset` has its own `users`.
         class_names (`list[str]`, *optional*):
             As in [`load_image_dataset`].
         unconditional (`bool`, defaults to `False`):
@@ -358,8 +397,14 @@ def to_image_dataset(
             raise InputError(
                 f"The images were loaded with {dataset.num_channels} channels: load them with `channels` {channels}."
             )
+        if user_column is not None:
+            raise InputError(
+                "An ImageDataset has no columns: load it with `user_column`, or set its `users` to the number of each "
+                "record's user."
+            )
         if unconditional:
-            dataset = replace(_without_labels(dataset.images, dataset.provenance), directory=dataset.directory)
+            unlabelled = _without_labels(dataset.images, dataset.provenance)
+            dataset = replace(unlabelled, directory=dataset.directory, users=dataset.users)
         _check_image_dataset(dataset)
         return dataset
     if not isinstance(dataset, datasets.Dataset):
@@ -375,10 +420,20 @@ def to_image_dataset(
         pixel_format=pixel_format,
         image_column=image_column,
         label_column=label_column,
+        user_column=user_column,
         class_names=class_names,
         unconditional=unconditional,
         accept_found_classes=accept_found_classes,
     )
+
+
+def unit_of(dataset: "datasets.Dataset | ImageDataset") -> str:
+    """The unit of privacy of a data set: `"user"` if it is an [`ImageDataset`] that has users, else `"record"`.
+
+    Args:
+        dataset (`datasets.Dataset` or `ImageDataset`): The records.
+    """
+    return dataset.units.name if isinstance(dataset, ImageDataset) else RECORD
 
 
 def _from_source(
@@ -387,6 +442,7 @@ def _from_source(
     pixel_format: PixelFormat,
     image_column: str | None,
     label_column: str | None,
+    user_column: str | None,
     class_names: list[str] | None,
     unconditional: bool,
     accept_found_classes: bool,
@@ -405,19 +461,34 @@ def _from_source(
         dataset = dataset.cast_column(image_column, datasets.Image())
     source = replace(source, dataset=dataset)
     label_column = None if unconditional else find_label_column(dataset.features, label_column, class_names)
+    users, about_users = _read_users(source, user_column)
     if label_column is None:
         if not unconditional:
             check_no_classes_are_lost(source)
         pixels = _read_pixels(dataset, image_column, pixel_format, decode)
-        return _without_labels(pixels, source.provenance | _advice(pixels))
+        unlabelled = _without_labels(pixels, source.provenance | about_users | _advice(pixels))
+        return replace(unlabelled, users=users)
     origin = "as given"
     if class_names is None:
         class_names, origin = find_classes(source, label_column, accept_found_classes)
     # Labels first: they are checked within seconds, while decoding images may take an hour.
     labels, class_names = read_labels(dataset, label_column, class_names)
-    provenance = {**source.provenance, "classes": describe_classes(class_names, origin)}
+    provenance = {**source.provenance, "classes": describe_classes(class_names, origin), **about_users}
     pixels = _read_pixels(dataset, image_column, pixel_format, decode)
-    return ImageDataset(pixels, labels, class_names, provenance | _advice(pixels))
+    return ImageDataset(pixels, labels, class_names, provenance | _advice(pixels), users=users)
+
+
+def _read_users(source: Source, user_column: str | None) -> tuple[torch.Tensor | None, dict[str, str]]:
+    """The number of each record's user, and a line about the users for the plan."""
+    if user_column is not None and source.users is not None:
+        raise InputError("`user_column` and `user_directory_level` are both given: pass one of them.")
+    if user_column is not None:
+        users = read_users(source.dataset, user_column)
+        return users, {"users": describe_users(users, f"from the column {user_column!r}")}
+    if source.users is not None:
+        users = number_users(source.users)
+        return users, {"users": describe_users(users, "from the names of their directories")}
+    return None, advice_on_users(source.dataset.features)
 
 
 def _read_pixels(dataset: datasets.Dataset, image_column: str, pixel_format: PixelFormat, decode: bool) -> torch.Tensor:
@@ -459,9 +530,11 @@ def _check_image_dataset(dataset: ImageDataset) -> None:
     checked_class_names(dataset.class_names)
 
 
-def _refuse_columns(source: str, image_column: str | None, label_column: str | None) -> None:
-    if image_column is not None or label_column is not None:
-        raise InputError(f"{source} no columns to choose from: leave out `image_column` and `label_column`.")
+def _refuse_columns(source: str, *columns: str | None) -> None:
+    if any(column is not None for column in columns):
+        raise InputError(
+            f"{source} no columns to choose from: leave out `image_column`, `label_column` and `user_column`."
+        )
 
 
 def _without_labels(images: torch.Tensor, provenance: dict[str, str]) -> ImageDataset:

@@ -14,11 +14,12 @@ import PIL.ImageFile
 from ..errors import InputError
 from .class_lists import Source, in_several_directories
 from .class_names import NUMBER, checked_class_names, one_spelling
-from .columns import image_paths
+from .columns import image_paths, paths_in_order
 from .file_inventory import METADATA_ELSEWHERE, UNNAMED, FileInventory, reason_to_ignore
 from .idx import is_idx
 from .splits import parts_of_one_whole, split_named
 from .unusable import list_for_owner
+from .users import users_by_directory
 
 
 # The only names that `datasets` treats as metadata; "metadata.png" is an image.
@@ -40,6 +41,7 @@ def load_image_folder(
     class_names: list[str] | None,
     unconditional: bool,
     accept_left_out_files: bool,
+    user_directory_level: int | None,
     cache_dir: str,
 ) -> Source:
     """Load one split of the image files in a directory.
@@ -55,6 +57,9 @@ def load_image_folder(
         class_names (`list[str]`, *optional*): The classes, in order; the directories by default.
         unconditional (`bool`): Whether to ignore the directories.
         accept_left_out_files (`bool`): Whether to accept that files are left out that may be records.
+        user_directory_level (`int`, *optional*):
+            The level of the directories of users, of which 1 is the first. The classes are then the directories of
+            level 1, or of level 2 in those of users.
         cache_dir (`str`): The directory for the cache of `datasets`.
 
     Raises:
@@ -72,13 +77,25 @@ def load_image_folder(
         raise _no_images(root, files.left_out_of(root), files)
     _check_no_splits_below(root, images, class_names)
     several_directories = in_several_directories(images)
+    if user_directory_level is not None:
+        level = user_directory_level - 1
+        places = [path.relative_to(root).parts[:-1] for path in images]
+        several_directories = len({(*parts[:level], *parts[level + 1 :]) for parts in places}) > 1
 
     has_metadata = len(images) < len(files.used)
     if has_metadata:
         dataset = _load_metadata(root, files, split, cache_dir)
         files.check_nothing_is_lost(accept_left_out_files)
+        users = None
+        if user_directory_level is not None:
+            named = [Path(path) for path in paths_in_order(dataset)]
+            users = users_by_directory(root.resolve(), named, user_directory_level)
         return Source(
-            dataset, dataset.features, "as the metadata declare them", files.provenance(), several_directories
+            dataset, dataset.features, "as the metadata declare them", files.provenance(), several_directories, users
+        )
+    if user_directory_level is not None:
+        return _load_with_users(
+            root, images, files, user_directory_level, class_names, unconditional, accept_left_out_files
         )
 
     directories = _directories(root)
@@ -123,16 +140,57 @@ def _check_no_table_of_labels(others: list[Path], files: FileInventory) -> None:
         )
 
 
+def _load_with_users(
+    root: Path,
+    images: list[Path],
+    files: FileInventory,
+    level: int,
+    class_names: list[str] | None,
+    unconditional: bool,
+    accept_left_out_files: bool,
+) -> Source:
+    """Load images that lie in directories of users, which lie in directories of classes or hold them."""
+    files.check_nothing_is_lost(accept_left_out_files)
+    users = users_by_directory(root, images, level)
+    class_level = 1 if level > 1 else 2
+    deep_enough = [len(path.relative_to(root).parts) > class_level for path in images]
+    if unconditional or (class_names is None and not any(deep_enough)):
+        if not unconditional:
+            _check_no_table_of_labels(files.left_out_of(root), files)
+        return Source(_records(images, None, None), provenance=files.provenance(), users=users)
+    if class_level == 2 and class_names is None:
+        raise InputError(
+            f"The directories in those of the users in {root} may be classes, and their list depends on the users: "
+            "pass `class_names`, or `unconditional` to ignore them."
+        )
+    if not all(deep_enough):  # without their names, which may be those of users
+        raise InputError(
+            f"Not all images in {root} lie in the directory of a class ({deep_enough.count(False):,} do not): move "
+            "them, or pass `unconditional` to ignore the directories of classes."
+        )
+    labels = [one_spelling(path.relative_to(root).parts[class_level - 1]) for path in images]
+    classes = class_names or checked_class_names([one_spelling(name) for name in _directories(root)])
+    assert classes is not None
+    if strange := sorted(set(labels) - set(classes)):
+        raise _no_classes(strange, classes)
+    dataset = _records(images, labels, classes)
+    return Source(dataset, dataset.features, FROM_DIRECTORIES, files.provenance(), users=users)
+
+
+def _no_classes(strange: list[str], classes: list[str]) -> InputError:
+    return InputError(
+        f"The directories {', '.join(strange)} hold images but are none of the classes {', '.join(classes)}: add "
+        "them to `class_names`, or move them elsewhere."
+    )
+
+
 def _check_classes(root: Path, images: list[Path], classes: list[str], files: FileInventory) -> None:
     """Refuse images outside of the directories of the classes, and a class none of whose files can be used."""
     if elsewhere := [path for path in images if path.parent.parent != root]:
         raise _not_all_in_classes(root, elsewhere)
     with_images = {one_spelling(path.parent.name) for path in images}
     if strange := sorted(with_images - set(classes)):
-        raise InputError(
-            f"The directories {', '.join(strange)} hold images but are none of the classes {', '.join(classes)}: add "
-            "them to `class_names`, or move them elsewhere."
-        )
+        raise _no_classes(strange, classes)
     for directory in _directories(root):
         name = one_spelling(directory)
         if name in classes and name not in with_images and (left_out := files.left_out_of(root / directory)):
@@ -271,6 +329,7 @@ def _not_all_in_classes(root: Path, elsewhere: list[Path]) -> InputError:
     more = f" and {len(places) - 3:,} more" if len(places) > 3 else ""
     return InputError(
         f"Not all images in {root} lie directly in the directory of a class, {len(elsewhere):,} lie in {named}{more}: "
-        "pass the directory that holds one directory per class, move the images that lie elsewhere, or pass "
-        "`unconditional` to ignore the directories."
+        "pass the directory that holds one directory per class, move the images that lie elsewhere, pass "
+        "`user_directory_level` 2 if they lie in one directory per person, or `unconditional` to ignore the "
+        "directories."
     )

@@ -106,11 +106,18 @@ def load_from_directory(
     class_names: list[str] | None,
     unconditional: bool,
     accept_left_out_files: bool,
+    user_directory_level: int | None,
     cache_dir: str,
 ) -> Source:
     """Load one split of a data set that `datasets` saved, of parquet files, or of image files."""
     with check_tables(directory, files):
-        if any((directory / name).is_file() for name in SAVED):
+        is_saved = any((directory / name).is_file() for name in SAVED)
+        if user_directory_level is not None and (is_saved or any(is_parquet(path) for path in files.used)):
+            raise InputError(
+                f"{directory} is a table of records, whose users no directory tells: give their column as "
+                "`user_column` in the place of `user_directory_level`."
+            )
+        if is_saved:
             return _load_saved(directory, files, split, accept_left_out_files)
         if any(is_parquet(path) for path in files.used):
             return load_parquet(directory, files, split, accept_left_out_files, cache_dir)
@@ -121,6 +128,7 @@ def load_from_directory(
             class_names=class_names,
             unconditional=unconditional,
             accept_left_out_files=accept_left_out_files,
+            user_directory_level=user_directory_level,
             cache_dir=cache_dir,
         )
 

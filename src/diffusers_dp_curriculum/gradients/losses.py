@@ -188,8 +188,19 @@ class DenoisingLoss:
             labels (`torch.Tensor`): `(B,)` int64.
             noise_multiplicity (`int`): K, draws per record.
         """
-        shape, device = (len(images), noise_multiplicity), images.device
-        clean = images.repeat_interleave(noise_multiplicity, dim=0)
+        return self.draw_each(
+            images[:, None].expand(-1, noise_multiplicity, -1, -1, -1), labels[:, None].expand(-1, noise_multiplicity)
+        )
+
+    def draw_each(self, images: torch.Tensor, labels: torch.Tensor) -> NoiseDraws:
+        """Draw a timestep, noise, a label drop and a flip for each of K images of every record or user.
+
+        Args:
+            images (`torch.Tensor`): `(B, K, channels, height, width)` in [-1, 1].
+            labels (`torch.Tensor`): `(B, K)` int64.
+        """
+        shape, device = labels.shape, images.device
+        clean = images.flatten(0, 1)
         if self.random_flip:
             mirrored = torch.rand(len(clean), 1, 1, 1, device=device) < 0.5
             clean = torch.where(mirrored, clean.flip(-1), clean)
@@ -198,7 +209,7 @@ class DenoisingLoss:
             drawn_labels = None
         else:
             dropped = torch.rand(shape, device=device) < self.label_dropout
-            drawn_labels = torch.where(dropped, self.null_label, labels[:, None])
+            drawn_labels = torch.where(dropped, self.null_label, labels)
         return NoiseDraws(noisy.unflatten(0, shape), timesteps.view(shape), drawn_labels, target.unflatten(0, shape))
 
 

@@ -39,7 +39,7 @@ def make_gradients_of(
     Args:
         unet (`torch.nn.Module`): The network, which is left as it was.
         loss (`DenoisingLoss`): The loss, which makes the noise draws.
-        images_shape (`tuple[int, int, int, int]`): The number of records, then channels, height and width.
+        images_shape (`tuple[int, int, int, int]`): The number of units of privacy, then channels, height and width.
         config (`DPCurriculumConfig`): The hyper-parameters.
         accelerator (`Accelerator`): The accelerator of the run, with its device, precision and compiler.
 

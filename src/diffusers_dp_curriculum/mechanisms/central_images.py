@@ -1,11 +1,10 @@
 """Mechanism 1: central images, noisy aggregates of random samples of each class.
 
 This is one of the three places that read sensitive records. "From Easy to Hard" (DP-FETA, S&P 2025, arXiv:2504.01395)
-introduces mean and mode images; the queries here bound what zeroing out one record changes: nothing is divided by a
-private count, and the sensitivity is fixed before any record is read.
+introduces mean and mode images; the queries here bound what zeroing out one record, or one user with all records,
+changes: nothing is divided by a private count, and the sensitivity is fixed before any record is read.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,6 +19,7 @@ from ..errors import InputError
 from ..pictures import enlarge
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
+from .class_sums import class_sums
 from .randomness import MechanismRandomness
 from .releases import Release, ReleasedImages
 
@@ -43,7 +43,8 @@ class CentralImageDataset(ReleasedImages):
         class_names (`list[str]`, *optional*): The name of each class; None for an unconditional data set.
         class_counts (`list[float]`, *optional*):
             Approximate number of records of each class, from the noisy counts that mean queries release; None for mode
-            images.
+            images. With users it is the number of users, where one with records in several classes is divided among
+            them.
 
     Examples:
         >>> import torch
@@ -85,7 +86,8 @@ class CentralImageDataset(ReleasedImages):
             statistic (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"mode"`.
             noise_multiplier (`float`, *optional*, defaults to 5.0):
                 Standard deviation of the noise over the sensitivity, for each query.
-            sample_rate (`float`, *optional*, defaults to 0.1): Probability in (0, 1] of each record, in each query.
+            sample_rate (`float`, *optional*, defaults to 0.1):
+                Probability in (0, 1] of each record or user, in each query.
             ledger (`PrivacyLedger`): The ledger, which records each query before it is made.
             resolution (`int`, *optional*):
                 Height and width in pixels to which images are resized; by default all images must be squares of one
@@ -97,8 +99,8 @@ class CentralImageDataset(ReleasedImages):
 
         Raises:
             InputError:
-                If a value is out of range, or the queries would pass the ledger's target. Nothing has been read or
-                recorded in that case.
+                If a value is out of range, the queries would pass the ledger's target, or the ledger counts another
+                unit of privacy. Nothing has been read or recorded in that case.
         """
         queries = CentralImageQueries(
             images_per_class, statistic, noise_multiplier, sample_rate, pool_factor, mode_bins
@@ -112,7 +114,8 @@ class CentralImageQueries:
     """The central-image queries of a run, described once for both the plan and the release.
 
     Each query includes every record independently with probability `sample_rate` and releases one image of each class
-    (the classes are disjoint, so they share one sensitivity). Within a query:
+    (the classes are disjoint, so they share one sensitivity). With users, it includes every user with that probability,
+    who adds the mean of what its records would add. Within a query:
 
     - *mean*: a record (x, c) adds (pool(x) - 1/2, beta) to the sum and the count of class c. With d values per
       image the sensitivity is sqrt(d / 4 + beta^2); the image is 1/2 + noisy sum / noisy count.
@@ -124,7 +127,8 @@ class CentralImageQueries:
         statistic (`str`, *optional*, defaults to `"mean"`): `"mean"` or `"mode"`.
         noise_multiplier (`float`, *optional*, defaults to 5.0):
             Standard deviation of the noise over the sensitivity, for each query.
-        sample_rate (`float`, *optional*, defaults to 0.1): Probability in (0, 1] of each record, in each query.
+        sample_rate (`float`, *optional*, defaults to 0.1):
+            Probability in (0, 1] of each record or user, in each query.
         pool_factor (`int`, *optional*, defaults to 1):
             Area-pool images by this factor first; fewer values are less noisy. Divides the resolution.
         mode_bins (`int`, *optional*, defaults to 8): Bins of the histogram over [0, 1], at least 2.
@@ -182,12 +186,12 @@ class CentralImageQueries:
 
         Raises:
             InputError:
-                If `pool_factor` does not divide the resolution, or the queries would pass the ledger's target. Nothing
-                has been read or recorded in that case.
+                If `pool_factor` does not divide the resolution, the queries would pass the ledger's target, or the
+                ledger counts another unit of privacy. Nothing has been read or recorded in that case.
         """
         info = records.info
         mechanism = self.mechanism(info)
-        execution = ledger.begin(mechanism, randomness)
+        execution = ledger.begin(mechanism, randomness, records.units.name)
         sampling, noise = randomness.generator(), randomness.generator()
 
         def add_noise(sums: torch.Tensor) -> torch.Tensor:
@@ -227,29 +231,23 @@ def _count_weight(values: int) -> float:
 # `Execution.step` fixes the arithmetic of all of them.
 
 
-def _poisson_sample(
-    records: ImageDataset, sample_rate: float, generator: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the sampled records in pieces: `(n, channels, height, width)` in [0, 255], and `(n, classes)` one-hot.
-
-    The pieces are float64, in which sums of such numbers are exact, and so the same in any order.
-    """
-    included = torch.rand(len(records), generator=generator, dtype=torch.float64) < sample_rate
-    at_once = max(VALUES_AT_ONCE // max(records.images.shape[1:].numel(), 64), 1)
-    for index in included.nonzero()[:, 0].split(at_once):
-        yield records.images[index].double(), F.one_hot(records.labels[index], records.info.num_labels).double()
+def _poisson_sample(records: ImageDataset, sample_rate: float, generator: torch.Generator) -> torch.Tensor:
+    """The numbers of the units of privacy that take part, int64."""
+    return (torch.rand(len(records.units), generator=generator, dtype=torch.float64) < sample_rate).nonzero()[:, 0]
 
 
 def _mean_sums(records: ImageDataset, sample_rate: float, pool_factor: int, generator: torch.Generator) -> torch.Tensor:
-    """The sum of (pool(x) - 1/2, beta) over the sampled records of each class, `(classes, values + 1)`."""
+    """The sum of (pool(x) - 1/2, beta) over the sampled units of each class, `(classes, values + 1)`."""
     classes, image_shape = records.info.num_labels, records.images.shape[1:]
-    sums = torch.zeros(classes, image_shape.numel(), dtype=torch.float64)
-    counts = torch.zeros(classes, 1, dtype=torch.float64)
-    for images, one_hot in _poisson_sample(records, sample_rate, generator):
-        sums += one_hot.T @ images.flatten(1)
-        counts += one_hot.sum(0)[:, None]
+    sampled = _poisson_sample(records, sample_rate, generator)
+    width = image_shape.numel()
+    # Centred before anything is truncated, since that must not make it larger: 2 v - 255 is 510 (v / 255 - 1/2).
+    sums, counts = class_sums(
+        records, sampled, lambda images: 2 * images.flatten(1).double() - 255, width, VALUES_AT_ONCE
+    )
+    pixels = (sums + 255 * counts) / 2
     # Pooling, scaling and centring are linear: done to the sum, they are done to every record in it.
-    pooled = F.avg_pool2d(sums.view(classes, *image_shape), pool_factor).flatten(1) / 255 - counts / 2
+    pooled = F.avg_pool2d(pixels.view(classes, *image_shape), pool_factor).flatten(1) / 255 - counts / 2
     return torch.cat([pooled, _count_weight(pooled.shape[1]) * counts], dim=1)
 
 
@@ -259,13 +257,15 @@ def _mode_votes(
     """The number of votes for each class, bin and value, `(classes, mode_bins, values)`."""
     channels, height, width = records.images.shape[1:]
     values = channels * (height // pool_factor) * (width // pool_factor)
-    votes = torch.zeros(records.info.num_labels, mode_bins, values, dtype=torch.float64)
-    for images, one_hot in _poisson_sample(records, sample_rate, generator):
-        pooled = F.avg_pool2d(images, pool_factor).flatten(1) / 255
+
+    def votes_of(images: torch.Tensor) -> torch.Tensor:
+        pooled = F.avg_pool2d(images.double(), pool_factor).flatten(1) / 255
         bins = (pooled * mode_bins).long().clamp(max=mode_bins - 1)
-        for number in range(mode_bins):
-            votes[:, number] += one_hot.T @ (bins == number).double()
-    return votes
+        return F.one_hot(bins, mode_bins).transpose(1, 2).flatten(1).double()
+
+    sampled = _poisson_sample(records, sample_rate, generator)
+    votes, _ = class_sums(records, sampled, votes_of, mode_bins * values, VALUES_AT_ONCE)
+    return votes.unflatten(1, (mode_bins, values))
 
 
 # Post-processing of what was released.

@@ -5,9 +5,14 @@ probability q; its gradient is the mean over K noise draws and is clipped once (
 arXiv:2210.09929), so that K does not change the sensitivity. Opacus' optimizer, made exact in `dp_optimizer.py`, clips,
 sums, adds noise and divides by the expected batch size.
 
+With users, it is users who take part (user-level sampling: Charles et al. 2024, arXiv:2407.07737; Chua et al. 2024,
+arXiv:2406.14322). The K draws of a user are of records chosen at random among all that the user has, and the user's
+gradient, their mean, is clipped once: however many records a user has, they change the sum by the clipping norm at
+most.
+
 With several processes one sample is drawn for all of them, and each takes an equal share. Each process clips and sums
-its records; the sums are added up; the main process adds the noise to the total. So a step is the same mechanism for
-any number of processes, and no record is used twice.
+the gradients of its share; the sums are added up; the main process adds the noise to the total. So a step is the same
+mechanism for any number of processes, and no record or user is in two shares.
 """
 
 import math
@@ -38,10 +43,10 @@ def dp_sgd_mechanism(
 
     Args:
         noise_multiplier (`float`): sigma; the noise on the summed gradient has standard deviation sigma * C.
-        expected_batch_size (`int`): Average number of records per step, q * N; at most N.
-        dataset_size (`int`): N, the number of records.
+        expected_batch_size (`int`): Average number of records or users per step, q * N; at most N.
+        dataset_size (`int`): N, the number of records or users.
         steps (`int`): Number of optimizer steps.
-        max_grad_norm (`float`): C, the L2 norm that a record's gradient is clipped to.
+        max_grad_norm (`float`): C, the L2 norm that the gradient of a record or user is clipped to.
     """
     sample_rate = math.ceil(expected_batch_size / dataset_size * SAMPLER_STEPS) / SAMPLER_STEPS
     return Mechanism("dp_sgd", noise_multiplier, sample_rate, steps, max_grad_norm)
@@ -61,8 +66,8 @@ class DPSGD:
         records (`ImageDataset`): The sensitive records.
         mechanism (`Mechanism`): Noise multiplier, sample rate, number of steps and clipping norm (its sensitivity).
         ledger (`PrivacyLedger`): The ledger, which records each step before it is taken.
-        noise_multiplicity (`int`): K, noise draws per record and step.
-        max_physical_batch_size (`int`): Records whose gradients are in memory at a time.
+        noise_multiplicity (`int`): K, noise draws per record or user, and step.
+        max_physical_batch_size (`int`): Records or users whose gradients are in memory at a time.
         gradients_of (`Callable`):
             Called with noise draws, returns their per-record gradients, as [`per_record_gradients`] does.
         randomness (`MechanismRandomness`, *optional*): The source of sampling and noise.
@@ -71,8 +76,8 @@ class DPSGD:
 
     Raises:
         InputError:
-            If the steps would pass the ledger's target, or the sampler cannot realise the sample rate. Nothing has been
-            read or recorded in that case.
+            If the steps would pass the ledger's target, the ledger counts another unit of privacy, or the sampler
+            cannot realise the sample rate. Nothing has been read or recorded in that case.
     """
 
     @own_arithmetic()
@@ -96,7 +101,7 @@ class DPSGD:
                 f"The sampler cannot realise the sample rate {mechanism.sample_rate}: make the mechanism by "
                 "dp_sgd_mechanism, which rounds it up."
             )
-        self.execution = ledger.begin(mechanism, randomness)
+        self.execution = ledger.begin(mechanism, randomness, records.units.name)
         self.model = model
         self.loss = loss
         self.records = records
@@ -111,13 +116,13 @@ class DPSGD:
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.sensitivity,
-            expected_batch_size=mechanism.sample_rate * len(records),
+            expected_batch_size=mechanism.sample_rate * len(records.units),
             generator=randomness.generator(self.device),
             normal=randomness.normal,
         )
         self.batches = iter(
             UniformWithReplacementSampler(
-                num_samples=len(records),
+                num_samples=len(records.units),
                 sample_rate=mechanism.sample_rate,
                 steps=mechanism.steps,
                 generator=randomness.shared_generator(),
@@ -126,7 +131,7 @@ class DPSGD:
         randomness.reseed_global()
 
     def step(self) -> None:
-        """Sample a batch, sum the clipped gradients of its records, add noise, and let the optimizer step.
+        """Sample a batch, sum the clipped gradients of its records or users, add noise, and let the optimizer step.
 
         Raises:
             InputError: If all steps of the mechanism have been taken; nothing has been read or recorded in that case.
@@ -157,22 +162,25 @@ class DPSGD:
         if len(piece) == 0:
             gradients = {name: p.new_zeros(0, *p.shape) for name, p in self.model.named_parameters() if p.requires_grad}
         else:
-            draws = self._draw(piece, *self.records.batch(piece, self.device))
+            draws = self._draw(piece)
             if self.observe is not None:
                 self.observe(draws)
             gradients = _without_non_finite_records(self.gradients_of(draws))
         for name, gradient in gradients.items():
             self.model.get_parameter(name).grad_sample = gradient
 
-    def _draw(self, piece: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> NoiseDraws:
+    def _draw(self, piece: torch.Tensor) -> NoiseDraws:
         if self.randomness.insecure_noise_seed is None:
-            return self.loss.draw(images, labels, self.noise_multiplicity)
+            return self._draw_of(piece)
         draws = []
-        for number, record in enumerate(piece.tolist()):
-            self.randomness.seed_draws_insecurely(self.execution.steps_left, record)
-            alone = slice(number, number + 1)
-            draws.append(self.loss.draw(images[alone], labels[alone], self.noise_multiplicity))
+        for alone in piece.split(1):
+            self.randomness.seed_draws_insecurely(self.execution.steps_left, int(alone))
+            draws.append(self._draw_of(alone))
         return NoiseDraws.cat(draws)
+
+    def _draw_of(self, units: torch.Tensor) -> NoiseDraws:
+        records = self.records.units.draw(units, self.noise_multiplicity)
+        return self.loss.draw_each(*self.records.batch(records, self.device))
 
 
 def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from ..data.dataset_info import DatasetInfo
 from ..data.image_dataset import ImageDataset, to_image_dataset
 from ..privacy.accounting import Mechanism
 from ..privacy.ledger import PrivacyLedger
+from .class_sums import class_sums
 from .randomness import MechanismRandomness
 from .releases import Release
 
@@ -47,7 +48,9 @@ class FrequencyFeatures(Release):
         frequencies (`torch.Tensor`): W, `(D/2, channels * height * width)` float32; public.
         image_shape (`tuple[int, int, int]`): Channels, height and width of the pooled images, at most 32 pixels.
         sums (`torch.Tensor`): `(classes, D)` float64, for each class the noisy sum of its records' features.
-        counts (`torch.Tensor`): `(classes,)` float64, the noisy number of records of each class.
+        counts (`torch.Tensor`):
+            `(classes,)` float64, the noisy number of records of each class. With users it is the number of users, where
+            one with records in several classes is divided among them.
         mechanism (`Mechanism`): The ledger entry that paid for the sums.
         class_names (`list[str]`, *optional*): The name of each class; None for an unconditional data set.
 
@@ -112,8 +115,8 @@ class FrequencyFeatures(Release):
 
         Raises:
             InputError:
-                If a value is out of range, or the query would pass the ledger's target. Nothing has been read or
-                recorded in that case.
+                If a value is out of range, the query would pass the ledger's target, or the ledger counts another unit
+                of privacy. Nothing has been read or recorded in that case.
         """
         query = FrequencyFeatureQuery(num_features, noise_multiplier, kernel_widths, seed)
         records = to_image_dataset(dataset, resolution=resolution)
@@ -143,9 +146,10 @@ class FrequencyFeatureQuery:
     """The frequency query of a run, described once for both the plan and the release.
 
     The query takes all records. A record (x, c) adds the vector (z(x), beta) to the sum and the count of class c, where
-    z(x) has an L2 norm of at most 1, so that the sensitivity is sqrt(1 + beta^2). The frequencies, the rows of W, are
-    drawn from normal distributions with standard deviation 1 / w, equally many for each kernel width w. Images of more
-    than 32 pixels are pooled to 32 first.
+    z(x) has an L2 norm of at most 1, so that the sensitivity is sqrt(1 + beta^2). A user adds the mean of what its
+    records would add, which is not longer. The frequencies, the rows of W, are drawn from normal distributions with
+    standard deviation 1 / w, equally many for each kernel width w. Images of more than 32 pixels are pooled to 32
+    first.
 
     Args:
         num_features (`int`, *optional*, defaults to 3000): D, the number of features: an even number.
@@ -213,13 +217,15 @@ class FrequencyFeatureQuery:
             randomness (`MechanismRandomness`): The source of the noise.
 
         Raises:
-            InputError: If the query would pass the ledger's target. Nothing has been read or recorded in that case.
+            InputError:
+                If the query would pass the ledger's target, or the ledger counts another unit of privacy. Nothing has
+                been read or recorded in that case.
         """
         info = records.info
         image_shape = pooled_shape(info.image_shape)
         frequencies = self.frequencies(image_shape)
         mechanism = self.mechanism(info)
-        execution = ledger.begin(mechanism, randomness)
+        execution = ledger.begin(mechanism, randomness, records.units.name)
         noise = randomness.generator()
         with execution.step():
             sums = _feature_sums(records, frequencies)
@@ -254,19 +260,18 @@ def fourier_features(images: torch.Tensor, frequencies: torch.Tensor) -> torch.T
 
 
 def _feature_sums(records: ImageDataset, frequencies: torch.Tensor) -> torch.Tensor:
-    """The sum of (z(x), beta) over all records of each class, `(classes, D + 1)`.
+    """The sum of (z(x), beta) over all units of each class, `(classes, D + 1)`.
 
     A record's features are computed from its pixels alone. They are truncated towards zero to multiples of `QUANTUM`,
-    which makes no norm larger, and which float64 adds up exactly: zeroing out one record changes the sums by its own
-    features and by nothing else.
+    and so are the means over the records of a user. This makes no norm larger, and float64 adds up the results exactly:
+    zeroing out one unit changes the sums by its own features and by nothing else.
     """
     frequencies = frequencies.double()
-    sums = torch.zeros(records.info.num_labels, 2 * len(frequencies), dtype=torch.float64)
-    at_once = max(VALUES_AT_ONCE // max(sums.shape[1], records.images.shape[1:].numel()), 1)
-    for index in torch.arange(len(records)).split(at_once):
-        images = records.images[index].double() / 255
-        pooled = F.adaptive_avg_pool2d(images, pooled_shape(records.info.image_shape)[1:])
-        features = (fourier_features(pooled, frequencies) / QUANTUM).trunc()
-        sums += F.one_hot(records.labels[index], len(sums)).double().T @ features
-    counts = torch.bincount(records.labels, minlength=len(sums)).double()[:, None]
+
+    def features_of(images: torch.Tensor) -> torch.Tensor:
+        pooled = F.adaptive_avg_pool2d(images.double() / 255, pooled_shape(records.info.image_shape)[1:])
+        return (fourier_features(pooled, frequencies) / QUANTUM).trunc()
+
+    everybody = torch.arange(len(records.units))
+    sums, counts = class_sums(records, everybody, features_of, 2 * len(frequencies), VALUES_AT_ONCE, quantum=1.0)
     return torch.cat([QUANTUM * sums, COUNT_WEIGHT * counts], dim=1)

@@ -84,15 +84,15 @@ class MechanismRandomness:
         torch.manual_seed(secrets.randbits(63))
         torch.set_rng_state(entropy_generator().get_state())
 
-    def seed_draws_insecurely(self, step: int, record: int) -> None:
-        """For tests only: seed the next draws by the seed, the step and the record, whichever process makes them.
+    def seed_draws_insecurely(self, step: int, unit: int) -> None:
+        """For tests only: seed the next draws by the seed, the step and the unit, whichever process makes them.
 
         Args:
             step (`int`): The number of the step.
-            record (`int`): The number of the record.
+            unit (`int`): The number of the record or user.
         """
         assert self.insecure_noise_seed is not None
-        seed_from(self.insecure_noise_seed, step, record)
+        seed_from(self.insecure_noise_seed, step, unit)
 
 
 def entropy_generator(device: torch.device | str = "cpu") -> torch.Generator:

@@ -17,10 +17,11 @@ from huggingface_hub.errors import (
 from ..errors import HubError, InputError
 from ..files import local_path
 from ..names import is_on_hub, no_such_run
+from ..units import RECORD
 from .accounting import LOOSE
 from .counted_runs import CountedRun, count_once
 from .journal import Released, read_released
-from .ledger import PUBLIC_ASSUMPTIONS, package_versions
+from .ledger import package_versions, public_assumptions
 from .publishability import check_epsilon, check_same_run, journal_in, leaves_out
 from .statement import PrivacyStatement, make_statement, scope_in_words, scope_of
 
@@ -117,9 +118,11 @@ def compose(
 
     Raises:
         InputError:
-            If a run is not private or its statement understates epsilon, or the accountant cannot bound the sum.
+            If a run is not private or its statement understates epsilon, if the runs have different units of privacy,
+            or if the accountant cannot bound the sum.
     """
-    counted, remarks = _count(statements)
+    unit = statements[0].statement.unit if statements else RECORD
+    counted, remarks = _count(statements, unit)
     deltas = {found.statement.delta for found in statements}
     accountants = {found.statement.accountant for found in statements}
     if delta is None:
@@ -140,6 +143,7 @@ def compose(
         scope=scope_of(f"{len(runs)} run{'s' * (len(runs) > 1)}"),
         dataset_size=sizes[0] if all(size == sizes[0] for size in sizes) else None,
         not_private=None,
+        unit=unit,
         remarks=[text for found in statements for text in found.statement.remarks if text != LOOSE],
         public_assumptions=dict.fromkeys(assumptions),
         versions=package_versions(),
@@ -147,28 +151,35 @@ def compose(
     return Composition(statement, counted, remarks)
 
 
-def read_prior_runs(runs: Sequence[str]) -> list[CountedRun]:
+def read_prior_runs(runs: Sequence[str], unit: str = RECORD) -> list[CountedRun]:
     """The previous runs that a new run has to count, including the previous runs that they count themselves.
 
     A warning is logged for each run that was found twice and is counted once, and for each that may be counted twice.
 
     Args:
         runs (`Sequence[str]`): The runs, each as [`find_statements`] takes it.
+        unit (`str`, *optional*, defaults to `"record"`): The unit of privacy of the new run.
 
     Raises:
-        InputError: If a run is not found or not private, or its statement understates epsilon.
+        InputError:
+            If a run is not found or not private, its statement understates epsilon, or it has another unit of privacy.
         HubError: If a statement has to be fetched from the Hub, which is out of reach or refuses.
     """
-    counted, remarks = _count([found for run in runs for found in find_statements(run)])
+    counted, remarks = _count([found for run in runs for found in find_statements(run)], unit)
     for remark in remarks:
         logger.warning(remark)
     return [run for _, run in counted]
 
 
-def _count(statements: Sequence[FoundStatement]) -> tuple[list[tuple[str, CountedRun]], list[str]]:
+def _count(statements: Sequence[FoundStatement], unit: str) -> tuple[list[tuple[str, CountedRun]], list[str]]:
     runs = []
     for found in statements:
         found.check()
+        if found.statement.unit != unit:
+            raise InputError(
+                f"{found.name} protects each {found.statement.unit}, and what it is added to protects each {unit}: add "
+                "up runs with the same unit of privacy alone."
+            )
         own, *previous = found.statement.runs
         runs.append((found.name, own))
         runs += [(f"previous run {number} of {found.name}", run) for number, run in enumerate(previous, start=1)]
@@ -212,6 +223,7 @@ def _in_directory(directory: Path, name: str) -> FoundStatement:
 def _of_journal(released: Released) -> PrivacyStatement:
     """The statement that a privacy.json of the run would make now."""
     runs = CountedRun.of_journal(released)
+    unit = released.header.get("unit", RECORD)  # older versions know no other
     return make_statement(
         runs,
         released.header["delta"],
@@ -219,7 +231,8 @@ def _of_journal(released: Released) -> PrivacyStatement:
         scope=scope_in_words(len(runs) - 1),
         dataset_size=None,
         not_private=released.not_private,
-        public_assumptions=PUBLIC_ASSUMPTIONS,
+        unit=unit,
+        public_assumptions=public_assumptions(unit),
         versions=package_versions(),
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import InputError
+from ..units import RECORD
 from .accounting import Mechanism, check_accounting, compute_epsilon, merge_neighbours
 from .counted_runs import CountedRun, all_mechanisms
 from .execution import Execution
@@ -18,12 +19,20 @@ from .statement import PrivacyStatement, make_statement, scope_in_words
 
 
 PUBLIC_ASSUMPTIONS = (
-    "the number of records N",
     "the list of classes",
     "the image size, the number of channels and the pixel range [0, 1]",
     "all hyper-parameters",
     "the initial weights of the network, which have learned nothing from these records",
 )
+
+
+def public_assumptions(unit: str) -> tuple[str, ...]:
+    """What a statement about records, or about users, assumes to be public.
+
+    Args:
+        unit (`str`): The unit of privacy, `"record"` or `"user"`.
+    """
+    return (f"the number of {unit}s N", *PUBLIC_ASSUMPTIONS)
 
 
 class Randomness(Protocol):
@@ -53,6 +62,8 @@ class PrivacyLedger:
         prior_runs (`Sequence[CountedRun]`, *optional*):
             Previous runs on the same records, whose cost is added to this run's; `read_prior_runs` in `composition.py`
             finds them. The first line of the journal keeps them.
+        unit (`str`, *optional*, defaults to `"record"`):
+            The unit of privacy, `"record"` or `"user"`, of all mechanisms and previous runs.
 
     Raises:
         InputError: If delta or the accountant cannot be used, or the journal exists already.
@@ -78,8 +89,10 @@ class PrivacyLedger:
         journal: str | Path | None = None,
         target_epsilon: float | None = None,
         prior_runs: Sequence[CountedRun] = (),
+        unit: str = RECORD,
     ):
         check_accounting(delta, accountant)
+        self.unit = unit
         self.versions = package_versions()
         self.delta = delta
         self.accountant = accountant
@@ -92,7 +105,7 @@ class PrivacyLedger:
         self._pending = False  # whether anything unseen has not been marked as visible yet
         self._journal = None
         if journal is not None:
-            header = {"delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
+            header = {"unit": unit, "delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
             self._journal = Journal(journal, {**header, "prior_runs": [run.to_dict() for run in self.prior_runs]})
 
     @classmethod
@@ -116,7 +129,8 @@ class PrivacyLedger:
             opened.resume(position, check)
             header = opened.header
             prior_runs = CountedRun.of_header(header)
-            ledger = cls(header["delta"], header["accountant"], None, header["target_epsilon"], prior_runs)
+            unit = header.get("unit", RECORD)  # older versions know no other
+            ledger = cls(header["delta"], header["accountant"], None, header["target_epsilon"], prior_runs, unit)
         except BaseException:
             if opened is not journal:
                 opened.close()
@@ -129,7 +143,7 @@ class PrivacyLedger:
 
     def in_memory(self) -> "PrivacyLedger":
         """A copy of this ledger without the journal, for the processes of a run that do not write it."""
-        ledger = PrivacyLedger(self.delta, self.accountant, None, self.target_epsilon, self.prior_runs)
+        ledger = PrivacyLedger(self.delta, self.accountant, None, self.target_epsilon, self.prior_runs, self.unit)
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms
         return ledger
@@ -156,22 +170,32 @@ class PrivacyLedger:
         """A checksum of the journal, which a checkpoint keeps for [`resume`]; 0 without a journal."""
         return 0 if self._journal is None else self._journal.check
 
-    def begin(self, mechanism: Mechanism, randomness: Randomness) -> Execution:
+    def begin(self, mechanism: Mechanism, randomness: Randomness, unit: str = RECORD) -> Execution:
         """Begin to execute a mechanism; there is no other way to begin one.
 
-        A mechanism that the target cannot pay for is refused. Randomness that gives no privacy is noted permanently.
+        A mechanism that the target cannot pay for is refused, and so is one that bounds what another unit of privacy
+        contributes than the ledger counts. Randomness that gives no privacy is noted permanently.
         Each step is then taken within [`Execution.step`], which records it before anything is read.
 
         Args:
             mechanism (`Mechanism`): The mechanism, with the number of its steps.
             randomness (`Randomness`): The source of its sampling and noise, such as a `MechanismRandomness`.
+            unit (`str`, *optional*, defaults to `"record"`):
+                Whose contribution the mechanism bounds by its sensitivity: `"record"` or `"user"`.
 
         Returns:
             `Execution`: The execution, whose `step` takes the steps.
 
         Raises:
-            InputError: If all steps together would pass the target; nothing has been recorded in that case.
+            InputError:
+                If all steps together would pass the target, or the unit is another than the ledger's. Nothing has been
+                recorded in that case.
         """
+        if unit != self.unit:
+            raise InputError(
+                f"{mechanism.name} bounds what one {unit} contributes, and the ledger counts by {self.unit}s: make it "
+                f'by PrivacyLedger(..., unit="{unit}").'
+            )
         self.check_affordable(mechanism)
         if randomness.why_not_private:
             self.mark_not_private(randomness.why_not_private)
@@ -287,7 +311,7 @@ class PrivacyLedger:
         """The content of privacy.json, from which a stranger can recompute epsilon without this library.
 
         Args:
-            dataset_size (`int`): N, the number of records, which is public.
+            dataset_size (`int`): N, the number of records or users, which is public.
         """
         return make_statement(
             self.counted_runs(),
@@ -296,7 +320,8 @@ class PrivacyLedger:
             scope=scope_in_words(len(self.prior_runs)),
             dataset_size=dataset_size,
             not_private=self.not_private,
-            public_assumptions=PUBLIC_ASSUMPTIONS,
+            unit=self.unit,
+            public_assumptions=public_assumptions(self.unit),
             versions=self.versions,
         )
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..units import RECORD, USER
 from .accounting import LooseEpsilonWarning, Mechanism, compute_epsilon
 from .counted_runs import CountedRun, all_mechanisms, branches
 
 
-ZERO_OUT = "zero_out_one_record"
-ADJACENCIES = (ZERO_OUT, "add_or_remove_one_record")  # the second is the name that older versions had for the same
+ADJACENCY = {RECORD: "zero_out_one_record", USER: "zero_out_one_user"}
+OLDER_ADJACENCY = "add_or_remove_one_record"  # the name that older versions had for zeroing out one record
 BRANCHES = (
     "Copies of one run that were resumed separately are each counted in full, so what they share is counted twice."
 )
@@ -36,12 +37,15 @@ class PrivacyStatement:
         accountant (`str`): `"prv"` or `"rdp"`.
         adjacency (`str`): Which data sets count as neighbours.
         scope (`str`): A sentence that says which runs epsilon covers.
-        dataset_size (`int`, *optional*): N, the number of records, which is public; None where it is not known.
+        dataset_size (`int`, *optional*):
+            N, the number of records or users, which is public; None where it is not known.
         private (`bool`): Whether the run gives privacy, so that it may be published.
         remarks (`tuple[str, ...]`): Sentences that a reader has to know as well.
         runs (`tuple[CountedRun, ...]`): The runs that are counted, with their mechanisms; the own run comes first.
         public_assumptions (`tuple[str, ...]`): What is assumed to be public.
         versions (`dict[str, str]`): The versions of the packages that computed epsilon, by name.
+        unit (`str`, *optional*, defaults to `"record"`):
+            The unit of privacy: `"record"`, or `"user"`, who has one or several records.
         other (`dict`): Further entries in a file of another version, which are kept when the statement is written.
 
     Examples:
@@ -65,6 +69,7 @@ class PrivacyStatement:
     runs: tuple[CountedRun, ...]
     public_assumptions: tuple[str, ...]
     versions: dict[str, str]
+    unit: str = RECORD
     other: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -86,12 +91,15 @@ class PrivacyStatement:
         """
         try:
             runs = _runs(content)
+            unit = content.get("unit", RECORD)
+            if unit not in ADJACENCY:
+                raise ValueError(f"its unit is {unit!r}")
             epsilon = content.get("epsilon")
             return cls(
                 epsilon=epsilon if isinstance(epsilon, int | float) else math.nan,
                 delta=float(content["delta"]),
                 accountant=content["accountant"],
-                adjacency=content.get("adjacency", ZERO_OUT),
+                adjacency=content.get("adjacency", ADJACENCY[unit]),
                 scope=content.get("scope", scope_in_words(len(runs) - 1)),
                 dataset_size=content.get("dataset_size"),
                 private=content.get("private") is True,
@@ -99,6 +107,7 @@ class PrivacyStatement:
                 runs=runs,
                 public_assumptions=_sentences(content, "public_assumptions"),
                 versions=dict(content.get("versions", {})),
+                unit=unit,
                 other={name: value for name, value in content.items() if name not in _KEYS},
             )
         except InputError:
@@ -139,6 +148,7 @@ class PrivacyStatement:
             "epsilon": self.epsilon,
             "delta": self.delta,
             "accountant": self.accountant,
+            "unit": self.unit,
             "adjacency": self.adjacency,
             "scope": self.scope,
             "dataset_size": self.dataset_size,
@@ -171,6 +181,7 @@ def make_statement(
     scope: str,
     dataset_size: int | None,
     not_private: str | None,
+    unit: str,
     remarks: Iterable[str] = (),
     public_assumptions: Iterable[str],
     versions: dict[str, str],
@@ -182,8 +193,10 @@ def make_statement(
         delta (`float`): Delta of all runs together.
         accountant (`str`): `"prv"` or `"rdp"`.
         scope (`str`): A sentence that says which runs epsilon covers.
-        dataset_size (`int`, *optional*): N, the number of records, which is public; None where it is not known.
+        dataset_size (`int`, *optional*):
+            N, the number of records or users, which is public; None where it is not known.
         not_private (`str`, *optional*): The reason why the runs give no privacy; None if they give privacy.
+        unit (`str`): The unit of privacy, `"record"` or `"user"`.
         remarks (`Iterable[str]`): Further sentences that a reader has to know.
         public_assumptions (`Iterable[str]`): What is assumed to be public.
         versions (`dict[str, str]`): The versions of the packages that compute epsilon, by name.
@@ -197,7 +210,7 @@ def make_statement(
         epsilon=epsilon,
         delta=delta,
         accountant=accountant,
-        adjacency=ZERO_OUT,
+        adjacency=ADJACENCY[unit],
         scope=scope,
         dataset_size=dataset_size,
         private=not_private is None,
@@ -205,6 +218,7 @@ def make_statement(
         runs=tuple(runs),
         public_assumptions=tuple(public_assumptions),
         versions=versions,
+        unit=unit,
     )
 
 
@@ -214,7 +228,7 @@ def recompute_epsilon(statement: PrivacyStatement | dict[str, Any] | str | os.Pa
     Args:
         statement (`PrivacyStatement`, `dict`, `str` or `Path`):
             The statement, the parsed content of its file, or the path of the file. Its mechanisms, delta and accountant
-            are used; its adjacency has to be zero-out, by its present or its older name.
+            are used; its adjacency has to be zero-out for its unit, by its present or its older name.
 
     Raises:
         InputError:
@@ -235,7 +249,8 @@ def recompute_epsilon(statement: PrivacyStatement | dict[str, Any] | str | os.Pa
         statement = PrivacyStatement.from_dict(statement)
     elif not isinstance(statement, PrivacyStatement):
         statement = PrivacyStatement.read(statement)
-    if statement.adjacency not in ADJACENCIES:
+    known = {ADJACENCY[statement.unit], OLDER_ADJACENCY if statement.unit == RECORD else None}
+    if statement.adjacency not in known:
         raise InputError(
             f"The statement is for the adjacency {statement.adjacency}, which this version does not know: use the "
             "version that wrote it."

@@ -15,6 +15,7 @@ from huggingface_hub import RepoCard
 from ..errors import InputError
 from ..privacy.accounting import round_up
 from ..privacy.statement import PrivacyStatement, scope_in_words
+from ..units import USER
 
 
 STATEMENT = "statement"
@@ -41,13 +42,40 @@ def privacy_claim(
     """
     if not privacy.private:
         return "\n\n".join([f"**{subject} is NOT private. Do not share it.**", *privacy.remarks])
-    record = "one image with its label" if with_label else "one image"
+    unit = privacy.unit
+    whole = ""
+    if unit == USER:
+        whole = " It covers adding or removing all images of one person, however many they are."
     return (
-        f"**{subject} is {budget(privacy)}-differentially private with respect to zeroing out one record ({record}) of "
-        f"{data}.** That is zero-out adjacency: the record is replaced by one that contributes nothing to any sum, and "
-        "the published number of records is taken as known. The one budget covers everything by which training read "
-        f"the data: {mechanisms_in_words}. {scope_in_words(privacy.num_previous_runs)}"
+        f"**{subject} is {budget(privacy)}-differentially private with respect to zeroing out one {unit} "
+        f"({unit_in_words(unit, with_label)}) of {data}.**{whole} That is zero-out adjacency: the {unit} is replaced "
+        f"by one that contributes nothing to any sum, and the published number of {unit}s is taken as known. The one "
+        f"budget covers everything by which training read the data: {mechanisms_in_words}. "
+        f"{scope_in_words(privacy.num_previous_runs)}"
     )
+
+
+def unit_in_words(unit: str, with_label: bool) -> str:
+    """Say what a unit of privacy is.
+
+    Args:
+        unit (`str`): `"record"` or `"user"`.
+        with_label (`bool`): Whether a record is an image with its label.
+    """
+    if unit == USER:
+        return "all images of one person, with their labels" if with_label else "all images of one person"
+    return "one image with its label" if with_label else "one image"
+
+
+def unit_limits(unit: str) -> str:
+    """Say what is protected if one person has several records.
+
+    Args:
+        unit (`str`): `"record"` or `"user"`.
+    """
+    if unit == USER:
+        return "They are protected together, however many they are. How many images there are is not published."
+    return "Several records of one person are protected as several records, not as one person."
 
 
 def mechanism_table(privacy: PrivacyStatement) -> str:

@@ -6,7 +6,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..privacy.accounting import round_up
 from ..privacy.statement import PrivacyStatement
-from .cards import as_text, mechanism_table, privacy_claim
+from .cards import as_text, mechanism_table, privacy_claim, unit_in_words, unit_limits
 from .model_card import REPO_ID_TO_COME, mechanisms_in_words
 
 
@@ -35,6 +35,8 @@ def make_dataset_card(privacy: PrivacyStatement, num_images: int, counts: dict[s
             counts is not None,
             mechanisms_in_words(privacy),
         ),
+        unit_in_words=unit_in_words(privacy.unit, counts is not None),
+        unit_limits=unit_limits(privacy.unit),
         privacy=privacy,
         mechanisms=mechanism_table(privacy),
         num_images=num_images,

@@ -12,7 +12,7 @@ from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
 from ..privacy.accounting import round_up
 from ..privacy.statement import PrivacyStatement
-from .cards import SECTION, as_text, mechanism_table, privacy_claim
+from .cards import SECTION, as_text, mechanism_table, privacy_claim, unit_in_words, unit_limits
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card_template.md"
@@ -64,6 +64,8 @@ def make_model_card(
         statement=privacy_claim(
             privacy, "This model", "its training data", class_names is not None, mechanisms_in_words(privacy)
         ),
+        unit_in_words=unit_in_words(privacy.unit, class_names is not None),
+        unit_limits=unit_limits(privacy.unit),
         privacy=privacy,
         mechanisms=mechanism_table(privacy),
         epsilon=round_up(privacy.epsilon),

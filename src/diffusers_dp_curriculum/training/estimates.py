@@ -59,6 +59,7 @@ def estimate(
     loss: DenoisingLoss,
     gradients_of: GradientsOf,
     info: DatasetInfo,
+    images_bytes: int,
     config: DPCurriculumConfig,
     stages: Sequence[Stage],
     precision: Precision = FULL_PRECISION,
@@ -74,6 +75,7 @@ def estimate(
         loss (`DenoisingLoss`): Makes noise draws from images.
         gradients_of (`Callable`): Computes the per-record gradients of noise draws.
         info (`DatasetInfo`): The public description of the data set.
+        images_bytes (`int`): Memory of the records' images.
         config (`DPCurriculumConfig`): The hyper-parameters.
         stages (`Sequence[Stage]`): The stages before DP-SGD.
         precision (`Precision`, *optional*): Autocast type and loss scale of the warm-up stages.
@@ -108,7 +110,7 @@ def estimate(
         seconds,
         step_bytes,
         sum(tensor.nbytes for tensor in network),
-        math.prod(info.images_shape),
+        images_bytes,
         device.type == "cuda",
     )
 
@@ -166,7 +168,7 @@ def _dp_sgd_step(
 ) -> float:
     """Measure the seconds of one DP-SGD step, on at most two physical batches, and scale them to the whole batch."""
     device = next(unet.parameters()).device
-    largest = largest_share(config, info.num_records)
+    largest = largest_share(config, info.num_units)
     physical = min(config.max_physical_batch_size, largest)
     size = min(2 * physical, largest)
     state = _without_learning(start_dp_sgd(unet, config))

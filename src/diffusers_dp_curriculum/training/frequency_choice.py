@@ -53,7 +53,7 @@ def choose_frequency_features(
     """Choose the number of features and the noise multiplier where the config says `"auto"`.
 
     The noise has the L2 norm sqrt(D) sigma C / N relative to the mean features of an average class, with D features, C
-    classes and N records. The rule:
+    classes and N records (or users, if the unit of privacy is a user). The rule:
 
     - sigma takes at most `LARGEST_SHARE` of the budget that other mechanisms have left, and no more than makes this
       noise `SMALL_NOISE` with `MOST_FEATURES` features. Without DP-SGD steps it takes all that is left.
@@ -67,7 +67,7 @@ def choose_frequency_features(
     """
     if config.frequency_features == 0:
         return FrequencyChoice(0, 0.0)
-    records_per_class = info.num_records / info.num_labels
+    units_per_class = info.num_units / info.num_labels
     sigma = config.frequency_noise_multiplier
     if sigma == AUTO:
         if compute_epsilon(before, config.target_delta, config.accountant) >= config.target_epsilon:
@@ -81,18 +81,18 @@ def choose_frequency_features(
         )
         sigma = whole
         if config.max_train_steps > 0:
-            sigma = max(whole / LARGEST_SHARE**0.5, SMALL_NOISE * records_per_class / MOST_FEATURES**0.5)
+            sigma = max(whole / LARGEST_SHARE**0.5, SMALL_NOISE * units_per_class / MOST_FEATURES**0.5)
     sigma = float(sigma)
     features = config.frequency_features
     if features == AUTO:
-        affordable = (LARGEST_NOISE * records_per_class / sigma) ** 2
+        affordable = (LARGEST_NOISE * units_per_class / sigma) ** 2
         features = 2 * math.floor(min(affordable, MOST_FEATURES) / 2)
         if features < FEWEST_FEATURES:
             return FrequencyChoice(
                 0,
                 0.0,
-                f"with {records_per_class:,.0f} records a class the noise on them would be too large",
+                f"with {units_per_class:,.0f} {info.unit}s a class the noise on them would be too large",
             )
-    noise = int(features) ** 0.5 * sigma / records_per_class
+    noise = int(features) ** 0.5 * sigma / units_per_class
     warning = f"the noise on them is {noise:.2g} times as large as they are" if noise > 1 else ""
     return FrequencyChoice(int(features), sigma, warning)

@@ -11,6 +11,7 @@ from ..data.dataset_info import DatasetInfo, classes_in_words
 from ..errors import InputError
 from ..mechanisms.dp_sgd import dp_sgd_mechanism
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
+from ..units import RECORD
 from .frequency_choice import FrequencyChoice, choose_frequency_features
 from .stages import Stage, WarmUpStage, warm_up_stages
 
@@ -26,7 +27,8 @@ def describe_records(info: DatasetInfo, provenance: Mapping[str, str]) -> str:
     if info.class_names is not None:
         lines.setdefault("classes", classes_in_words(info.class_names))
     classes = ", without labels" if info.num_classes is None else f" in {info.num_classes} classes"
-    title = f"Plan for {info.num_records:,} records of {info.resolution}x{info.resolution}x{info.num_channels}{classes}"
+    size = f"{info.resolution}x{info.resolution}x{info.num_channels}"
+    title = f"Plan for {info.num_units:,} {info.unit}s of {size}{classes}"
     return "\n".join([title, *(f"  {name:<15} {text}" for name, text in lines.items())])
 
 
@@ -46,6 +48,7 @@ class Plan:
         previous (`tuple[Mechanism, ...]`): The mechanisms that the counted previous runs have executed.
         noise_without_frequency (`float`, *optional*):
             The noise multiplier that DP-SGD would have without the frequency query, which tells what the query costs.
+        unit (`str`, *optional*, defaults to `"record"`): The unit of privacy, `"record"` or `"user"`.
     """
 
     target_epsilon: float
@@ -57,6 +60,7 @@ class Plan:
     frequency: FrequencyChoice
     previous: tuple[Mechanism, ...] = ()
     noise_without_frequency: float | None = None
+    unit: str = RECORD
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Plan":
@@ -96,7 +100,9 @@ class Plan:
         return compute_epsilon(mechanisms, self.delta, self.accountant)
 
     def __str__(self) -> str:
-        lines = [f"target          epsilon {self.target_epsilon:g} at delta {self.delta:g}, for zeroing out one record"]
+        lines = [
+            f"target          epsilon {self.target_epsilon:g} at delta {self.delta:g}, for zeroing out one {self.unit}"
+        ]
         if self.previous:
             lines.append(f"previous runs   epsilon {self._epsilon(*self.previous):.3f} alone")
         lines += [f"warm-up         {self._in_words(queries)}" for queries in self.warm_ups]
@@ -179,6 +185,7 @@ def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[
         frequency,
         tuple(previous),
         without,
+        info.unit,
     )
 
 
@@ -190,23 +197,24 @@ def _calibrated_dp_sgd(config: DPCurriculumConfig, info: DatasetInfo, before: Se
     """DP-SGD with the smallest noise multiplier that meets the target after the mechanisms before it."""
     # A placeholder noise multiplier, until the calibration finds the real one.
     dp_sgd = dp_sgd_mechanism(
-        1.0, config.train_batch_size, info.num_records, config.max_train_steps, config.max_grad_norm
+        1.0, config.train_batch_size, info.num_units, config.max_train_steps, config.max_grad_norm
     )
     sigma = calibrate_noise_multiplier(config.target_epsilon, config.target_delta, dp_sgd, before, config.accountant)
     return replace(dp_sgd, noise_multiplier=sigma)
 
 
 def _check_sizes(config: DPCurriculumConfig, info: DatasetInfo) -> None:
-    """Refuse a delta or a batch that does not fit the number of records."""
-    if config.target_delta >= 1 / info.num_records:
+    """Refuse a delta or a batch that does not fit the number of units of privacy."""
+    number = info.num_units
+    if config.target_delta >= 1 / number:
         raise InputError(
-            f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / info.num_records:.3g}, and from 1/N on "
-            "publishing a whole record would count as private: give a smaller one."
+            f"`target_delta` {config.target_delta:g} is not below 1/N = {1 / number:.3g} for {number} {info.unit}s, "
+            f"and from 1/N on publishing all of a {info.unit} would count as private: give a smaller one."
         )
-    if config.max_train_steps > 0 and config.train_batch_size > info.num_records:
+    if config.max_train_steps > 0 and config.train_batch_size > number:
         raise InputError(
-            f"`train_batch_size` {config.train_batch_size} is larger than the data set ({info.num_records} records): "
-            "give at most the number of records."
+            f"`train_batch_size` {config.train_batch_size} is larger than the data set ({number} {info.unit}s): give "
+            f"at most the number of {info.unit}s."
         )
 
 

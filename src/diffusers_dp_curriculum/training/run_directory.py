@@ -14,6 +14,7 @@ from ..privacy.journal import Journal, read_released
 from ..privacy.ledger import PrivacyLedger
 from ..privacy.publishability import journal_in
 from ..run_paths import RunPaths, check_output_dir
+from ..units import RECORD
 from .checkpointing import Checkpoint, Checkpoints
 
 
@@ -24,22 +25,23 @@ ERROR_NOTE = "seen-by-process-"  # followed by the number of the process
 FILES_BEFORE_RELEASE = {".gitignore", "journal.jsonl", "journal.lock", "journal.reserve"}
 
 
-def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
+def find_prior_runs(config: DPCurriculumConfig, unit: str = RECORD) -> list[CountedRun]:
     """The previous runs that a run counts: the given ones for a new run, the recorded ones for a run that is resumed.
 
     Args:
         config (`DPCurriculumConfig`): `prior_runs`, `output_dir` and `resume_from_checkpoint` are used.
+        unit (`str`, *optional*, defaults to `"record"`): The unit of privacy of the run.
 
     Raises:
         InputError: If a previous run cannot be counted, or the run to resume was started with other previous runs.
     """
     journal = journal_in(Path(config.output_dir))
     if journal is None or config.resume_from_checkpoint is None:
-        return read_prior_runs(config.prior_runs or [])
+        return read_prior_runs(config.prior_runs or [], unit)
     existing = CountedRun.of_header(read_released(journal).header)
     if config.prior_runs is not None:
         try:
-            given = read_prior_runs(config.prior_runs)
+            given = read_prior_runs(config.prior_runs, unit)
         except DPCurriculumError as error:
             raise InputError(
                 f"`prior_runs` cannot be compared with those that the run in {config.output_dir} was started with "
@@ -50,7 +52,7 @@ def find_prior_runs(config: DPCurriculumConfig) -> list[CountedRun]:
 
 
 def open_ledger(
-    config: DPCurriculumConfig, checkpoints: Checkpoints, prior_runs: Sequence[CountedRun] = ()
+    config: DPCurriculumConfig, checkpoints: Checkpoints, prior_runs: Sequence[CountedRun] = (), unit: str = RECORD
 ) -> tuple[PrivacyLedger, Checkpoint | None]:
     """Create the directories and the journal of a new run, or open those of the run to resume.
 
@@ -60,6 +62,7 @@ def open_ledger(
         config (`DPCurriculumConfig`): `output_dir`, `resume_from_checkpoint` and the target are used.
         checkpoints (`Checkpoints`): The checkpoints of the run.
         prior_runs (`Sequence[CountedRun]`, *optional*): The previous runs with which the run was planned.
+        unit (`str`, *optional*, defaults to `"record"`): The unit of privacy of the run.
 
     Returns:
         `tuple[PrivacyLedger, Checkpoint or None]`: The ledger, and the checkpoint from which the run continues.
@@ -81,7 +84,9 @@ def open_ledger(
             f"{output_dir} cannot be created ({error.strerror}): choose another `output_dir`."
         ) from error
     if not _has_run(paths):
-        ledger = PrivacyLedger(config.target_delta, config.accountant, paths.journal, config.target_epsilon, prior_runs)
+        ledger = PrivacyLedger(
+            config.target_delta, config.accountant, paths.journal, config.target_epsilon, prior_runs, unit
+        )
         return ledger, None
     existing = Journal(paths.journal)
     try:

@@ -43,7 +43,8 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, info: DatasetInfo, stages
             f'  to sample             DiffusionPipeline.from_pretrained("{output_dir}"{trust})',
             *classes,
             *(f"  {name:<21}{steps:>8}{sigma:>18}{rate:>13}".rstrip() for name, steps, sigma, rate in mechanisms),
-            f"  together              epsilon {round_up(ledger.epsilon())} at delta {round_up(ledger.delta)}",
+            f"  together              epsilon {round_up(ledger.epsilon())} at delta {round_up(ledger.delta)}, "
+            f"for one {ledger.unit}",
             f"  {scope_in_words(len(ledger.prior_runs))}",
         ]
     )
