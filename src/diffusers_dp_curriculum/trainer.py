@@ -258,10 +258,10 @@ class DPCurriculumTrainer:
 
     def _run_stages(self) -> bool:
         """Run all stages; return whether all of them finished."""
-        mark_as_trained(self.unet)
-        share_parameters(self.unet)
         if self.args.logger is not None:
             start_trackers(self.accelerator, self.args)
+        mark_as_trained(self.unet)
+        share_parameters(self.unet)
         return all(self._run_stage(stage) for stage in self.stages) and self._train_by_dp_sgd()
 
     @own_arithmetic()
