@@ -476,7 +476,10 @@ def batch_norm_unet():
         (lambda: {"records": changed_records(images=lambda images: images[:0])}, "data set is empty"),
         (lambda: {"records": changed_records(class_names=lambda names: ["a", "b", "b"])}, "not all different"),
         *(
-            (lambda name=name: {"records": changed_records(class_names=lambda _: ["a", "b", name])}, "class is .*UTF-8")
+            (
+                lambda name=name: {"records": changed_records(class_names=lambda _: ["a", "b", name])},
+                "of a class is no line of text in UTF-8",
+            )
             for name in ("gr\udcf6n", "", 3)
         ),
         (lambda: {"target_epsilon": float("nan")}, "`target_epsilon` is nan"),

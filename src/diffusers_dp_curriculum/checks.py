@@ -229,11 +229,6 @@ def check_one_source(dataset_name: str | None, train_data_dir: str | None) -> No
         raise InputError("`dataset_name` and `train_data_dir` are both given or both missing: pass one of them.")
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written in UTF-8; names of files that were made on another system may not."""
-    return text.encode(errors="ignore").decode() == text
-
-
 def check_pixel_range(pixel_range: Sequence[float] | None) -> None:
     """Refuse a range of pixels that is not the value of black and a larger one of white."""
     if pixel_range is None:

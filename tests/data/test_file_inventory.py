@@ -245,12 +245,3 @@ def test_what_lies_beside_a_saved_data_set(tmp_path):
     write_images(tmp_path / "more", GREY[:2])
     with refused("would be left out, 2 .png .beside files of another format"):
         load(tmp_path)
-
-
-def test_names_that_are_not_in_utf8_are_the_reason_that_is_given(photos):
-    try:
-        os.rename(os.fsencode(photos / "dog"), os.fsencode(photos / "gr") + b"\xf6n")
-    except OSError:
-        pytest.skip("this file system allows names in UTF-8 alone")
-    with refused("The paths of 5 files in .* are not in UTF-8, .*: rename them, .*; their names are in"):
-        load(photos)

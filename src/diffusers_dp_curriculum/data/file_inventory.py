@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ..checks import is_utf8
 from ..errors import InputError
 from ..files import is_left_behind
 from ..run_paths import RunPaths
@@ -74,22 +73,15 @@ class FileInventory:
             root (`Path`): The directory.
 
         Raises:
-            InputError: If a directory cannot be read, because its files would be left out silently, or a name cannot be
-                read, as it is not in UTF-8.
+            InputError: If a directory cannot be read, because its files would be left out silently.
         """
         try:
-            files = cls(dict(_walk(root)))
+            return cls(dict(_walk(root)))
         except OSError as error:
             raise InputError(
                 f"A directory in {root} cannot be read ({type(error).__name__}): make all directories readable or move "
                 f"them away; {list_for_owner([str(error.filename)])}."
             ) from None
-        if strange := [str(path) for path in files.used if not is_utf8(str(path))]:
-            raise InputError(
-                f"The paths of {len(strange):,} files in {root} are not in UTF-8, as on another system: rename them, "
-                f"with a tool such as convmv; {list_for_owner(strange)}."
-            )
-        return files
 
     @classmethod
     def of_names(cls, names: Iterable[str]) -> "FileInventory":
