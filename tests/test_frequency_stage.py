@@ -221,7 +221,7 @@ def test_flags_take_auto_or_a_number():
         parse_arguments(["--frequency_features", "many"])
     with pytest.raises(InputError, match="`frequency_features` is 401: give auto, or 0 or an even number above it"):
         DPCurriculumConfig(frequency_features=401)
-    with pytest.raises(InputError, match="`frequency_features` is some: give a whole number"):
+    with pytest.raises(InputError, match="`frequency_features` is 'some': give a whole number"):
         DPCurriculumConfig(frequency_features="some")
     with pytest.raises(InputError, match="`frequency_noise_multiplier` is 0: give auto, or a number above 0"):
         DPCurriculumConfig(frequency_noise_multiplier=0)

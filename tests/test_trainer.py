@@ -480,8 +480,9 @@ def batch_norm_unet():
                 lambda name=name: {"records": changed_records(class_names=lambda _: ["a", "b", name])},
                 "of a class is no line of text in UTF-8",
             )
-            for name in ("gr\udcf6n", "", 3)
+            for name in ("gr\udcf6n", "")
         ),
+        (lambda: {"records": changed_records(class_names=lambda _: ["a", "b", 3])}, "give a list of texts"),
         (lambda: {"target_epsilon": float("nan")}, "`target_epsilon` is nan"),
         (lambda: {"target_delta": 0.0}, "`target_delta` is 0.0"),
         (lambda: {"target_delta": 1.5}, "`target_delta` is 1.5"),

@@ -115,7 +115,7 @@ def test_the_script_loads_images_as_training_does(tmp_path):
     flags = ["--output_dir", str(tmp_path / "audit"), "--train_data_dir", str(tmp_path / "images")]
     with pytest.raises(InputError, match="pass `background`"):
         audit_command.main(flags)
-    with pytest.raises(InputError, match="0 canaries prove nothing"):
+    with pytest.raises(InputError, match="`image_canaries` is 0: give at least 100"):
         audit_command.main([*flags, "--background", "white", "--channels", "3", "--image_canaries", "0"])
 
 

@@ -534,7 +534,7 @@ def test_the_data_set_is_named_only_if_the_user_says_so(tmp_path):
 
 def test_names_are_no_markup(hub, tmp_path):
     """If a class name could end a section, the card would lose text that people wrote, or the budget."""
-    names = ["<!-- end: use -->", "a|b", "*bold*\nx"]
+    names = ["<!-- end: use -->", "a|b", "*bold* x"]
     records = ImageDataset(tiny_records().images, tiny_records().labels, names)
     train(tmp_path / "model", records, push_to_hub=True)
     card = hub.files("alice/model")["README.md"].decode()

@@ -290,10 +290,8 @@ def load_image_dataset(
     except PermissionError:
         raise InputError(f"{directory} is in a directory that cannot be read: make that readable.") from None
     if not is_directory:
-        raise InputError(
-            f"{directory} is not a directory: pass the one that holds the images, or the unpacked archive, as "
-            "`train_data_dir`."
-        )
+        what = "a file and not a directory" if directory.is_file() else "not a directory"
+        raise InputError(f"{directory} is {what}: pass the one that holds the images as `train_data_dir`.")
     files = FileInventory.of_directory(directory)
     files.check_no_output(directory)
     if has_idx_files(directory):
