@@ -48,7 +48,6 @@ class Profile:
 SHARED = {
     "target_delta": DELTA,
     "central_images_per_class": 5,
-    "central_noise_multiplier": 5.0,
     "central_sample_rate": 0.1,
     "frequency_features": 0,
     "lr_scheduler": "cosine",

@@ -149,8 +149,11 @@ class DPCurriculumConfig:
     central_images_per_class: int = _central(
         5, "Number of queries; each gives one image of each class (paper: 5).", limits=at_least(1)
     )
-    central_noise_multiplier: float = _central(
-        5.0, "Noise standard deviation over sensitivity, per query (paper: 5).", limits=above(0)
+    central_noise_multiplier: float | str = _central(
+        AUTO,
+        "Noise standard deviation over sensitivity, per query. auto is that of the paper, 5, or more where the queries "
+        "would cost over a quarter of target_epsilon.",
+        limits=auto_or(above(0)),
     )
     central_sample_rate: float = _central(
         0.1, "Probability of each record or user, per query (paper: 6,000/60,000).", limits=SAMPLE_RATE

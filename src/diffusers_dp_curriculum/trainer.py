@@ -389,9 +389,9 @@ class DPCurriculumTrainer:
         self.released = run_on_main_process(self._stored_releases)
 
     def _follow_plan(self, plan: Plan) -> None:
-        """Take a plan, with the size of the frequency query that was chosen in it."""
+        """Take a plan, with the sizes and the noise of queries that were chosen in it."""
         self.plan = plan
-        self.args = plan.frequency.put_into(self.args)
+        self.args = plan.put_into(self.args)
         self.stages = warm_up_stages(self.args)
 
     def _stored_releases(self) -> dict[str, Release]:

@@ -66,7 +66,9 @@ def test_what_is_shown_counts_previous_runs_and_takes_none_of_their_steps_for_it
     ("target", "what"), [(1.5, "previous runs alone cost"), (2.4, "previous runs and the warm-up queries alone cost")]
 )
 def test_previous_runs_that_leave_nothing_are_refused(target, what):
-    config = DPCurriculumConfig(target_epsilon=target, central_sample_rate=1.0, accountant="rdp")
+    config = DPCurriculumConfig(
+        target_epsilon=target, central_sample_rate=1.0, central_noise_multiplier=5.0, accountant="rdp"
+    )
     previous = [Mechanism("central_images_mean", 5.0, 1.0, 5, 4.0)]  # epsilon 1.9, and 2.8 with the same queries again
     with pytest.raises(InputError, match=f"The {what} epsilon .* leaves nothing of the target {target}.*: raise"):
         make_plan(config, DatasetInfo(1000, 1, 8), previous)

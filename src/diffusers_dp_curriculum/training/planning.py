@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..mechanisms.dp_sgd import dp_sgd_mechanism
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
 from ..units import RECORD
+from .central_choice import choose_central_noise
 from .frequency_choice import FrequencyChoice, choose_frequency_features
 from .stages import Stage, WarmUpStage, warm_up_stages
 
@@ -44,6 +45,7 @@ class Plan:
         dp_sgd (`Mechanism`, *optional*): The DP-SGD steps; None if the run ends after the warm-up.
         epsilon_after (`dict[int, float]`):
             Epsilon spent, previous runs included, after some numbers of DP-SGD steps; the keys include 0 and the last.
+        central_noise_multiplier (`float`): The noise multiplier of the central-image queries.
         frequency (`FrequencyChoice`): The size of the frequency query.
         previous (`tuple[Mechanism, ...]`): The mechanisms that the counted previous runs have executed.
         noise_without_frequency (`float`, *optional*):
@@ -57,6 +59,7 @@ class Plan:
     warm_ups: tuple[Mechanism, ...]
     dp_sgd: Mechanism | None
     epsilon_after: dict[int, float]
+    central_noise_multiplier: float
     frequency: FrequencyChoice
     previous: tuple[Mechanism, ...] = ()
     noise_without_frequency: float | None = None
@@ -76,6 +79,14 @@ class Plan:
             "frequency": FrequencyChoice(**content["frequency"]),
         }
         return cls(**{**content, **mechanisms, **parts})
+
+    def put_into(self, config: DPCurriculumConfig) -> DPCurriculumConfig:
+        """A config with the numbers that this plan has chosen in the place of "auto".
+
+        Args:
+            config (`DPCurriculumConfig`): The hyper-parameters.
+        """
+        return self.frequency.put_into(replace(config, central_noise_multiplier=self.central_noise_multiplier))
 
     def epsilon_spent(self, executed: Sequence[Mechanism]) -> float:
         """An upper bound on epsilon after what this run has executed, previous runs included.
@@ -135,7 +146,7 @@ class Plan:
 
 
 def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[Mechanism] = ()) -> Plan:
-    """Plan a run: choose the size of the frequency query, and calibrate the noise of DP-SGD.
+    """Plan a run: choose the noise of its queries and the size of the frequency query, and calibrate that of DP-SGD.
 
     Args:
         config (`DPCurriculumConfig`): The hyper-parameters.
@@ -152,6 +163,7 @@ def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[
             leaves nothing for one of the stages.
     """
     _check_sizes(config, info)
+    config = replace(config, central_noise_multiplier=choose_central_noise(config, info, previous))
     central = _mechanisms(warm_up_stages(replace(config, frequency_features=0)), info)
     frequency = choose_frequency_features(config, info, [*previous, *central])
     stages = warm_up_stages(frequency.put_into(config))
@@ -182,6 +194,7 @@ def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[
         warm_ups,
         dp_sgd,
         epsilon_after,
+        float(config.central_noise_multiplier),
         frequency,
         tuple(previous),
         without,

@@ -91,7 +91,7 @@ def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
         central = CentralImageQueries(
             images_per_class=config.central_images_per_class,
             statistic=config.central_statistic,
-            noise_multiplier=config.central_noise_multiplier,
+            noise_multiplier=float(config.central_noise_multiplier),
             sample_rate=config.central_sample_rate,
             pool_factor=config.central_pool_factor,
             mode_bins=config.central_mode_bins,
