@@ -14,6 +14,7 @@ from ..mechanisms.central_images import CentralImageDataset, CentralImageQueries
 from ..mechanisms.frequency_features import FrequencyFeatureQuery, FrequencyFeatures
 from ..mechanisms.releases import Queries, Release, ReleasedImages
 from .auxiliary_generator import GENERATOR, TITLE, FrequencyImageDataset
+from .central_choice import PUBLISHED_NOISE
 
 
 DP_SGD = "dp_sgd"  # the name of the last stage
@@ -91,7 +92,10 @@ def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
         central = CentralImageQueries(
             images_per_class=config.central_images_per_class,
             statistic=config.central_statistic,
-            noise_multiplier=float(config.central_noise_multiplier),
+            # A plan puts a number in the place of "auto".
+            noise_multiplier=PUBLISHED_NOISE
+            if config.central_noise_multiplier == AUTO
+            else float(config.central_noise_multiplier),
             sample_rate=config.central_sample_rate,
             pool_factor=config.central_pool_factor,
             mode_bins=config.central_mode_bins,
