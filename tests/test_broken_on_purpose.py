@@ -452,7 +452,7 @@ VARIANTS = [
         "central queries that share a sample",
         "mechanisms/central_images.py",
         "            with execution.step():",
-        "            if len(pooled) % 2 == 0:\n"
+        "            if len(queries) % 2 == 0:\n"
         "                sampling.manual_seed(7)\n"
         "            with execution.step():",
         "mechanisms/test_central_images.py::test_each_query_samples_afresh_at_the_rate_of_the_ledger",

@@ -53,7 +53,7 @@ def test_a_claim_of_pure_privacy_survives_as_often_as_the_confidence_says():
 
 @pytest.mark.parametrize("mechanism", [GAUSSIAN, SUBSAMPLED], ids=["Gaussian", "subsampled"])
 def test_the_privacy_profile_is_that_of_an_independent_implementation(mechanism):
-    epsilons, deltas = bounds._privacy_profile(mechanism)
+    epsilons, deltas = bounds._privacy_profile([mechanism])
     accountant = pld.PLDAccountant()
     event = dp_event.GaussianDpEvent(mechanism.noise_multiplier)
     accountant.compose(dp_event.PoissonSampledDpEvent(mechanism.sample_rate, event), mechanism.steps)
@@ -65,7 +65,7 @@ def test_the_privacy_profile_is_that_of_an_independent_implementation(mechanism)
 
 def test_a_true_claim_survives_and_half_its_noise_does_not():
     generator = np.random.default_rng(2)
-    profile = bounds._privacy_profile(GAUSSIAN)
+    profile = bounds._privacy_profile([GAUSSIAN])
 
     def refuted(sigma):
         correct = attacked_gaussian(generator, 2000, sigma, 1000)
@@ -79,13 +79,13 @@ def test_the_bound_comes_near_the_truth_and_grows_as_the_noise_falls():
     generator = np.random.default_rng(3)
     true = compute_epsilon([GAUSSIAN], 1e-5)
     correct = attacked_gaussian(generator, 4000, 1.0, 1000)
-    bound = trade_off_bound(4000, 1000, correct, GAUSSIAN, 1e-5)
+    bound = trade_off_bound(4000, 1000, correct, [GAUSSIAN], 1e-5)
     assert one_run_bound(4000, 1000, correct, 1e-5) < bound < true
     assert bound > 0.5 * true
-    half = trade_off_bound(4000, 1000, attacked_gaussian(generator, 4000, 0.5, 1000), GAUSSIAN, 1e-5)
+    half = trade_off_bound(4000, 1000, attacked_gaussian(generator, 4000, 0.5, 1000), [GAUSSIAN], 1e-5)
     assert true < half < compute_epsilon([Mechanism("dp_sgd", 0.5, 1.0, 1, 1.0)], 1e-5)
 
 
 def test_guessing_by_chance_proves_nothing_and_certainty_is_bounded():
-    assert trade_off_bound(4000, 1000, 500, SUBSAMPLED, 1e-5) == 0
-    assert 8 < trade_off_bound(4000, 1000, 1000, SUBSAMPLED, 1e-5) <= bounds.MAX_EPSILON
+    assert trade_off_bound(4000, 1000, 500, [SUBSAMPLED], 1e-5) == 0
+    assert 8 < trade_off_bound(4000, 1000, 1000, [SUBSAMPLED], 1e-5) <= bounds.MAX_EPSILON

@@ -1,4 +1,4 @@
-"""Audits DP-SGD: attacks a run, and computes the epsilon that the success of the attack proves.
+"""Audits a run: attacks its mechanisms, and computes the epsilon that the success of the attack proves.
 
 Canaries are records that are made to be recognized. A coin toss decides which of them are present in training; the
 attack scores each canary by its traces in the releases, and guesses for those with the clearest traces whether they
@@ -11,8 +11,7 @@ reveals about its records is not counted in any privacy.json.
 """
 
 import copy
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,16 +23,18 @@ from ..data.image_dataset import ImageDataset
 from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.per_record_gradients import per_record_gradients
 from ..mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
-from ..privacy.accounting import Mechanism
+from ..privacy.accounting import Mechanism, compute_epsilon
 from ..privacy.ledger import PrivacyLedger
 from ..units import RECORD
 from .bounds import one_run_bound, trade_off_bound
+from .canaries import Canaries
+from .query_attack import AuditedQueries, ScaledNoise, attack_queries, mixed_log_ratio
 
 
 GUESSED = 0.25  # share of canaries with a guess: those with the clearest traces, half present and half absent
 CANARY_NORM = 100.0  # norm of a canary's gradient over the clipping norm: without clipping it would be obvious
 LOSS_DRAWS = 64  # noise draws for each image over which a black-box score is averaged
-RECORDS_OF_CANARY = 3  # of an image canary that is a user
+WHITE_BOX, BLACK_BOX = "white-box", "black-box"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class AuditBound:
     """The epsilon that one attack proves.
 
     Args:
-        attack (`str`): `"white-box"` (reads every release) or `"black-box"` (reads the final network's losses).
+        attack (`str`):
+            `"white-box"` (reads every release of the run), `"white-box: NAME"` (reads those of one mechanism) or
+            `"black-box"` (reads the final network's losses).
+        claimed_epsilon (`float`): The epsilon of what the attack reads, according to the ledger.
         canaries (`int`): Number of canaries, each present with probability 1/2.
         guesses (`int`): Number of canaries for which a guess was made.
         correct (`int`): Number of right guesses.
@@ -50,6 +54,7 @@ class AuditBound:
     """
 
     attack: str
+    claimed_epsilon: float
     canaries: int
     guesses: int
     correct: int
@@ -59,23 +64,27 @@ class AuditBound:
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome of [`audit_dp_sgd`].
+    """The outcome of [`audit_run`].
 
     Args:
         claimed_epsilon (`float`): The epsilon of the run according to the ledger.
         delta (`float`): Delta of claim and bounds.
         confidence (`float`): Probability with which a bound stays below a claim that is true.
-        mechanism (`Mechanism`): The mechanism that was executed according to the ledger.
-        bounds (`tuple[AuditBound, ...]`): One bound per attack, the white-box attack first.
-        scores (`dict[str, torch.Tensor]`): For each attack the scores of the canaries; a large score means present.
-        present (`dict[str, torch.Tensor]`): For each attack a boolean per canary: whether it was present.
+        mechanisms (`tuple[Mechanism, ...]`): What was executed according to the ledger; DP-SGD is the last.
+        bounds (`tuple[AuditBound, ...]`):
+            One bound per attack: the white-box attack on the whole run, on each of its mechanisms if there are several,
+            and the black-box attack.
+        scores (`dict[str, torch.Tensor]`):
+            For the `"white-box"` and the `"black-box"` attack on the whole run the scores of the canaries; a large
+            score means present.
+        present (`dict[str, torch.Tensor]`): For both attacks a boolean per canary: whether it was present.
         unit (`str`, *optional*, defaults to `"record"`): The unit of privacy, `"record"` or `"user"`: what a canary is.
     """
 
     claimed_epsilon: float
     delta: float
     confidence: float
-    mechanism: Mechanism
+    mechanisms: tuple[Mechanism, ...]
     bounds: tuple[AuditBound, ...]
     scores: dict[str, torch.Tensor]
     present: dict[str, torch.Tensor]
@@ -83,11 +92,13 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """`bool`: Whether the white-box attack proves more than the claim, by the bound for the claimed mechanism.
+        """`bool`: Whether a white-box attack proves more than the claim, by its bound for the claimed mechanisms.
 
-        Only this bound decides: the largest of several would refute true claims more often than `confidence` allows.
+        A mechanism that is broken can be hidden in the sum over a run by the noise of another one: so each mechanism is
+        attacked alone as well. The bounds share `1 - confidence` among them, such that a true claim is refuted with
+        that probability at most.
         """
-        return self.bounds[0].epsilon_gaussian > self.claimed_epsilon
+        return any(bound.epsilon_gaussian > bound.claimed_epsilon for bound in self.bounds if bound.attack != BLACK_BOX)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything except scores and presence, as values that JSON can hold."""
@@ -97,18 +108,20 @@ class Audit:
             "delta": self.delta,
             "confidence": self.confidence,
             "refuted": self.refuted,
-            "mechanism": asdict(self.mechanism),
+            "mechanisms": [asdict(mechanism) for mechanism in self.mechanisms],
             "bounds": [asdict(bound) for bound in self.bounds],
         }
 
     def __str__(self) -> str:
-        lines = ["  attack      canaries  guesses  correct   bound, any mechanism   bound, Gaussian"]
+        width = max(len(bound.attack) for bound in self.bounds)
+        lines = [f"  {'attack':{width}}  canaries  guesses  correct   bound, any mechanism   bound, Gaussian   claim"]
         lines += [
-            f"  {bound.attack:10}  {bound.canaries:8}  {bound.guesses:7}  {bound.correct / bound.guesses:7.1%}   "
-            f"epsilon >= {bound.epsilon_any_mechanism:9.2f}   epsilon >= {bound.epsilon_gaussian:.2f}"
+            f"  {bound.attack:{width}}  {bound.canaries:8}  {bound.guesses:7}  {bound.correct / bound.guesses:7.1%}   "
+            f"epsilon >= {bound.epsilon_any_mechanism:9.2f}   epsilon >= {bound.epsilon_gaussian:4.2f}   "
+            f"<= {bound.claimed_epsilon:.2f}"
             for bound in self.bounds
         ]
-        verdict = "REFUTED: the white-box attack proves more" if self.refuted else "not refuted"
+        verdict = "REFUTED: a white-box attack proves more" if self.refuted else "not refuted"
         lines += [
             f"  claim       epsilon <= {self.claimed_epsilon:.2f} at delta {self.delta:g} for one {self.unit}: "
             f"{verdict} (confidence {self.confidence:.0%})"
@@ -116,12 +129,13 @@ class Audit:
         return "\n".join(lines)
 
 
-def audit_dp_sgd(
+def audit_run(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
     records: ImageDataset,
     *,
     noise_multiplier: float,
+    queries: Sequence[AuditedQueries] = (),
     sample_rate: float = 0.5,
     steps: int = 40,
     max_grad_norm: float = 1.0,
@@ -135,11 +149,12 @@ def audit_dp_sgd(
     actual_noise: float = 1.0,
     after_step: Callable[[], object] = lambda: None,
 ) -> Audit:
-    """Train by the library's own [`DPSGD`] on `records` and canaries, and attack what it releases.
+    """Query and train by the library's own mechanisms on `records` and canaries, and attack what they release.
 
     There are two kinds of canaries. A *gradient canary* has a chosen gradient, far above the clipping norm and in a
-    direction that no other record has: the worst case that the claim has to cover. Its score is the likelihood ratio of
-    everything that was released (white-box). An *image canary* is an image of noise. Its score is the denoising loss of
+    direction that no other record has: the worst case that the claim has to cover. In queries before DP-SGD its image
+    adds as much as an image can. Its score is the likelihood ratio of everything that was released (white-box). An
+    *image canary* is an image of noise. Its score is the denoising loss of
     the trained network on the image (black-box), which anyone who has the model can compute. If `records` has users, a
     canary is a user, and an image canary has several images.
 
@@ -151,7 +166,9 @@ def audit_dp_sgd(
         records (`ImageDataset`):
             The records among which the canaries are placed. They must be public, because no privacy.json counts what
             the audit reveals about them.
-        noise_multiplier (`float`): The noise multiplier that the ledger records.
+        noise_multiplier (`float`): The noise multiplier of DP-SGD that the ledger records.
+        queries (`Sequence[CentralImageQueries or FrequencyFeatureQuery]`, *optional*):
+            The queries that the run makes before DP-SGD, in order.
         sample_rate (`float`, *optional*, defaults to 0.5): Probability in (0, 1] of each record, per step.
         steps (`int`, *optional*, defaults to 40): DP-SGD steps. Few steps with many records show mistakes most clearly.
         max_grad_norm (`float`, *optional*, defaults to 1.0): Clipping norm.
@@ -164,7 +181,7 @@ def audit_dp_sgd(
         image_canaries (`int`, *optional*, defaults to 400): Number of image canaries, at least 100.
         confidence (`float`, *optional*, defaults to 0.95): Confidence of each bound, from 0.5 to below 1.
         actual_noise (`float`, *optional*, defaults to 1.0):
-            The factor of the noise that is really added, >= 0. Any value other than 1 breaks the mechanism on purpose,
+            The factor of the noise that all mechanisms really add, >= 0. Any other value than 1 breaks them on purpose,
             to show that an audit detects it.
         after_step (`Callable`, *optional*): Called after each step.
 
@@ -178,10 +195,13 @@ def audit_dp_sgd(
     NUM_CANARIES.check("image_canaries", image_canaries)
     CONFIDENCE.check("confidence", confidence)
     at_least(0).check("actual_noise", actual_noise)
-    canaries = _Canaries(records, image_canaries, gradient_canaries)
+    canaries = Canaries(records, image_canaries, gradient_canaries)
     number = len(canaries.records.units)
     mechanism = dp_sgd_mechanism(noise_multiplier, round(sample_rate * number), number, steps, max_grad_norm)
     ledger = PrivacyLedger(delta, unit=records.units.name)
+    randomness = ScaledNoise(actual_noise)
+    by_mechanism = [attack_queries(query, canaries, ledger, randomness) for query in queries]
+    by_mechanism.append(torch.zeros(gradient_canaries, dtype=torch.float64))
     unet = copy.deepcopy(unet)
     unet.register_parameter(
         "canaries", torch.nn.Parameter(torch.zeros(gradient_canaries, device=next(unet.parameters()).device))
@@ -198,30 +218,51 @@ def audit_dp_sgd(
         noise_multiplicity=noise_multiplicity,
         max_physical_batch_size=max_physical_batch_size,
         gradients_of=lambda draws: per_record_gradients(unet, draws, "folded"),
+        randomness=randomness,
     )
     dp_sgd.canaries = canaries
-    dp_sgd.optimizer.noise_multiplier *= actual_noise
-    white_box = torch.zeros(gradient_canaries, dtype=torch.float64)
 
     def read_release(dp_optimizer: DPOptimizer) -> None:
         """Add each canary's log likelihood ratio, present against absent, of what the step releases."""
         released = unet.canaries.grad.cpu().double() * dp_optimizer.expected_batch_size / max_grad_norm
         if_sampled = (released - 0.5) / mechanism.noise_multiplier**2
-        white_box.add_(torch.logaddexp(_log(1 - mechanism.sample_rate), _log(mechanism.sample_rate) + if_sampled))
+        by_mechanism[-1].add_(mixed_log_ratio(if_sampled, mechanism.sample_rate))
 
     dp_sgd.optimizer.attach_step_hook(read_release)
     for _ in range(steps):
         dp_sgd.step()
         after_step()
+    mechanisms = tuple(ledger.mechanisms)
+    attacks = {WHITE_BOX: (torch.stack(by_mechanism).sum(0), mechanisms)}
+    if queries:
+        for scores, each in zip(by_mechanism, mechanisms, strict=True):
+            attacks[f"{WHITE_BOX}: {each.name}"] = (scores, (each,))
+    share = (1 - confidence) / len(attacks)
+    bounds = [
+        bound(name, scores, canaries.gradient_present, read, delta, 1 - share)
+        for name, (scores, read) in attacks.items()
+    ]
     black_box = -_losses(unet, loss, canaries.records, canaries.first_image, canaries.first_gradient)
-    scores = {"white-box": white_box, "black-box": black_box}
-    present = {"white-box": canaries.gradient_present, "black-box": canaries.image_present}
-    bounds = tuple(bound(name, scores[name], present[name], mechanism, delta, confidence) for name in scores)
-    return Audit(ledger.epsilon(), delta, confidence, mechanism, bounds, scores, present, records.units.name)
+    bounds.append(bound(BLACK_BOX, black_box, canaries.image_present, mechanisms, delta, confidence))
+    return Audit(
+        ledger.epsilon(),
+        delta,
+        confidence,
+        mechanisms,
+        tuple(bounds),
+        {WHITE_BOX: attacks[WHITE_BOX][0], BLACK_BOX: black_box},
+        {WHITE_BOX: canaries.gradient_present, BLACK_BOX: canaries.image_present},
+        records.units.name,
+    )
 
 
 def bound(
-    attack: str, scores: torch.Tensor, present: torch.Tensor, mechanism: Mechanism, delta: float, confidence: float
+    attack: str,
+    scores: torch.Tensor,
+    present: torch.Tensor,
+    mechanisms: Sequence[Mechanism],
+    delta: float,
+    confidence: float,
 ) -> AuditBound:
     """Guess which canaries are present, and bound epsilon by the number of right guesses.
 
@@ -229,7 +270,7 @@ def bound(
         attack (`str`): The name of the attack.
         scores (`torch.Tensor`): Scores of the canaries, `(n,)`; a large score means present.
         present (`torch.Tensor`): Whether each canary is present, boolean `(n,)`.
-        mechanism (`Mechanism`): The claimed mechanism.
+        mechanisms (`Sequence[Mechanism]`): The claimed mechanisms, whose releases the attack reads.
         delta (`float`): Delta of the bounds.
         confidence (`float`): Confidence of the bounds.
     """
@@ -239,52 +280,17 @@ def bound(
     outcome = (len(scores), 2 * guesses, correct)
     return AuditBound(
         attack,
+        compute_epsilon(mechanisms, delta),
         *outcome,
         one_run_bound(*outcome, delta, confidence),
-        trade_off_bound(*outcome, mechanism, delta, confidence),
+        trade_off_bound(*outcome, mechanisms, delta, confidence),
     )
-
-
-class _Canaries:
-    """A data set of the records, then the image canaries, then one placeholder per gradient canary.
-
-    An absent canary keeps its number but has a gradient of zero, which is the zero-out adjacency of the claim. All
-    numbers are those of units of privacy.
-    """
-
-    def __init__(self, records: ImageDataset, image_canaries: int, gradient_canaries: int):
-        number = len(records.units)
-        each = 1 if records.users is None else RECORDS_OF_CANARY
-        count, shape = each * image_canaries + gradient_canaries, records.images.shape[1:]
-        generator = torch.Generator().manual_seed(secrets.randbits(32))
-        images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(0, records.info.num_labels, (count,), generator=generator)
-        self.first_image = number
-        self.first_gradient = number + image_canaries
-        users = None
-        if records.users is not None:
-            of_images = torch.arange(self.first_image, self.first_gradient).repeat_interleave(each)
-            of_gradients = torch.arange(self.first_gradient, self.first_gradient + gradient_canaries)
-            users = torch.cat([records.users, of_images, of_gradients])
-        self.records = ImageDataset(
-            torch.cat([records.images, images]), torch.cat([records.labels, labels]), records.class_names, users=users
-        )
-        coins = torch.rand(image_canaries + gradient_canaries, generator=generator).round()
-        self.present = torch.cat([torch.ones(number), coins]).bool()
-
-    @property
-    def image_present(self) -> torch.Tensor:
-        return self.present[self.first_image : self.first_gradient]
-
-    @property
-    def gradient_present(self) -> torch.Tensor:
-        return self.present[self.first_gradient :]
 
 
 class _AuditedDPSGD(DPSGD):
     """The unchanged mechanism, except that the gradients of canaries are set here."""
 
-    canaries: _Canaries
+    canaries: Canaries
 
     def _set_grad_samples(self, piece: torch.Tensor) -> None:
         with_gradient = piece[piece < self.canaries.first_gradient]
@@ -314,7 +320,3 @@ def _losses(unet: torch.nn.Module, loss: DenoisingLoss, records: ImageDataset, f
         draws = loss.draw(*records.batch(index, device), LOSS_DRAWS)
         losses.append(denoising_error(unet, draws.flatten()).cpu())
     return torch.stack(losses)
-
-
-def _log(number: float) -> torch.Tensor:
-    return torch.tensor(number, dtype=torch.float64).log()

@@ -7,7 +7,7 @@ right.
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -52,20 +52,25 @@ def one_run_bound(canaries: int, guesses: int, correct: int, delta: float, confi
 
 
 def trade_off_bound(
-    canaries: int, guesses: int, correct: int, mechanism: Mechanism, delta: float, confidence: float = 0.95
+    canaries: int,
+    guesses: int,
+    correct: int,
+    mechanisms: Sequence[Mechanism],
+    delta: float,
+    confidence: float = 0.95,
 ) -> float:
     """Compute the largest epsilon, at most 50, that the guesses refute for mechanisms of the claimed kind.
 
-    A claimed mechanism implies more than one (epsilon, delta), namely a whole trade-off curve. Mahloujifar et al.,
+    Claimed mechanisms imply more than one (epsilon, delta), namely a whole trade-off curve. Mahloujifar et al.,
     "Auditing f-Differential Privacy in One Run" (ICML 2025, arXiv:2410.22235) bound the number of right guesses by that
-    curve. Here the noise multiplier of `mechanism` is scaled down as long as its curve is refuted; the result is the
-    epsilon at `delta` for the smallest noise multiplier that is refuted.
+    curve. Here the noise multipliers of `mechanisms` are scaled down together as long as their curve is refuted; the
+    result is the epsilon at `delta` for the smallest noise that is refuted.
 
     Args:
         canaries (`int`): Number of canaries.
         guesses (`int`): Number of guesses.
         correct (`int`): Number of right guesses.
-        mechanism (`Mechanism`): The claimed mechanism.
+        mechanisms (`Sequence[Mechanism]`): The claimed mechanisms, all of one run.
         delta (`float`): Delta of the returned epsilon.
         confidence (`float`, *optional*, defaults to 0.95): Probability with which a true claim stays above the bound.
 
@@ -73,12 +78,13 @@ def trade_off_bound(
         `float`: The bound, 0 if nothing is refuted.
     """
 
-    def scaled(log_scale: float) -> Mechanism:
-        return replace(mechanism, noise_multiplier=mechanism.noise_multiplier * math.exp(-log_scale))
+    def scaled(log_scale: float) -> list[Mechanism]:
+        factor = math.exp(-log_scale)
+        return [replace(each, noise_multiplier=factor * each.noise_multiplier) for each in mechanisms]
 
     def refuted(log_scale: float) -> bool:
         try:
-            if compute_epsilon([scaled(log_scale)], delta) > MAX_EPSILON:
+            if compute_epsilon(scaled(log_scale), delta) > MAX_EPSILON:
                 return False
         except InputError:  # the accountant fails with almost no noise
             return False
@@ -87,7 +93,7 @@ def trade_off_bound(
 
     if not refuted(-3.0):
         return 0.0
-    return compute_epsilon([scaled(_largest_refuted(refuted, -3.0, 3.0))], delta)
+    return compute_epsilon(scaled(_largest_refuted(refuted, -3.0, 3.0)), delta)
 
 
 def _is_refuted(
@@ -113,11 +119,11 @@ def _is_refuted(
     return right + wrong > guesses / canaries
 
 
-def _privacy_profile(mechanism: Mechanism) -> tuple[np.ndarray, np.ndarray]:
+def _privacy_profile(mechanisms: Sequence[Mechanism]) -> tuple[np.ndarray, np.ndarray]:
     """Compute an upper bound of the privacy profile, as points (epsilon, delta) with epsilon >= 0."""
     epsilon_error, delta_error = 0.02, 1e-9
     accountant = PRVAccountant()
-    accountant.history = [(mechanism.noise_multiplier, mechanism.sample_rate, mechanism.steps)]
+    accountant.history = [(each.noise_multiplier, each.sample_rate, each.steps) for each in mechanisms]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # the rough epsilon only determines the grid
         # The public methods of the accountant answer for one delta at a time; this distribution gives all of them.

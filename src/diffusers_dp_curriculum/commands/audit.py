@@ -1,4 +1,4 @@
-"""Attack a run of DP-SGD, and compare the epsilon that the attack proves with the epsilon that the ledger claims.
+"""Attack a whole run, and compare the epsilon that the attack proves with the epsilon that the ledger claims.
 
     # the code as it is: the bounds stay below the claim
     dp-curriculum audit --output_dir dp-audit
@@ -7,9 +7,12 @@
     # no noise at all: refuted
     dp-curriculum audit --output_dir dp-audit-no-noise --actual_noise 0
 
+The run has the queries and the noise that `dp-curriculum train` would choose, and then steps of DP-SGD.
+`--central_statistic none --frequency_features 0` attacks DP-SGD alone.
+
 The attack targets canaries that it makes itself; the data set only supplies the other records. Keep the default digits
 or use another public data set, because an audit spends privacy of the records that no privacy.json counts. Writes
-audit.json and audit.png to --output_dir, which must be new or empty.
+a report (audit.md), audit.json and audit.png to --output_dir, which must be new or empty.
 """
 
 import argparse
@@ -19,12 +22,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import CONFIDENCE, DELTA, NUM_CANARIES, SAMPLE_RATE, above, at_least
+from ..checks import (
+    AUTO,
+    CONFIDENCE,
+    DELTA,
+    FREQUENCY_FEATURES_OR_NONE,
+    NUM_CANARIES,
+    SAMPLE_RATE,
+    STATISTIC,
+    above,
+    at_least,
+    auto_or,
+)
 from ..files import check_data_dir, check_new_or_empty
 from ..names import check_dataset_name
 from ..options import declared_options
 from .data_arguments import DataArguments
-from .flags import add_options, in_range
+from .flags import add_options, in_range, number_or_auto
 
 
 if TYPE_CHECKING:
@@ -36,11 +50,11 @@ if TYPE_CHECKING:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the flags."""
     parser = argparse.ArgumentParser(
-        prog="dp-curriculum audit", description="Attack a run of DP-SGD and bound its epsilon from below."
+        prog="dp-curriculum audit", description="Attack a whole run and bound its epsilon from below."
     )
     add_options(parser, DataArguments)
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty directory for audit.json and audit.png"
+        "--output_dir", type=Path, default=Path("dp-audit"), help="new or empty directory for the report"
     )
     parser.add_argument(
         "--target_epsilon", type=float, action=in_range(above(0)), default=8.0, help="epsilon that the run claims"
@@ -54,6 +68,19 @@ def make_parser() -> argparse.ArgumentParser:
         action=in_range(SAMPLE_RATE),
         default=0.5,
         help="probability of each record or user, per step",
+    )
+    parser.add_argument(
+        "--central_statistic",
+        choices=[*STATISTIC.values, "none"],
+        default="mean",
+        help="central images that the run queries first; none for no query",
+    )
+    parser.add_argument(
+        "--frequency_features",
+        type=number_or_auto(int),
+        action=in_range(auto_or(FREQUENCY_FEATURES_OR_NONE)),
+        default=AUTO,
+        help="frequency features that the run queries next; 0 for no query, and auto for as many as training chooses",
     )
     parser.add_argument("--max_train_steps", type=int, action=in_range(at_least(1)), default=40, help="DP-SGD steps")
     parser.add_argument(
@@ -97,7 +124,8 @@ def plot(audit: "Audit") -> "Figure":
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     axes = figure.subplots(1, 3)
-    for axis, bound in zip(axes, audit.bounds, strict=False):
+    drawn = [bound for bound in audit.bounds if bound.attack in audit.scores]  # those on the whole run
+    for axis, bound in zip(axes, drawn, strict=False):
         scores, present = audit.scores[bound.attack].numpy(), audit.present[bound.attack].numpy()
         bins = np.histogram_bin_edges(scores, bins=50)
         axis.hist(scores[present], bins, alpha=0.6, label="present")
@@ -105,8 +133,8 @@ def plot(audit: "Audit") -> "Figure":
         axis.set(title=f"{bound.attack}: {bound.correct / bound.guesses:.1%} of guesses right", yticks=[])
         axis.set_xlabel("score of a canary")
         axis.legend(frameon=False)
-    names = [bound.attack for bound in audit.bounds]
-    proved = [bound.epsilon_gaussian for bound in audit.bounds]
+    names = [bound.attack for bound in drawn]
+    proved = [bound.epsilon_gaussian for bound in drawn]
     bars = axes[2].bar(names, proved, color=["tab:red" if e > audit.claimed_epsilon else "tab:green" for e in proved])
     axes[2].bar_label(bars, fmt="%.2f")
     axes[2].axhline(audit.claimed_epsilon, color="black", linestyle="--")
@@ -127,26 +155,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if data.train_data_dir is not None:
         check_data_dir(Path(data.train_data_dir), args.output_dir)
 
+    from dataclasses import replace
+
     import torch
     from tqdm.auto import tqdm
 
-    from ..auditing.audit import audit_dp_sgd
+    from ..auditing.audit import audit_run
+    from ..auditing.report import describe_audit
+    from ..config import DPCurriculumConfig
     from ..gradients.losses import DenoisingLoss
     from ..privacy.accounting import Mechanism, calibrate_noise_multiplier
     from ..training.networks import build_scheduler, build_unet
+    from ..training.planning import choose_queries
+    from ..training.stages import warm_up_stages
 
     torch.set_num_threads(1)  # two threads slow down so small a network, and very much on a busy machine
     dataset = data.load(accept_found_classes=True)  # the records are public
+    info, canaries = dataset.info, args.gradient_canaries + args.image_canaries
+    numbers = {"num_users": info.num_units + canaries} if info.num_users else {"num_records": info.num_units + canaries}
+    config = DPCurriculumConfig(
+        target_epsilon=args.target_epsilon,
+        target_delta=args.target_delta,
+        central_statistic=args.central_statistic,
+        frequency_features=args.frequency_features,
+    )
+    config, _ = choose_queries(config, replace(info, **numbers))
+    queries = [stage.queries for stage in warm_up_stages(config) if stage.queries is not None]
     planned = Mechanism("dp_sgd", 1.0, args.sample_rate, args.max_train_steps, 1.0)
-    noise_multiplier = calibrate_noise_multiplier(args.target_epsilon, args.target_delta, planned)
+    noise_multiplier = calibrate_noise_multiplier(
+        args.target_epsilon, args.target_delta, planned, [query.mechanism(info) for query in queries]
+    )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with tqdm(total=args.max_train_steps, desc="DP-SGD with canaries") as progress:
-        audit = audit_dp_sgd(
-            # A small network is enough, because the audited mechanism is the same for all networks.
+        audit = audit_run(
+            # A small network is enough, because the audited mechanisms are the same for all networks.
             build_unet(dataset.resolution, dataset.num_channels, dataset.num_classes, block_out_channels=(8, 16)),
             DenoisingLoss(build_scheduler(), null_label=dataset.num_classes),
             dataset,
             noise_multiplier=noise_multiplier,
+            queries=queries,
             sample_rate=args.sample_rate,
             steps=args.max_train_steps,
             delta=args.target_delta,
@@ -161,10 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json.dumps({"actual_noise": args.actual_noise, **audit.to_dict()}, indent=2) + "\n", encoding="utf-8"
     )
     plot(audit).savefig(args.output_dir / "audit.png", dpi=120)
+    report = describe_audit(audit, args.actual_noise, "audit.png")
+    (args.output_dir / "audit.md").write_text(report, encoding="utf-8")
     if args.actual_noise != 1:
         print(f"Broken on purpose: {args.actual_noise:g} of the noise that the ledger records.")
     print(audit)
-    print(f"Details are in {args.output_dir / 'audit.json'}, the picture in {args.output_dir / 'audit.png'}.")
+    print(f"The report is {args.output_dir / 'audit.md'}, its numbers are in {args.output_dir / 'audit.json'}.")
     return 1 if audit.refuted else 0
 
 

@@ -48,7 +48,7 @@ def _add(group: Any, option: Option) -> None:
         return
     group.add_argument(
         f"--{option.name}",
-        type=_auto_or(option.item_type) if option.may_be_auto else option.item_type,
+        type=number_or_auto(option.item_type) if option.may_be_auto else option.item_type,
         nargs="+" if option.is_list else None,
         default=option.default,
         metavar=("auto|" if option.may_be_auto else "") + METAVARS[option.item_type],
@@ -65,7 +65,13 @@ def _parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
 
 
-def _auto_or(number: type) -> Callable[[str], Any]:
+def number_or_auto(number: type) -> Callable[[str], Any]:
+    """Make a parser of `"auto"` or a number, for a flag.
+
+    Args:
+        number (`type`): `int` or `float`.
+    """
+
     def parse(text: str) -> Any:
         return text if text == AUTO else number(text)
 

@@ -173,6 +173,41 @@ class CentralImageQueries:
             sensitivity,
         )
 
+    @own_arithmetic()
+    def noisy_sums(self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness) -> torch.Tensor:
+        """Make the queries: everything that reads records, and nothing else.
+
+        Args:
+            records (`ImageDataset`): The sensitive records.
+            ledger (`PrivacyLedger`): The ledger, which records each query before it is made.
+            randomness (`MechanismRandomness`): The source of sampling and noise.
+
+        Returns:
+            `torch.Tensor`: The noisy sums of each query in float64, `(queries, classes, values + 1)` with the count
+            last, or for the mode `(queries, classes, mode_bins, values)`.
+
+        Raises:
+            InputError: As [`release`] does.
+        """
+        mechanism = self.mechanism(records.info)
+        execution = ledger.begin(mechanism, randomness, records.units.name)
+        sampling, noise = randomness.generator(), randomness.generator()
+
+        def add_noise(sums: torch.Tensor) -> torch.Tensor:
+            return sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)
+
+        queries = []
+        for _ in range(self.images_per_class):
+            with execution.step():
+                if self.statistic == "mean":
+                    released = add_noise(_mean_sums(records, self.sample_rate, self.pool_factor, sampling))
+                else:
+                    released = add_noise(
+                        _mode_votes(records, self.sample_rate, self.pool_factor, self.mode_bins, sampling)
+                    )
+            queries.append(released)
+        return torch.stack(queries)
+
     @own_arithmetic()  # for the post-processing as well: nothing may fail after records have been read
     def release(
         self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness
@@ -190,31 +225,16 @@ class CentralImageQueries:
                 ledger counts another unit of privacy. Nothing has been read or recorded in that case.
         """
         info = records.info
-        mechanism = self.mechanism(info)
-        execution = ledger.begin(mechanism, randomness, records.units.name)
-        sampling, noise = randomness.generator(), randomness.generator()
-
-        def add_noise(sums: torch.Tensor) -> torch.Tensor:
-            return sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)
-
-        pooled, counts = [], []
-        for _ in range(self.images_per_class):
-            with execution.step():
-                if self.statistic == "mean":
-                    released = add_noise(_mean_sums(records, self.sample_rate, self.pool_factor, sampling))
-                else:
-                    released = add_noise(
-                        _mode_votes(records, self.sample_rate, self.pool_factor, self.mode_bins, sampling)
-                    )
-            pooled.append(_means(released) if self.statistic == "mean" else _modes(released))
-            if self.statistic == "mean":
-                counts.append(_counts(released))
+        released = self.noisy_sums(records, ledger, randomness)
+        is_mean = self.statistic == "mean"
+        pooled = torch.cat([_means(query) if is_mean else _modes(query) for query in released])
         channels, height, width = info.image_shape
-        images = torch.cat(pooled).float().view(-1, channels, height // self.pool_factor, width // self.pool_factor)
+        images = pooled.float().view(-1, channels, height // self.pool_factor, width // self.pool_factor)
         images = enlarge(images, height)
         labels = torch.arange(info.num_labels).repeat(self.images_per_class)
-        class_counts = (torch.stack(counts).mean(0) / self.sample_rate).clamp(min=0).tolist() if counts else None
-        return CentralImageDataset(images, labels, mechanism, records.class_names, class_counts)
+        counts = torch.stack([_counts(query) for query in released]).mean(0) / self.sample_rate if is_mean else None
+        class_counts = None if counts is None else counts.clamp(min=0).tolist()
+        return CentralImageDataset(images, labels, self.mechanism(info), records.class_names, class_counts)
 
 
 def _count_weight(values: int) -> float:

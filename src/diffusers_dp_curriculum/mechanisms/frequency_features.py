@@ -206,6 +206,31 @@ class FrequencyFeatureQuery:
         return FrequencyFeatures(frequencies, image_shape, sums, sums[:, 0], self.mechanism(info))
 
     @own_arithmetic()
+    def noisy_sums(self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness) -> torch.Tensor:
+        """Make the query: everything that reads records, and nothing else.
+
+        Args:
+            records (`ImageDataset`): The sensitive records.
+            ledger (`PrivacyLedger`): The ledger, which records the query before it is made.
+            randomness (`MechanismRandomness`): The source of the noise.
+
+        Returns:
+            `torch.Tensor`: The noisy sums of the one query in float64, `(1, classes, num_features + 1)`, with the count
+            last.
+
+        Raises:
+            InputError: As [`release`] does.
+        """
+        frequencies = self.frequencies(pooled_shape(records.info.image_shape))
+        mechanism = self.mechanism(records.info)
+        execution = ledger.begin(mechanism, randomness, records.units.name)
+        noise = randomness.generator()
+        with execution.step():
+            sums = _feature_sums(records, frequencies)
+            released = sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)
+        return released[None]
+
+    @own_arithmetic()
     def release(
         self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness
     ) -> FrequencyFeatures:
@@ -223,15 +248,15 @@ class FrequencyFeatureQuery:
         """
         info = records.info
         image_shape = pooled_shape(info.image_shape)
-        frequencies = self.frequencies(image_shape)
-        mechanism = self.mechanism(info)
-        execution = ledger.begin(mechanism, randomness, records.units.name)
-        noise = randomness.generator()
-        with execution.step():
-            sums = _feature_sums(records, frequencies)
-            released = sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)
-        counts = released[:, -1] / COUNT_WEIGHT
-        return FrequencyFeatures(frequencies, image_shape, released[:, :-1], counts, mechanism, records.class_names)
+        (released,) = self.noisy_sums(records, ledger, randomness)
+        return FrequencyFeatures(
+            self.frequencies(image_shape),
+            image_shape,
+            released[:, :-1],
+            released[:, -1] / COUNT_WEIGHT,
+            self.mechanism(info),
+            records.class_names,
+        )
 
 
 def pooled_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -145,6 +145,10 @@ class Queries(Protocol):
         """The ledger entry of all queries, made from public values only."""
         ...
 
+    def noisy_sums(self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness) -> torch.Tensor:
+        """Make the queries, each step within [`Execution.step`]; sums of shape `(steps, classes, ...)`."""
+        ...
+
     def release(self, records: ImageDataset, ledger: PrivacyLedger, randomness: MechanismRandomness) -> Release:
-        """Make the queries, each step within [`Execution.step`]."""
+        """Make the queries, and what follows from their noisy sums."""
         ...

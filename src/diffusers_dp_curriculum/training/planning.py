@@ -145,6 +145,26 @@ class Plan:
         )
 
 
+def choose_queries(
+    config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[Mechanism] = ()
+) -> tuple[DPCurriculumConfig, FrequencyChoice]:
+    """Choose the noise of the queries before DP-SGD, and the size of the frequency query.
+
+    Args:
+        config (`DPCurriculumConfig`): The hyper-parameters.
+        info (`DatasetInfo`): The public description of the data set.
+        previous (`Sequence[Mechanism]`, *optional*): The mechanisms of previous runs.
+
+    Returns:
+        `tuple[DPCurriculumConfig, FrequencyChoice]`: The hyper-parameters with numbers in the place of `"auto"`, and
+        why the frequency query has its size.
+    """
+    config = replace(config, central_noise_multiplier=choose_central_noise(config, info, previous))
+    central = _mechanisms(warm_up_stages(replace(config, frequency_features=0)), info)
+    frequency = choose_frequency_features(config, info, [*previous, *central])
+    return frequency.put_into(config), frequency
+
+
 def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[Mechanism] = ()) -> Plan:
     """Plan a run: choose the noise of its queries and the size of the frequency query, and calibrate that of DP-SGD.
 
@@ -163,10 +183,9 @@ def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[
             leaves nothing for one of the stages.
     """
     _check_sizes(config, info)
-    config = replace(config, central_noise_multiplier=choose_central_noise(config, info, previous))
+    config, frequency = choose_queries(config, info, previous)
     central = _mechanisms(warm_up_stages(replace(config, frequency_features=0)), info)
-    frequency = choose_frequency_features(config, info, [*previous, *central])
-    stages = warm_up_stages(frequency.put_into(config))
+    stages = warm_up_stages(config)
     if config.max_train_steps == 0 and not any(
         isinstance(stage, WarmUpStage) and stage.train_steps for stage in stages
     ):
