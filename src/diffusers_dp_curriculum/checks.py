@@ -42,6 +42,13 @@ class Range:
         if not (number and math.isfinite(value) and self.contains(value)):
             raise InputError(f"`{name}` is {value!r}: give {self.words}.")
 
+    def check_each(self, name: str, values: Any) -> None:
+        """Raise an `InputError` that names the argument, if `values` is not a list or tuple of numbers in the range."""
+        if not isinstance(values, (list, tuple)) or len(values) == 0:
+            raise InputError(f"`{name}` is {values!r}: give a list, with {self.words} for each item.")
+        for value in values:
+            self.check(name, value)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -142,7 +149,10 @@ EDM_SIGMA_MAX = above(EDM_SIGMA_MIN)
 EDM_SIGMA_DATA = above(0)
 PREDICTION_TYPE = one_of("epsilon", "v_prediction", "sample")
 NORM_GROUPS = 8
-BLOCK_CHANNELS = Range(f"a multiple of {NORM_GROUPS}", lambda value: value > 0 and value % NORM_GROUPS == 0)
+BLOCK_CHANNELS = Range(
+    f"a multiple of {NORM_GROUPS}",
+    lambda value: isinstance(value, int) and value > 0 and value % NORM_GROUPS == 0,
+)
 LAYERS_PER_BLOCK = at_least(1)
 ATTENTION_LEVELS = at_least(0)
 

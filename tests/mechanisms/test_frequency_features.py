@@ -226,6 +226,8 @@ def test_a_query_that_would_pass_the_target_is_refused_before_anything_is_read(m
         ({"num_features": 3}, "`num_features` is 3: give an even number above 0"),
         ({"num_features": 0}, "`num_features` is 0"),
         ({"noise_multiplier": 0.0}, "noise multiplier"),
+        ({"kernel_widths": 3.0}, "`kernel_widths` is 3.0: give a list"),
+        ({"kernel_widths": []}, "give a list, with a number from 1e-6 to 1e6 for each item"),
         ({"kernel_widths": [1.0, -1.0]}, "`kernel_widths` is -1.0: give a number from 1e-6"),
     ],
 )

@@ -171,8 +171,8 @@ class FrequencyFeatureQuery:
 
     def __post_init__(self) -> None:
         NUM_FREQUENCY_FEATURES.check("num_features", self.num_features)
-        for width in self.kernel_widths or ():
-            KERNEL_WIDTH.check("kernel_widths", width)
+        if self.kernel_widths is not None:
+            KERNEL_WIDTH.check_each("kernel_widths", self.kernel_widths)
 
     def mechanism(self, info: DatasetInfo) -> Mechanism:
         """The ledger entry of the query, made from public values only: a plan needs it before any record is read.

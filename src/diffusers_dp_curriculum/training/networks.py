@@ -17,7 +17,6 @@ from ..checks import (
     NORM_GROUPS,
     check_levels,
 )
-from ..errors import InputError
 from ..names import check_config_name, no_config
 
 
@@ -70,9 +69,8 @@ def build_unet(
             return UNet2DModel.from_config(UNet2DModel.load_config(model_config_name_or_path), **sizes)
         except (OSError, ValueError) as error:
             raise no_config(model_config_name_or_path) from error
+    BLOCK_CHANNELS.check_each("block_out_channels", block_out_channels)
     levels = len(block_out_channels)
-    if levels == 0 or not all(BLOCK_CHANNELS.contains(channels) for channels in block_out_channels):
-        raise InputError(f"`block_out_channels` is {list(block_out_channels)}: give multiples of {NORM_GROUPS}.")
     LAYERS_PER_BLOCK.check("layers_per_block", layers_per_block)
     check_levels(attention_levels, levels)
     attention = [level >= levels - attention_levels for level in range(levels)]
