@@ -39,6 +39,7 @@ NOISE_OF_FREQUENCY = (
 )
 FREQUENCY = "mechanisms/test_frequency_features.py"
 USERS = "mechanisms/test_user_level.py"
+TRAINABLE = "training/test_trainable.py"
 NOISE_OF_DP_SGD = "self.normal(p.summed_grad.shape, self.generator)"
 BEFORE_NOISE = """\
         for p in self.params:
@@ -660,7 +661,64 @@ VARIANTS = [
         "training/estimates.py",
         "            optimizer.step()\n",
         "",
-        "training/test_estimates.py::test_memory_is_what_a_run_takes",
+        "training/test_estimates.py::test_memory_is_what_a_run_takes[all]",
+    ),
+    Variant(
+        "memory of a plan that trains the whole network where a run trains adapters",
+        "training/estimates.py",
+        "PeakMemory(device) as memory, trained_part(unet, config):",
+        "PeakMemory(device) as memory:",
+        "training/test_estimates.py::test_memory_is_what_a_run_takes[lora]",
+    ),
+    Variant(
+        "parameters that are not chosen are trained as well",
+        "training/trainable.py",
+        "p.requires_grad_(was_trainable and p in chosen)",
+        "p.requires_grad_(was_trainable)",
+        f"{TRAINABLE}::test_a_part_of_the_network_is_trainable_and_afterwards_all_is_as_before[attention]",
+    ),
+    Variant(
+        "DP-SGD on the whole network after a trial of a part",
+        "trainer.py",
+        "with trained_part(self.unet, self.args):",
+        "with nullcontext():",
+        f"{TRAINABLE}::test_frozen_parameters_are_those_of_the_warm_up",
+    ),
+    Variant(
+        "a clipping norm without the adapters",
+        "mechanisms/dp_optimizer.py",
+        "norm_bounds(self.grad_samples)",
+        "norm_bounds(self.grad_samples[:1])",
+        f"{TRAINABLE}::test_a_step_is_clipped_over_all_that_is_trained[lora-folded]",
+    ),
+    Variant(
+        "no noise where the gradients of all records are zero",
+        "mechanisms/dp_optimizer.py",
+        NOISE_OF_DP_SGD,
+        NOISE_OF_DP_SGD + " * p.summed_grad.any()",
+        f"{TRAINABLE}::test_noise_is_on_every_number_that_is_trained_and_on_no_other[lora]",
+    ),
+    Variant(
+        "adapters removed without being merged",
+        "training/trainable.py",
+        "adapters.merge_and_unload()",
+        "adapters.unload()",
+        f"{TRAINABLE}::test_merged_adapters_have_the_effect_that_they_had_in_training",
+    ),
+    Variant(
+        "adapters left in what is published",
+        "training/trainable.py",
+        "            _merge(adapters)\n",
+        "            pass\n",
+        f"{TRAINABLE}::test_adapters_are_on_attention_and_afterwards_the_network_is_plain",
+    ),
+    Variant(
+        "mixing of records hidden by a layer that only a warm-up trains",
+        "gradients/trials.py",
+        "torch.randn_like(parameter), alpha=scale)",
+        "torch.randn_like(parameter), alpha=scale * parameter.requires_grad)",
+        "gradients/test_record_mixing.py::"
+        "test_mixing_is_seen_behind_a_last_layer_that_is_zero_and_with_one_row_in_training",
     ),
     Variant(
         "a first step at a learning rate of zero",
@@ -758,7 +816,7 @@ RUN_ALL = """
 import gc, os, sys
 from pathlib import Path
 
-import datasets, diffusers, dp_accounting.pld, kornia.augmentation, opacus, pytest, pytest_timeout, scipy.stats
+import datasets, diffusers, dp_accounting.pld, kornia.augmentation, opacus, peft, pytest, pytest_timeout, scipy.stats
 import sklearn.datasets, transformers
 from cryptography.hazmat.primitives.ciphers import algorithms
 from diffusers import DDPMPipeline, UNet2DModel

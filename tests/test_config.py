@@ -42,6 +42,11 @@ def test_no_option_takes_what_is_out_of_its_range(option):
         ({"output_dir": ""}, "`output_dir` is empty"),
         ({"hub_model_id": ""}, "`hub_model_id` is empty: give text, or leave it out"),
         ({"resume_from_checkpoint": 3}, "`resume_from_checkpoint` is 3: give text"),
+        (
+            {"trainable": "*attention"},
+            '`trainable` is "\\*attention", which is no regular expression .*: give all, attention',
+        ),
+        ({"lora_rank": 0}, "`lora_rank` is 0: give at least 1"),
         ({"target_epsilon": None}, "`target_epsilon` is None: give a number above 0"),
     ],
 )

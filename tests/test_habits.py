@@ -107,7 +107,8 @@ def test_the_night_takes_every_file_with_slow_tests():
 
 def test_the_lowest_versions_are_the_lower_bounds():
     project = pyproject()["project"]
-    required = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    required = [*project["dependencies"], *extras["test"], *extras["lora"]]
     lowest = {
         canonicalize_name(Requirement(line).name): bound.version
         for line in required

@@ -6,9 +6,11 @@ values at once.
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from typing import Any
 
 from .errors import InputError
@@ -230,6 +232,34 @@ def check_logger(logger: str | None) -> None:
     if logger is not None and not any(next(iter(distributions(name=name)), None) for name in packages):
         raise InputError(
             f"The logger {logger} is not installed: install it (`pip install {logger}`), or choose another `logger`."
+        )
+
+
+def check_trainable(trainable: str) -> None:
+    """Refuse what is neither a word for a part of the network nor a regular expression.
+
+    Raises:
+        InputError: If it cannot be compiled.
+    """
+    try:
+        re.compile(trainable)
+    except re.error as error:
+        raise InputError(
+            f'`trainable` is "{trainable}", which is no regular expression ({error}): give all, attention, lora, '
+            "class_embedding, or a regular expression for whole names of parameters."
+        ) from error
+
+
+def check_peft(trainable: str) -> None:
+    """Refuse adapters where their package is not installed.
+
+    Raises:
+        InputError: If `trainable` is `"lora"`, and peft is missing.
+    """
+    if trainable == "lora" and find_spec("peft") is None:
+        raise InputError(
+            "The package peft, which makes the adapters of `trainable` lora, is not installed: install it (`pip "
+            'install "diffusers-dp-curriculum[lora]"`), or choose another `trainable`.'
         )
 
 

@@ -23,6 +23,7 @@ from .checks import (
     above,
     at_least,
     auto_or,
+    check_trainable,
     one_of,
 )
 from .errors import InputError
@@ -221,6 +222,14 @@ class DPCurriculumConfig:
     adam_weight_decay: float = _dp_sgd(0.0, "Decoupled weight decay of Adam.", limits=at_least(0))
     adam_epsilon: float = _dp_sgd(1e-8, "Epsilon of Adam (no privacy meaning).", limits=above(0))
 
+    trainable: str = _dp_sgd(
+        "all",
+        "What DP-SGD trains: all, attention, lora (adapters on attention), each of the two with the class embedding, "
+        "class_embedding alone, or the parameters whose whole names match a regular expression. The warm-up trains "
+        "all.",
+    )
+    lora_rank: int = _dp_sgd(8, "Rank of the adapters, with trainable lora (DP-LoRA: 8).", limits=at_least(1))
+
     timestep_sampling: str = _training(
         "log_normal", "log_normal over noise levels, or uniform over timesteps.", limits=TIMESTEP_SAMPLING
     )
@@ -283,6 +292,7 @@ class DPCurriculumConfig:
         which = RESUME_WORDS.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
         object.__setattr__(self, "resume_from_checkpoint", which)
         check_options(self)
+        check_trainable(self.trainable)
         object.__setattr__(self, "output_dir", str(local_path(self.output_dir)))
         if self.guidance_scale != 1 and self.label_dropout == 0:
             raise InputError(

@@ -58,6 +58,7 @@ from .training.run_directory import find_prior_runs, note_errors_for_resume, ope
 from .training.sensitive_curves import SensitiveCurves
 from .training.stages import DP_SGD, RELEASES, GeneratorStage, Stage, WarmUpStage, warm_up_stages
 from .training.summary import summarize
+from .training.trainable import trained_part
 from .training.training_state import StageState, TrainingState
 from .training.warm_up import start_warm_up, warm_up
 
@@ -81,7 +82,9 @@ class DPCurriculumTrainer:
     Args:
         unet (`UNet2DModel`):
             The network. With classes it has `num_class_embeds = number of classes + 1`, the last being the null class.
-            Its weights must not have learned from these records before, because that cost would not be counted.
+            Its weights must not have learned from these records before, because that cost would not be counted. If
+            DP-SGD trains a part of it alone (`trainable` of the config), it should have learned from public images:
+            from random weights such training has been no better than chance.
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`):
             Noise schedule and prediction type, which determine the loss; published with the pipeline.
         args (`DPCurriculumConfig`): The hyper-parameters.
@@ -151,14 +154,15 @@ class DPCurriculumTrainer:
         )
         self.precision = Precision.of(self.accelerator)
         self.preview = Preview(noise_scheduler, self.info, args)
-        with seeded(self.accelerator.device, args.seed):
+        with seeded(self.accelerator.device, args.seed), trained_part(self.unet, args) as part:
+            self.trained_part = str(part)
             with network_errors():
                 self.grad_sample_mode, self.gradients_of = make_gradients_of(
                     self.unet, self.loss, self.info.images_shape, args, self.accelerator
                 )
             self.preview.check(self.unet)
             rows = random_draws(self.loss, self.info.image_shape, 2, 2, self.accelerator.device).flatten()
-            run_on_main_process(lambda: check_round_trip(self.unet, noise_scheduler, rows))
+            run_on_main_process(lambda: check_round_trip(self.unet, noise_scheduler, rows, part.published))
         identity = run_identity(args, unet, noise_scheduler)
         check_all_equal(json.dumps(identity) + self.records.checksum(b""), "settings, network and records")
         self.checkpoints = Checkpoints(
@@ -280,6 +284,7 @@ class DPCurriculumTrainer:
         gradients = ""
         if self.plan.dp_sgd is not None:
             gradients = (
+                f"  trained         {self.trained_part}\n"
                 f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a {info.unit}\n"
             )
         images_bytes = self.records.images.nbytes
@@ -327,7 +332,13 @@ class DPCurriculumTrainer:
         pipeline = self.preview.pipeline(self.unet)
         pictures = {name: images.to_grid() for name, images in self.released_images.items()}
         card = make_model_card(
-            privacy, self.args, pipeline, self.info, self.accelerator.mixed_precision, pictures.keys()
+            privacy,
+            self.args,
+            pipeline,
+            self.info,
+            self.accelerator.mixed_precision,
+            pictures.keys(),
+            self.trained_part,
         )
         write_artifact(self.paths, pipeline, privacy, card, pictures | {"samples": self.preview.grid(self.unet)})
         if self.args.push_to_hub:
@@ -481,10 +492,16 @@ class DPCurriculumTrainer:
         return after_step
 
     def _train_by_dp_sgd(self) -> bool:
-        """Take as many DP-SGD steps as the budget allows; return whether all of them were taken."""
+        """Train what DP-SGD trains of the network; return whether all steps were taken."""
         if self.plan.dp_sgd is None:
             return True
-        args, planned, is_main = self.args, self.plan.dp_sgd, self.accelerator.is_main_process
+        with trained_part(self.unet, self.args):
+            share_parameters(self.unet)  # each process has drawn adapters
+            return self._take_dp_sgd_steps(self.plan.dp_sgd)
+
+    def _take_dp_sgd_steps(self, planned: Mechanism) -> bool:
+        """Take as many DP-SGD steps as the budget allows; return whether all of them were taken."""
+        args, is_main = self.args, self.accelerator.is_main_process
         state = start_dp_sgd(self.unet, args)
         self._restore(state)
         self.unet.train()

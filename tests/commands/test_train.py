@@ -177,6 +177,11 @@ def test_flags_override_the_preset_and_own_images_get_the_recipe():
         (["--preset", "letters"], 'There is no preset "letters"'),
         (["--target_epsilon", "-1"], "`target_epsilon` is -1.0"),
         (["--output_dir", ""], "`output_dir` is empty"),
+        (["--trainable", "("], "which is no regular expression"),
+        (
+            ["--trainable", "lora"],
+            "starts from random weights, on which `trainable` lora has been no better than chance",
+        ),
     ],
 )
 def test_bad_flags_are_refused(arguments, message):

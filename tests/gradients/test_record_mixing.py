@@ -99,8 +99,10 @@ def test_layers_that_mix_records_in_training_alone_are_refused(mix, precision):
         check_records_stay_apart(Layer(WhenTrained(mix)), some_rows(), precision)
 
 
-def test_mixing_is_seen_behind_a_last_layer_that_is_zero_and_with_one_row_in_training():
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "trained by a warm-up alone"])
+def test_mixing_is_seen_behind_a_last_layer_that_is_zero_and_with_one_row_in_training(frozen):
     network = Layer(WhenTrained(MIXERS["the mean"]))
+    network.unet.conv_out.requires_grad_(not frozen)
     torch.nn.init.zeros_(network.unet.conv_out.weight)
     torch.nn.init.zeros_(network.unet.conv_out.bias)
     with pytest.raises(InputError, match="mixes the records"):

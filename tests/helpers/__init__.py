@@ -54,6 +54,11 @@ def smallest_unet(**options):
     return tiny_unet(**{"block_out_channels": (8,), **blocks, **options})
 
 
+def attending_unet(**options):
+    """The smallest network with attention, which is where it is coarsest."""
+    return smallest_unet(mid_block_type="UNetMidBlock2D", **options)
+
+
 def tiny_scheduler(prediction_type="v_prediction"):
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type)
 

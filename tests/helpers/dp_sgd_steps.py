@@ -19,14 +19,15 @@ def make_dp_sgd(
     records=None,
     ledger=None,
     randomness=None,
+    unet=None,
 ):
     torch.manual_seed(0)
     records = records or tiny_records()
-    unet = tiny_unet()
+    unet = unet or tiny_unet()
     mechanism = dp_sgd_mechanism(noise_multiplier, batch_size, len(records.units), steps, max_grad_norm)
     return DPSGD(
         unet,
-        torch.optim.SGD(unet.parameters(), lr=1.0),
+        torch.optim.SGD([p for p in unet.parameters() if p.requires_grad], lr=1.0),
         DenoisingLoss(tiny_scheduler(), null_label=3),
         records,
         mechanism,

@@ -17,9 +17,10 @@ def card(tmp_path):
     info = DatasetInfo(60, 1, 8, ("a", "b"))
     pipeline = DDPMPipeline(tiny_unet(), tiny_scheduler())
 
-    def make(info=info, **changes):
+    def make(info=info, config=None, trained_part="the whole network", **changes):
         privacy = PrivacyStatement.read(write_privacy_json(tmp_path / "privacy.json", **changes))
-        return make_model_card(privacy, DPCurriculumConfig(), pipeline, info, "no", ["central_images"]).text
+        config = config or DPCurriculumConfig()
+        return make_model_card(privacy, config, pipeline, info, "no", ["central_images"], trained_part).text
 
     return make
 
@@ -59,3 +60,13 @@ def test_names_from_previous_runs_are_no_markup(card):
 def test_classes_are_listed_with_their_indices_also_if_they_are_numbers(card, class_names):
     text = card(info=DatasetInfo(60, 1, 8, class_names))
     assert f"Classes: {', '.join(f'{index} = {name}' for index, name in enumerate(class_names))}." in text
+
+
+def test_the_trained_part_is_named_and_a_pattern_is_no_markup(card):
+    pattern = "(mid_block|conv_out).*"
+    part = f"parameters that match {pattern}: 5 of 9 parameters"
+    text = card(config=DPCurriculumConfig(trainable=pattern), trained_part=part)
+    escaped = r"(mid_block\|conv_out).\*"
+    assert f"DP-SGD has trained parameters that match {escaped}: 5 of 9 parameters. The warm-up has trained" in text
+    assert f"| trainable | {escaped} |" in text
+    assert "DP-SGD has trained" not in card(config=DPCurriculumConfig(max_train_steps=0))

@@ -98,8 +98,15 @@ class ScriptArguments(DataArguments):
             config (`DPCurriculumConfig`): The config of the trainer.
 
         Raises:
-            InputError: If the noise scheduler does not have what the config asks for.
+            InputError: If the noise scheduler does not have what the config asks for, or adapters are asked for and the
+                network has random weights.
         """
+        if config.trainable == "lora":
+            raise InputError(
+                "The network starts from random weights, on which `trainable` lora has been no better than chance (12 "
+                "to 16 % accuracy on CIFAR-10, see docs/concepts.md): choose another `trainable`, or give "
+                "DPCurriculumTrainer a network that has learned from public images."
+            )
         edm = self.noise_scheduler == "edm"
         if edm:
             check_edm(self.prediction_type, config.timestep_sampling)

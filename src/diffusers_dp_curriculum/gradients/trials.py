@@ -60,25 +60,26 @@ def seed_from(*numbers: int) -> None:
 
 
 def randomise_parameters(model: torch.nn.Module) -> None:
-    """Add noise to the trainable parameters: a last layer initialised with zeros would hide all layers before it."""
+    """Add noise to all parameters: a last layer initialised with zeros would hide all layers before it.
+
+    A parameter that DP-SGD does not train can change as well, in a warm-up stage.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.requires_grad:
-                scale = 0.5 / max(parameter[:1].numel(), 1) ** 0.5 if parameter.dim() > 1 else 0.1
-                parameter.add_(torch.randn_like(parameter), alpha=scale)
+            scale = 0.5 / max(parameter[:1].numel(), 1) ** 0.5 if parameter.dim() > 1 else 0.1
+            parameter.add_(torch.randn_like(parameter), alpha=scale)
 
 
 @contextmanager
 def random_parameters(model: torch.nn.Module) -> Iterator[None]:
-    """Add noise to the trainable parameters within the context; afterwards they are as before."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    before = [parameter.detach().clone() for parameter in trainable]
+    """Add noise to all parameters within the context; afterwards they are as before."""
+    before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     try:
         randomise_parameters(model)
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(trainable, before, strict=True):
+            for parameter, value in before:
                 parameter.copy_(value)
 
 

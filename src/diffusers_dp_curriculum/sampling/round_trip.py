@@ -6,6 +6,7 @@ hooks, an attribute that was set later) is lost: the published network would be 
 
 import copy
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +26,12 @@ Part = TypeVar("Part", UNet2DModel, SchedulerMixin)
 TOLERANCE = 1e-3
 
 
-def check_round_trip(unet: UNet2DModel, scheduler: SchedulerMixin, rows: NoiseDraws) -> None:
+def check_round_trip(
+    unet: UNet2DModel,
+    scheduler: SchedulerMixin,
+    rows: NoiseDraws,
+    published: Callable[[], UNet2DModel] | None = None,
+) -> None:
     """Refuse a network or a noise scheduler that is another one after it was saved and loaded.
 
     The network is compared with random parameters, since layers that begin with zeros would hide what follows them.
@@ -34,6 +40,9 @@ def check_round_trip(unet: UNet2DModel, scheduler: SchedulerMixin, rows: NoiseDr
         unet (`UNet2DModel`): The network, in evaluation mode; its parameters are left as they were.
         scheduler (`SchedulerMixin`): The noise scheduler.
         rows (`NoiseDraws`): Random draws with one leading dimension, on which the networks are compared.
+        published (`Callable`, *optional*):
+            Returns the network that is saved for `unet` as it is at the time of the call, such as a copy with merged
+            adapters; by default `unet` itself.
 
     Raises:
         InputError: If one of the two cannot be saved and loaded, or is another one then.
@@ -45,13 +54,14 @@ def check_round_trip(unet: UNet2DModel, scheduler: SchedulerMixin, rows: NoiseDr
         )
     with random_parameters(unet), tempfile.TemporaryDirectory() as directory, torch.no_grad():
         try:
+            saved = unet if published is None else published()
             with full_disk_errors(Path(directory), "start again, or set TMPDIR to a directory on another disk"):
-                loaded, loaded_scheduler = _saved_and_loaded(unet, directory), _saved_and_loaded(scheduler, directory)
+                loaded, loaded_scheduler = _saved_and_loaded(saved, directory), _saved_and_loaded(scheduler, directory)
         except StorageError:
             raise
         except Exception as error:  # of many types, from diffusers, safetensors and PyTorch
             raise _refusal(f"{type(error).__name__}: {first_line(error)}") from error
-        if names := unet.state_dict().keys() ^ loaded.state_dict().keys():
+        if names := saved.state_dict().keys() ^ loaded.state_dict().keys():
             raise _refusal(f"only one of the two has {min(names)}")
         loaded.to(unet.device)
         expected, result = (network(rows.noisy, rows.timesteps, rows.labels).sample for network in (unet, loaded))

@@ -37,6 +37,7 @@ def make_model_card(
     info: DatasetInfo,
     mixed_precision: str,
     stages: Collection[str],
+    trained_part: str,
 ) -> ModelCard:
     """Render the card of a finished run; everything in it is public or comes from releases in the ledger.
 
@@ -47,6 +48,7 @@ def make_model_card(
         info (`DatasetInfo`): The public description of the data set.
         mixed_precision (`str`): Accelerate's mixed precision of the run: `"no"`, `"bf16"` or `"fp16"`.
         stages (`Collection[str]`): The names of the warm-up stages, whose pictures are published.
+        trained_part (`str`): In words, which parameters of the network DP-SGD has trained.
     """
     class_names = None if info.class_names is None else list(info.class_names)
     metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=list(TAGS))
@@ -74,7 +76,10 @@ def make_model_card(
         example_labels=_example_labels(class_names),
         stages=list(stages),
         dataset_name=None if config.hub_dataset_name is None else as_text(config.hub_dataset_name),
-        hyper_parameters=_network(pipeline, info, mixed_precision) | config.hyper_parameters(),
+        trained_part=as_text(trained_part),
+        hyper_parameters=_network(pipeline, info, mixed_precision)
+        | config.hyper_parameters()
+        | {"trainable": as_text(config.trainable)},
         guidance_scale=config.guidance_scale,
         num_inference_steps=config.num_inference_steps,
         churn=f", s_churn={config.s_churn}, s_tmin={config.s_tmin}, s_tmax={config.s_tmax}" if config.s_churn else "",

@@ -21,6 +21,7 @@ from ..memory import PeakMemory, dp_sgd_memory, enough_memory, largest_share, wa
 from .auxiliary_generator import fit_generator, start_generator
 from .optimization import start_dp_sgd
 from .stages import GeneratorStage, Stage, WarmUpStage
+from .trainable import trained_part
 from .training_state import TrainingState
 from .warm_up import start_warm_up, warm_up
 
@@ -102,7 +103,7 @@ def estimate(
                     step = _warm_up_step(unet, loss, info, stage, config, precision)
             seconds, step_bytes = seconds + stage.train_steps * step, max(step_bytes, memory.num_bytes)
     if config.max_train_steps > 0:
-        with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory:
+        with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory, trained_part(unet, config):
             step = _dp_sgd_step(unet, loss, gradients_of, info, config)
         seconds, step_bytes = seconds + config.max_train_steps * step, max(step_bytes, memory.num_bytes)
     del reserve
