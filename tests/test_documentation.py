@@ -39,6 +39,8 @@ SCALED_DOWN = {
     "train": "--accountant rdp --central_train_steps 2 --central_batch_size 4 --train_batch_size 4 --max_train_steps 2 "
     "--noise_multiplicity 1 --num_inference_steps 2 --block_out_channels 8 --central_noise_multiplier 20 "
     "--resolution 8",
+    "pretrain": "--max_train_steps 2 --train_batch_size 4 --num_inference_steps 2 --block_out_channels 8 "
+    "--resolution 8",
     "generate": "--images_per_class 2 --num_inference_steps 2",
     "evaluate": "--images_per_class 10 --num_inference_steps 2 --classifiers cnn --epochs 1",
     "audit": "--train_data_dir path/to/images --resolution 8 --sample_rate 1 --max_train_steps 2 "
@@ -103,6 +105,7 @@ def reader(trained, hub, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(record[0].numpy()).save(path)
     (tmp_path / "DIR").symlink_to("path/to/images")
+    (tmp_path / "path/to/public-images").symlink_to("images")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path
@@ -160,7 +163,7 @@ def run_sub_command(command: str, arguments: list[str], monkeypatch, parse_only:
     arguments = [*arguments, *SCALED_DOWN.get(command, "").split()]
     if "--plan" in arguments:
         arguments += ["--output_dir", "not-there-yet"]  # a plan is for a new directory, and my-model exists already
-    elif command == "train" and "--output_dir" in arguments:
+    elif command in ("train", "pretrain") and "--output_dir" in arguments:
         # On the page, this command makes the directory, which the fixture has made already.
         shutil.rmtree(arguments[arguments.index("--output_dir") + 1], ignore_errors=True)
     assert cli.run(command, arguments) == 0, f"{command} {' '.join(arguments)}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .mechanisms.frequency_features import FrequencyFeatures
     from .mechanisms.randomness import MechanismRandomness
     from .presets import load_preset
+    from .pretraining import pretrain
     from .privacy.accounting import Mechanism, compute_epsilon
     from .privacy.ledger import PrivacyLedger
     from .privacy.statement import PrivacyStatement, recompute_epsilon
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .training.auxiliary_generator import FrequencyImageDataset
     from .training.interruption import RunStatus
     from .training.networks import build_scheduler, build_unet
+    from .training.starting_point import load_starting_point
 
 
 __version__ = version("diffusers-dp-curriculum")
@@ -55,6 +57,8 @@ __all__ = [
     "generate_dataset",
     "load_image_dataset",
     "load_preset",
+    "load_starting_point",
+    "pretrain",
     "recompute_epsilon",
     "set_verbosity",
     "to_image_dataset",
@@ -86,6 +90,8 @@ _MODULES = {
     "generate_dataset": "sampling.synthesis",
     "load_image_dataset": "data.image_dataset",
     "load_preset": "presets",
+    "load_starting_point": "training.starting_point",
+    "pretrain": "pretraining",
     "recompute_epsilon": "privacy.statement",
     "to_image_dataset": "data.image_dataset",
 }

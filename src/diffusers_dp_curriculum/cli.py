@@ -19,6 +19,7 @@ from .verbosity import printed_messages
 
 COMMANDS = {
     "train": "train a pipeline on sensitive images, under one (epsilon, delta)",
+    "pretrain": "train a pipeline on public images, without privacy, for train to start from",
     "generate": "make a synthetic data set with a trained pipeline",
     "evaluate": "measure fidelity and utility of a pipeline or a synthetic data set",
     "audit": "attack the mechanism, and compare the epsilon that the attack proves with the claim",

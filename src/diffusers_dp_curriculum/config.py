@@ -31,19 +31,31 @@ from .files import local_path
 from .options import check_options, declared_options, options_of_group
 
 
+TRAINING = "All stages: loss, learning-rate schedule and average"
 SAMPLES = "Samples shown at the end"
 
 _output = options_of_group("Output")
 _execution = options_of_group("Execution (changes no result but for rounding)", execution=True)
 _checkpoints = options_of_group("Checkpoints, previews and logging", execution=True)
+_start = options_of_group("Starting point")
 _budget = options_of_group("Privacy budget of the whole run")
 _noise = options_of_group("Source of the noise")
 _central = options_of_group("Stage 1: central images, and the warm-up on them")
 _frequency = options_of_group("Stage 2: frequency features, and the warm-up on images that have them")
 _dp_sgd = options_of_group("Stage 3: DP-SGD")
-_training = options_of_group("All stages: loss, learning-rate schedule and average")
+_training = options_of_group(TRAINING)
 _samples = options_of_group(SAMPLES)
 _publishing = options_of_group("Publishing", execution=True)
+
+# The options that ordinary training on public images has, see `pretrain`.
+PRETRAINING_OPTIONS = (
+    *("output_dir", "seed", "mixed_precision", "gradient_checkpointing", "checkpointing_steps"),
+    *("checkpoints_total_limit", "resume_from_checkpoint", "logger", "logging_dir", "pretrained_model_name_or_path"),
+    *("train_batch_size", "max_train_steps", "learning_rate", "timestep_sampling", "noise_level_mean"),
+    *("noise_level_std", "label_dropout", "random_flip", "lr_scheduler", "lr_warmup_steps", "use_ema"),
+    *("ema_max_decay", "ema_inv_gamma", "ema_power", "num_inference_steps", "guidance_scale", "s_churn", "s_tmin"),
+    *("s_tmax", "hub_license", "hub_dataset_name"),
+)
 
 # transformers resumes by `True` from the last checkpoint, and by `False` from none.
 RESUME_WORDS = {"true": "latest", "false": None}
@@ -114,6 +126,16 @@ class DPCurriculumConfig:
         False,
         "Write the loss on the sensitive records to private/sensitive_curves.csv. NOT covered by epsilon: who sees it, "
         "or chooses settings by it, learns something about the records.",
+    )
+
+    # Not a hyper-parameter, since it may be a path, which must not be published: the ledger names the start.
+    pretrained_model_name_or_path: str | None = _start(
+        None,
+        "Directory or Hub id of a public pipeline or UNet2DModel to start from, which must have learned nothing from "
+        "these records; a Hub id is published. It brings its network and, if it is a pipeline, its noise scheduler: "
+        "flags of these two are for random starts. The result of a run on sensitive records has to be named in "
+        "prior_runs as well.",
+        execution=True,
     )
 
     target_epsilon: float = _budget(

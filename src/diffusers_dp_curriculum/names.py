@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from .errors import HubError, InputError
+from .files import local_path
 
 
 TIMEOUT_SECONDS = 10
@@ -35,7 +36,8 @@ def is_on_hub(name: str, repo_type: str = "model") -> bool:
         HfApi().repo_info(name, repo_type=repo_type, timeout=TIMEOUT_SECONDS)
     except OfflineModeIsEnabled:
         try:
-            snapshot_download(name, repo_type=repo_type, local_files_only=True)
+            # No file is asked for: the cache need not have all of them.
+            snapshot_download(name, repo_type=repo_type, local_files_only=True, allow_patterns=[])
         except LocalEntryNotFoundError:
             return False
     except (HFValidationError, RepositoryNotFoundError):
@@ -102,6 +104,29 @@ def no_config(name: str) -> InputError:
     """The error for a name under which no config of a network is found."""
     return InputError(
         f"{name} has no config of a UNet2DModel: give a directory or Hub id of one as `model_config_name_or_path`."
+    )
+
+
+def check_start_name(name: str) -> None:
+    """Refuse a name that is neither a directory nor a repository on the Hub, where a trained network is needed.
+
+    Args:
+        name (`str`): Directory or Hub id of a pipeline or a `UNet2DModel`.
+
+    Raises:
+        InputError: If there is neither.
+        HubError: If the Hub is out of reach.
+    """
+    path = local_path(name)
+    if not (path.is_dir() or (not os.path.exists(path) and is_on_hub(name))):
+        raise no_start(name)
+
+
+def no_start(name: str) -> InputError:
+    """The error for a name under which no trained network is found."""
+    return InputError(
+        f"{name} has neither a pipeline of diffusers nor a UNet2DModel: give the directory or Hub id of one as "
+        "`pretrained_model_name_or_path`, and log in if it is a private one."
     )
 
 

@@ -22,7 +22,7 @@ from .distributed import any_process, check_all_equal, run_on_main_process, shar
 from .errors import InputError, StorageError, TrainingError, confidential_errors
 from .files import check_outside, check_room, storage_errors
 from .finite import is_finite
-from .gradients.losses import DenoisingLoss, NoiseDraws
+from .gradients.losses import NoiseDraws
 from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
 from .gradients.trials import random_draws, seeded
@@ -52,11 +52,12 @@ from .training.model_checks import (
     mark_as_trained,
     network_errors,
 )
-from .training.optimization import start_dp_sgd
+from .training.optimization import make_loss, start_dp_sgd
 from .training.planning import Plan, describe_records, make_plan
 from .training.run_directory import find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
 from .training.stages import DP_SGD, RELEASES, GeneratorStage, Stage, WarmUpStage, warm_up_stages
+from .training.starting_point import check_starting_point, starting_point_of
 from .training.summary import summarize
 from .training.trainable import trained_part
 from .training.training_state import StageState, TrainingState
@@ -82,9 +83,10 @@ class DPCurriculumTrainer:
     Args:
         unet (`UNet2DModel`):
             The network. With classes it has `num_class_embeds = number of classes + 1`, the last being the null class.
-            Its weights must not have learned from these records before, because that cost would not be counted. If
-            DP-SGD trains a part of it alone (`trainable` of the config), it should have learned from public images:
-            from random weights such training has been no better than chance.
+            Its weights must not have learned from these records before, because that cost would not be counted;
+            [`load_starting_point`] loads a public network to start from. If DP-SGD trains a part of it alone
+            (`trainable` of the config), it should have learned from public images: from random weights such training
+            has been no better than chance.
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`):
             Noise schedule and prediction type, which determine the loss; published with the pipeline.
         args (`DPCurriculumConfig`): The hyper-parameters.
@@ -134,6 +136,7 @@ class DPCurriculumTrainer:
         self.accelerator = make_accelerator(args)
         run_on_main_process(lambda: check_output_dir(self.paths.output_dir, args.resume_from_checkpoint))
         self.prior_runs = run_on_main_process(lambda: find_prior_runs(args, unit_of(train_dataset)))
+        self.initial_weights = check_starting_point(unet, args, self.prior_runs)
         self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
         self.info = self.records.info
         if self.records.directory is not None:
@@ -143,15 +146,7 @@ class DPCurriculumTrainer:
         if args.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.noise_scheduler = noise_scheduler
-        self.loss = DenoisingLoss(
-            noise_scheduler,
-            timestep_sampling=args.timestep_sampling,
-            noise_level_mean=args.noise_level_mean,
-            noise_level_std=args.noise_level_std,
-            label_dropout=args.label_dropout,
-            null_label=self.info.num_classes,
-            random_flip=args.random_flip,
-        )
+        self.loss = make_loss(noise_scheduler, args, null_label=self.info.num_classes)
         self.precision = Precision.of(self.accelerator)
         self.preview = Preview(noise_scheduler, self.info, args)
         with seeded(self.accelerator.device, args.seed), trained_part(self.unet, args) as part:
@@ -291,8 +286,10 @@ class DPCurriculumTrainer:
         expected = estimate(
             self.unet, self.loss, self.gradients_of, info, images_bytes, self.args, self.stages, self.precision
         )
+        start = starting_point_of(self.unet)
         return (
             f"{describe_records(info, self.records.provenance)}\n"
+            f"  starts from     {'random weights' if start is None else start.name}\n"
             f"{self.plan}\n"
             f"{gradients}"
             f"  processes       {self.accelerator.num_processes} on {self.accelerator.device.type}\n"
@@ -331,6 +328,7 @@ class DPCurriculumTrainer:
         privacy = replace(privacy, remarks=(*privacy.remarks, *self.sensitive_curves.remarks()))
         pipeline = self.preview.pipeline(self.unet)
         pictures = {name: images.to_grid() for name, images in self.released_images.items()}
+        start = starting_point_of(self.unet)
         card = make_model_card(
             privacy,
             self.args,
@@ -339,6 +337,8 @@ class DPCurriculumTrainer:
             self.accelerator.mixed_precision,
             pictures.keys(),
             self.trained_part,
+            started_from=None if start is None else start.in_words,
+            base_model=None if start is None else start.hub_id,
         )
         write_artifact(self.paths, pipeline, privacy, card, pictures | {"samples": self.preview.grid(self.unet)})
         if self.args.push_to_hub:
@@ -390,7 +390,9 @@ class DPCurriculumTrainer:
         """Create the journal of a new run, or open that of the run to resume; only the main process writes it."""
 
         def open_run() -> Checkpoint | None:
-            self._ledger, checkpoint = open_ledger(self.args, self.checkpoints, self.prior_runs, self.info.unit)
+            self._ledger, checkpoint = open_ledger(
+                self.args, self.checkpoints, self.prior_runs, self.info.unit, self.initial_weights
+            )
             return checkpoint
 
         self.checkpoint = run_on_main_process(open_run)
@@ -399,8 +401,9 @@ class DPCurriculumTrainer:
             self._follow_plan(self.checkpoint.plan)
         self.released = run_on_main_process(self._stored_releases)
 
-    def _follow_plan(self, plan: Plan) -> None:
+    def _follow_plan(self, plan: Plan | None) -> None:
         """Take a plan, with the sizes and the noise of queries that were chosen in it."""
+        assert plan is not None  # only training on public images has none
         self.plan = plan
         self.args = plan.put_into(self.args)
         self.stages = warm_up_stages(self.args)

@@ -68,6 +68,7 @@ class Fault:
     message: str
     times: int
     after_bytes: int = 0
+    code: str | None = None
 
 
 class HubServer:
@@ -105,9 +106,9 @@ class HubServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def fail(self, pattern: str, status: int, message: str = "", times: int = 1) -> None:
-        """Answer the next `times` requests whose line matches `pattern` with `status`."""
-        self.faults.append(Fault(re.compile(pattern), status, message or f"Fault {status}", times))
+    def fail(self, pattern: str, status: int, message: str = "", times: int = 1, code: str | None = None) -> None:
+        """Answer the next `times` requests whose line matches `pattern` with `status`, and the Hub's `code` for it."""
+        self.faults.append(Fault(re.compile(pattern), status, message or f"Fault {status}", times, code=code))
 
     def cut(self, pattern: str, after_bytes: int, times: int = 1) -> None:
         """Read `after_bytes` of the body of the next `times` requests that match `pattern`, and hang up."""
@@ -174,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.body = self._read_body()
         if fault:
-            self._error(fault.status, fault.message)
+            self._error(fault.status, fault.message, fault.code)
             return
         address = urlsplit(self.path)
         self.query = parse_qs(address.query)

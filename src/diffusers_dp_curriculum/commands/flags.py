@@ -3,12 +3,12 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ..checks import AUTO, Range
-from ..errors import DPCurriculumError
+from ..errors import DPCurriculumError, InputError
 from ..options import Option, declared_options
 
 
@@ -22,8 +22,18 @@ def add_options(parser: argparse.ArgumentParser, *declarations: Any) -> None:
         parser (`argparse.ArgumentParser`): The parser, which is changed in place.
         *declarations (`type`): Dataclasses whose fields are declared by `options.option`.
     """
+    add_flags(parser, [option for declaration in declarations for option in declared_options(declaration)])
+
+
+def add_flags(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Add a flag for each of some options to a parser, in groups.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser, which is changed in place.
+        options (`Iterable[Option]`): The options.
+    """
     groups: dict[str, Any] = {}
-    for option in [option for declaration in declarations for option in declared_options(declaration)]:
+    for option in options:
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         _add(groups[option.group], option)
@@ -93,6 +103,22 @@ def in_range(limits: Range) -> type[argparse.Action]:
             setattr(namespace, self.dest, values)
 
     return InRange
+
+
+def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse flags, and refuse one that does not exist as all errors are worded.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser of the command.
+        arguments (`Sequence[str]`): The flags.
+
+    Raises:
+        InputError: If there is no such flag.
+    """
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise InputError(f"There is no flag {unknown[0]}: see --help for the list of flags.")
+    return chosen
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:

@@ -34,12 +34,12 @@ from ..checks import (
 from ..config import DPCurriculumConfig
 from ..errors import InputError
 from ..files import check_data_dir
-from ..names import check_config_name, check_dataset_name, check_repo_id, check_run_name
+from ..names import check_config_name, check_dataset_name, check_repo_id, check_run_name, check_start_name
 from ..options import options_of_group
 from ..presets import load_preset, preset_names
 from ..run_paths import check_output_dir
 from .data_arguments import DataArguments
-from .flags import add_options, in_flags, with_underscores
+from .flags import add_options, in_flags, parse_flags, with_underscores
 
 
 if TYPE_CHECKING:
@@ -51,9 +51,12 @@ if TYPE_CHECKING:
 DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "user_column", "class_names"}
 HIDDEN = "***"
 
+NETWORK = "Network, with random weights"
+SCHEDULER = "Noise scheduler, unless the starting point is a pipeline"
+
 _run = options_of_group("Run")
-_network = options_of_group("Network")
-_scheduler = options_of_group("Noise scheduler")
+_network = options_of_group(NETWORK)
+_scheduler = options_of_group(SCHEDULER)
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,6 @@ class ScriptArguments(DataArguments):
     ddpm_num_steps: int = _scheduler(1000, "Timesteps of the noise schedule of ddpm.", limits=DDPM_NUM_STEPS)
     ddpm_beta_schedule: str = _scheduler("squaredcos_cap_v2", "Noise schedule of ddpm.", limits=BETA_SCHEDULE)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model_config_name_or_path is None:
-            check_levels(self.attention_levels, len(self.block_out_channels), self.resolution)
-
     def check_with(self, config: DPCurriculumConfig) -> None:
         """Refuse options that do not fit those of the trainer, before anything slow is imported or any image decoded.
 
@@ -98,15 +96,24 @@ class ScriptArguments(DataArguments):
             config (`DPCurriculumConfig`): The config of the trainer.
 
         Raises:
-            InputError: If the noise scheduler does not have what the config asks for, or adapters are asked for and the
-                network has random weights.
+            InputError: If the network or the noise scheduler does not have what the config asks for, or adapters are
+                asked for and the network has random weights.
         """
+        if config.pretrained_model_name_or_path is not None:  # then its files decide
+            if self.model_config_name_or_path is not None:
+                raise InputError(
+                    "`pretrained_model_name_or_path` brings its own network, and `model_config_name_or_path` is for "
+                    "random weights: give one of them."
+                )
+            return
         if config.trainable == "lora":
             raise InputError(
                 "The network starts from random weights, on which `trainable` lora has been no better than chance (12 "
-                "to 16 % accuracy on CIFAR-10, see docs/concepts.md): choose another `trainable`, or give "
-                "DPCurriculumTrainer a network that has learned from public images."
+                "to 16 % accuracy on CIFAR-10, see docs/concepts.md): give `pretrained_model_name_or_path`, or choose "
+                "another `trainable`."
             )
+        if self.model_config_name_or_path is None:
+            check_levels(self.attention_levels, len(self.block_out_channels), self.resolution)
         edm = self.noise_scheduler == "edm"
         if edm:
             check_edm(self.prediction_type, config.timestep_sampling)
@@ -138,9 +145,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[ScriptArguments, DPCurric
         InputError: If a flag or a preset does not exist, or a value is out of range.
     """
     parser, arguments = make_parser(), with_underscores(arguments)
-    chosen, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise InputError(f"There is no flag {unknown[0]}: see --help for the list of flags.")
+    chosen = parse_flags(parser, arguments)
     own_images = chosen.dataset_name is not None or chosen.train_data_dir is not None
     if chosen.preset is not None or not own_images:
         recipe = load_preset(chosen.preset or "digits")
@@ -230,6 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_dataset_name(script.dataset_name)
     if script.model_config_name_or_path is not None:
         check_config_name(script.model_config_name_or_path)
+    if config.pretrained_model_name_or_path is not None:
+        check_start_name(config.pretrained_model_name_or_path)
     if config.resume_from_checkpoint is None:  # a resumed run has noted what its previous runs had released
         for run in config.prior_runs or []:
             check_run_name(run)
@@ -242,13 +249,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..training.accelerator import check_accelerator
     from ..training.interruption import RunStatus
     from ..training.planning import describe_records
+    from ..training.starting_point import find_starting_point
 
     check_accelerator(config)  # before images are decoded, which may take long
     noise_scheduler = scheduler_of(script)
+    start = None
+    if config.pretrained_model_name_or_path is not None:
+        start = find_starting_point(config.pretrained_model_name_or_path)
+        noise_scheduler = start.noise_scheduler or noise_scheduler
     # A plan needs no pixels, unless it is that of a run to resume, whose records are compared with these.
     dataset = script.load(decode=not script.plan or config.resume_from_checkpoint is not None)
     set_seed(config.seed)
-    unet = network_of(script, dataset.info)
+    unet = network_of(script, dataset.info) if start is None else start.load(dataset.info)
     try:
         trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=noise_scheduler, args=config, train_dataset=dataset)
     except InputError:

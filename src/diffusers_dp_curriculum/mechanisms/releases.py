@@ -120,6 +120,14 @@ class ReleasedImages(Release, Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.images[index], int(self.labels[index])
 
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some of the images, `(n, channels, height, width)` float32 in [0, 1], and their labels, `(n,)` int64.
+
+        Args:
+            indices (`torch.Tensor`): The indices of the images, of shape `(n,)`.
+        """
+        return self.images[indices], self.labels[indices]
+
     def to_grid(self, images_per_class: int = 10) -> Image.Image:
         """A picture of the images, with one row per class.
 

@@ -58,6 +58,13 @@ class CountedRun:
             and self.has_releases_of(other)  # false if somebody edited one of the two
         )
 
+    def covers(self, other: "CountedRun") -> bool:
+        """Whether everything that `other` counts is counted here as well, as far as the two tell which run they are.
+
+        An older version wrote no names of runs: then what was released is compared.
+        """
+        return self.counts_all_of(other) or (None in (self.id, other.id) and self.has_releases_of(other))
+
     def has_releases_of(self, other: "CountedRun") -> bool:
         """Whether at least as many steps of every mechanism are counted here as in `other`, which may be any run."""
         return not _steps(other.mechanisms) - _steps(self.mechanisms)

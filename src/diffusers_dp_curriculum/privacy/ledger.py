@@ -22,17 +22,18 @@ PUBLIC_ASSUMPTIONS = (
     "the list of classes",
     "the image size, the number of channels and the pixel range [0, 1]",
     "all hyper-parameters",
-    "the initial weights of the network, which have learned nothing from these records",
 )
+INITIAL_WEIGHTS = "the initial weights of the network, which have learned nothing from these records"
 
 
-def public_assumptions(unit: str) -> tuple[str, ...]:
+def public_assumptions(unit: str, initial_weights: str = INITIAL_WEIGHTS) -> tuple[str, ...]:
     """What a statement about records, or about users, assumes to be public.
 
     Args:
         unit (`str`): The unit of privacy, `"record"` or `"user"`.
+        initial_weights (`str`, *optional*): What is assumed of the weights that training began with.
     """
-    return (f"the number of {unit}s N", *PUBLIC_ASSUMPTIONS)
+    return (f"the number of {unit}s N", *PUBLIC_ASSUMPTIONS, initial_weights)
 
 
 class Randomness(Protocol):
@@ -64,6 +65,9 @@ class PrivacyLedger:
             finds them. The first line of the journal keeps them.
         unit (`str`, *optional*, defaults to `"record"`):
             The unit of privacy, `"record"` or `"user"`, of all mechanisms and previous runs.
+        initial_weights (`str`, *optional*):
+            What is assumed of the weights that training began with, in words that are published. The first line of the
+            journal keeps it.
 
     Raises:
         InputError: If delta or the accountant cannot be used, or the journal exists already.
@@ -90,9 +94,11 @@ class PrivacyLedger:
         target_epsilon: float | None = None,
         prior_runs: Sequence[CountedRun] = (),
         unit: str = RECORD,
+        initial_weights: str = INITIAL_WEIGHTS,
     ):
         check_accounting(delta, accountant)
         self.unit = unit
+        self.initial_weights = initial_weights
         self.versions = package_versions()
         self.delta = delta
         self.accountant = accountant
@@ -106,7 +112,10 @@ class PrivacyLedger:
         self._journal = None
         if journal is not None:
             header = {"unit": unit, "delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
-            self._journal = Journal(journal, {**header, "prior_runs": [run.to_dict() for run in self.prior_runs]})
+            prior_runs_in_json = [run.to_dict() for run in self.prior_runs]
+            self._journal = Journal(
+                journal, {**header, "initial_weights": initial_weights, "prior_runs": prior_runs_in_json}
+            )
 
     @classmethod
     def resume(cls, journal: Journal | str | Path, position: int, check: int | None = None) -> "PrivacyLedger":
@@ -129,8 +138,10 @@ class PrivacyLedger:
             opened.resume(position, check)
             header = opened.header
             prior_runs = CountedRun.of_header(header)
-            unit = header.get("unit", RECORD)  # older versions know no other
-            ledger = cls(header["delta"], header["accountant"], None, header["target_epsilon"], prior_runs, unit)
+            # Older versions know no other unit, and no other initial weights.
+            unit, initial_weights = header.get("unit", RECORD), header.get("initial_weights", INITIAL_WEIGHTS)
+            target = header["target_epsilon"]
+            ledger = cls(header["delta"], header["accountant"], None, target, prior_runs, unit, initial_weights)
         except BaseException:
             if opened is not journal:
                 opened.close()
@@ -143,7 +154,9 @@ class PrivacyLedger:
 
     def in_memory(self) -> "PrivacyLedger":
         """A copy of this ledger without the journal, for the processes of a run that do not write it."""
-        ledger = PrivacyLedger(self.delta, self.accountant, None, self.target_epsilon, self.prior_runs, self.unit)
+        ledger = PrivacyLedger(
+            self.delta, self.accountant, None, self.target_epsilon, self.prior_runs, self.unit, self.initial_weights
+        )
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms
         return ledger
@@ -321,7 +334,7 @@ class PrivacyLedger:
             dataset_size=dataset_size,
             not_private=self.not_private,
             unit=self.unit,
-            public_assumptions=public_assumptions(self.unit),
+            public_assumptions=public_assumptions(self.unit, self.initial_weights),
             versions=self.versions,
         )
 

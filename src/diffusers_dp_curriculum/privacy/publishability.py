@@ -177,8 +177,4 @@ def check_replaces(privacy: PrivacyStatement, published: PrivacyStatement, where
 
 def _count_all_of(runs: Sequence[CountedRun], others: Sequence[CountedRun]) -> bool:
     """Whether `runs` count everything that `others` count, run by run; each has its own run first."""
-    return len(runs) >= len(others) and all(
-        # An older version wrote no names of runs: compare what was released.
-        run.counts_all_of(other) or (None in (run.id, other.id) and run.has_releases_of(other))
-        for run, other in zip(runs, others, strict=False)
-    )
+    return len(runs) >= len(others) and all(run.covers(other) for run, other in zip(runs, others, strict=False))

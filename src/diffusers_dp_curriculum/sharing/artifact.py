@@ -31,12 +31,26 @@ def write_artifact(
         pictures (`Mapping[str, Image]`): The published pictures by their names, such as `"samples"`.
     """
     paths.privacy_json.unlink(missing_ok=True)
+    write_pipeline(paths, pipeline, card, pictures)
+    partial = paths.private / paths.privacy_json.name
+    partial.write_text(privacy.to_json(), encoding="utf-8")
+    partial.rename(paths.privacy_json)
+
+
+def write_pipeline(
+    paths: RunPaths, pipeline: DiffusionPipeline, card: ModelCard, pictures: Mapping[str, Image.Image]
+) -> None:
+    """Write a pipeline, its card and its pictures; text that people wrote into an existing card is kept.
+
+    Args:
+        paths (`RunPaths`): The paths of the run.
+        pipeline (`DiffusionPipeline`): The trained pipeline.
+        card (`ModelCard`): The model card.
+        pictures (`Mapping[str, Image]`): The pictures by their names, such as `"samples"`.
+    """
     pipeline.unet.register_to_config(_name_or_path="")  # do not publish a path on this machine
     pipeline.save_pretrained(paths.output_dir)
     for name, picture in pictures.items():
         picture.save(paths.picture(name))
     existing = paths.card.read_text(encoding="utf-8") if paths.card.is_file() else None
     paths.card.write_text(card.content if existing is None else update(existing, card.content), encoding="utf-8")
-    partial = paths.private / paths.privacy_json.name
-    partial.write_text(privacy.to_json(), encoding="utf-8")
-    partial.rename(paths.privacy_json)

@@ -38,6 +38,8 @@ def make_model_card(
     mixed_precision: str,
     stages: Collection[str],
     trained_part: str,
+    started_from: str | None = None,
+    base_model: str | None = None,
 ) -> ModelCard:
     """Render the card of a finished run; everything in it is public or comes from releases in the ledger.
 
@@ -49,10 +51,13 @@ def make_model_card(
         mixed_precision (`str`): Accelerate's mixed precision of the run: `"no"`, `"bf16"` or `"fp16"`.
         stages (`Collection[str]`): The names of the warm-up stages, whose pictures are published.
         trained_part (`str`): In words, which parameters of the network DP-SGD has trained.
+        started_from (`str`, *optional*): What training started from, in words; None for random weights.
+        base_model (`str`, *optional*): The id on the Hub of the model that training started from.
     """
     class_names = None if info.class_names is None else list(info.class_names)
     metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=list(TAGS))
     metadata.license = config.hub_license
+    metadata.base_model = base_model
     if config.max_train_steps > 0:
         metadata.tags.append("dp-sgd")
     if config.hub_dataset_name and HUB_DATASET_ID.fullmatch(config.hub_dataset_name):
@@ -73,21 +78,22 @@ def make_model_card(
         epsilon=round_up(privacy.epsilon),
         delta=round_up(privacy.delta),
         class_names=None if class_names is None else [as_text(name) for name in class_names],
-        example_labels=_example_labels(class_names),
+        example_labels=example_labels_of(class_names),
         stages=list(stages),
         dataset_name=None if config.hub_dataset_name is None else as_text(config.hub_dataset_name),
         trained_part=as_text(trained_part),
-        hyper_parameters=_network(pipeline, info, mixed_precision)
+        hyper_parameters=describe_network(pipeline, info, mixed_precision)
         | config.hyper_parameters()
         | {"trainable": as_text(config.trainable)},
         guidance_scale=config.guidance_scale,
         num_inference_steps=config.num_inference_steps,
         churn=f", s_churn={config.s_churn}, s_tmin={config.s_tmin}, s_tmax={config.s_tmax}" if config.s_churn else "",
+        started_from=started_from,
         repo_id=REPO_ID_TO_COME,
     )
 
 
-def _network(pipeline: DiffusionPipeline, info: DatasetInfo, mixed_precision: str) -> dict[str, Any]:
+def describe_network(pipeline: DiffusionPipeline, info: DatasetInfo, mixed_precision: str) -> dict[str, Any]:
     """The properties of network and noise scheduler that the card lists, by name."""
     scheduler = pipeline.scheduler
     return {
@@ -114,7 +120,7 @@ def with_repo_id(card: str, repo_id: str) -> str:
     return SECTION.sub(lambda section: LOADED_FROM.sub(rf'\1("{repo_id}"', section[0]), card)
 
 
-def _example_labels(class_names: list[str] | None) -> str:
+def example_labels_of(class_names: list[str] | None) -> str:
     """Choose two classes for the code snippet, by name if the names need no escaping, else by index."""
     names = class_names[:2] if class_names else []
     if names and names[0] != "0" and all(as_text(name) == name for name in names):

@@ -22,6 +22,7 @@ from ..errors import InputError, StorageError
 from ..files import is_full_disk, sync
 from ..privacy.ledger import PrivacyLedger
 from .planning import Plan
+from .starting_point import starting_point_of
 from .training_state import StageState
 
 
@@ -40,7 +41,9 @@ class Checkpoint:
         position (`int`): The ledger's position when the checkpoint was written.
         check (`int`):
             The ledger's check when the checkpoint was written, which tells it from a checkpoint of a copy of the run.
-        plan (`Plan`): The run's plan; its noise multiplier was calibrated once and does not change.
+        plan (`Plan`, *optional*):
+            The run's plan; its noise multiplier was calibrated once and does not change. None for training on public
+            images, which costs nothing.
     """
 
     name: str
@@ -48,7 +51,7 @@ class Checkpoint:
     state: dict[str, Any]
     position: int
     check: int
-    plan: Plan
+    plan: Plan | None
 
 
 class Checkpoints:
@@ -80,23 +83,25 @@ class Checkpoints:
         self,
         number: int,
         state: StageState,
-        ledger: PrivacyLedger,
-        plan: Plan,
+        ledger: PrivacyLedger | None,
+        plan: Plan | None,
         without_effect: Collection[str] = (),
     ) -> Path:
         """Write `checkpoint-{number}`, replacing any checkpoint of that name; existing checkpoints survive a crash.
 
         From this call on, every release in the ledger counts for good, even if the checkpoint is deleted later.
+        Training on public images has neither a ledger nor a plan.
         Settings in `without_effect` have had no effect yet, and may change when the run is resumed from the checkpoint.
         """
-        ledger.mark_visible(f"checkpoint-{number}")
+        if ledger is not None:
+            ledger.mark_visible(f"checkpoint-{number}")
         path = self.directory / f"checkpoint-{number}"
         identity = {name: value for name, value in self.identity.items() if name not in without_effect}
         metadata = {
             "stage": state.stage,
-            "position": ledger.position,
-            "check": ledger.check,
-            "plan": asdict(plan),
+            "position": 0 if ledger is None else ledger.position,
+            "check": 0 if ledger is None else ledger.check,
+            "plan": None if plan is None else asdict(plan),
             "identity": identity | {"records": self._records_checksum()},
             "without_effect": [*without_effect],
         }
@@ -149,7 +154,7 @@ class Checkpoints:
             raise StorageError(
                 f"{path} cannot be read ({type(error).__name__}): give an earlier checkpoint."
             ) from error
-        plan = Plan.from_dict(metadata["plan"])
+        plan = None if metadata["plan"] is None else Plan.from_dict(metadata["plan"])
         return Checkpoint(path.name, metadata["stage"], state, metadata["position"], metadata["check"], plan)
 
     def bytes_to_write(self, unet: torch.nn.Module, num_steps: int, interval: int) -> int:
@@ -213,9 +218,21 @@ class Checkpoints:
         return self._checksums[key]
 
 
-def run_identity(config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin) -> dict[str, Any]:
-    """The settings that must be the same when a run is resumed, as values that JSON can hold."""
+def run_identity(
+    config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin, public_images: bool = False
+) -> dict[str, Any]:
+    """The settings that must be the same when a run is resumed, as values that JSON can hold.
+
+    Args:
+        config (`DPCurriculumConfig`): The hyper-parameters.
+        unet (`UNet2DModel`): The network.
+        noise_scheduler (`SchedulerMixin`): The noise scheduler.
+        public_images (`bool`, *optional*, defaults to False): Whether it is training on public images.
+    """
+    start = starting_point_of(unet)
     public = {
+        "kind of images": "public" if public_images else None,
+        "pretrained_model_name_or_path": None if start is None else start.in_words,
         **{f"unet {name}": value for name, value in unet.config.items()},
         **{f"scheduler {name}": value for name, value in noise_scheduler.config.items()},
         **config.training_parameters(),

@@ -1,6 +1,7 @@
 """Builds networks and noise schedulers for a data set from a few plain numbers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
@@ -57,12 +58,7 @@ def build_unet(
         >>> unet.config.num_class_embeds
         11
     """
-    sizes = {
-        "sample_size": resolution,
-        "in_channels": num_channels,
-        "out_channels": num_channels,
-        "num_class_embeds": None if num_classes is None else num_classes + 1,
-    }
+    sizes = network_sizes(resolution, num_channels, num_classes)
     if model_config_name_or_path is not None:
         check_config_name(model_config_name_or_path)
         try:
@@ -82,6 +78,22 @@ def build_unet(
         up_block_types=tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
         norm_num_groups=NORM_GROUPS,
     )
+
+
+def network_sizes(resolution: int, num_channels: int, num_classes: int | None) -> dict[str, Any]:
+    """The entries of a network's config that follow from a data set.
+
+    Args:
+        resolution (`int`): Height and width of the images, in pixels.
+        num_channels (`int`): 1 for grey images, 3 for colour.
+        num_classes (`int`, *optional*): Number of classes, or None for an unconditional network.
+    """
+    return {
+        "sample_size": resolution,
+        "in_channels": num_channels,
+        "out_channels": num_channels,
+        "num_class_embeds": None if num_classes is None else num_classes + 1,
+    }
 
 
 def build_scheduler(

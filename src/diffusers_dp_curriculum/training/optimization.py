@@ -1,12 +1,35 @@
-"""Sets up the schedule of a stage, and DP-SGD before its first step."""
+"""Sets up the loss of a run, the schedule of a stage, and DP-SGD before its first step."""
 
 import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler
 from diffusers.optimization import get_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..config import DPCurriculumConfig
+from ..gradients.losses import DenoisingLoss
 from .stages import DP_SGD
 from .training_state import TrainingState, make_ema
+
+
+def make_loss(
+    noise_scheduler: DDPMScheduler | EDMEulerScheduler, config: DPCurriculumConfig, null_label: int | None
+) -> DenoisingLoss:
+    """Create the training loss of a run.
+
+    Args:
+        noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`): Gives the noise schedule and the prediction type.
+        config (`DPCurriculumConfig`): The fields of the loss are used.
+        null_label (`int`, *optional*): The null class; None for an unconditional network.
+    """
+    return DenoisingLoss(
+        noise_scheduler,
+        timestep_sampling=config.timestep_sampling,
+        noise_level_mean=config.noise_level_mean,
+        noise_level_std=config.noise_level_std,
+        label_dropout=config.label_dropout,
+        null_label=null_label,
+        random_flip=config.random_flip,
+    )
 
 
 def start_dp_sgd(unet: torch.nn.Module, config: DPCurriculumConfig) -> TrainingState:

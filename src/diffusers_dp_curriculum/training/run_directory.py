@@ -11,7 +11,7 @@ from ..files import is_left_behind
 from ..privacy.composition import read_prior_runs
 from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
-from ..privacy.ledger import PrivacyLedger
+from ..privacy.ledger import INITIAL_WEIGHTS, PrivacyLedger
 from ..privacy.publishability import journal_in
 from ..run_paths import RunPaths, check_output_dir
 from ..units import RECORD
@@ -52,7 +52,11 @@ def find_prior_runs(config: DPCurriculumConfig, unit: str = RECORD) -> list[Coun
 
 
 def open_ledger(
-    config: DPCurriculumConfig, checkpoints: Checkpoints, prior_runs: Sequence[CountedRun] = (), unit: str = RECORD
+    config: DPCurriculumConfig,
+    checkpoints: Checkpoints,
+    prior_runs: Sequence[CountedRun] = (),
+    unit: str = RECORD,
+    initial_weights: str = INITIAL_WEIGHTS,
 ) -> tuple[PrivacyLedger, Checkpoint | None]:
     """Create the directories and the journal of a new run, or open those of the run to resume.
 
@@ -63,35 +67,37 @@ def open_ledger(
         checkpoints (`Checkpoints`): The checkpoints of the run.
         prior_runs (`Sequence[CountedRun]`, *optional*): The previous runs with which the run was planned.
         unit (`str`, *optional*, defaults to `"record"`): The unit of privacy of the run.
+        initial_weights (`str`, *optional*): What is assumed of the weights that training begins with.
 
     Returns:
         `tuple[PrivacyLedger, Checkpoint or None]`: The ledger, and the checkpoint from which the run continues.
 
     Raises:
-        InputError: If the directory holds other files, or its run has another target or other previous runs.
+        InputError:
+            If the directory holds other files, or its run has another target, other previous runs or another start.
         StorageError: If the directory cannot be written to, or its journal or checkpoint is damaged.
     """
     output_dir = Path(config.output_dir)
     paths = RunPaths(output_dir)
     private = paths.private
     check_output_dir(output_dir, config.resume_from_checkpoint)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        private.mkdir(mode=0o700, exist_ok=True)
-        _ignore_private(output_dir)
-    except OSError as error:
-        raise StorageError(
-            f"{output_dir} cannot be created ({error.strerror}): choose another `output_dir`."
-        ) from error
+    make_directories(paths)
     if not _has_run(paths):
         ledger = PrivacyLedger(
-            config.target_delta, config.accountant, paths.journal, config.target_epsilon, prior_runs, unit
+            config.target_delta,
+            config.accountant,
+            paths.journal,
+            config.target_epsilon,
+            prior_runs,
+            unit,
+            initial_weights,
         )
         return ledger, None
     existing = Journal(paths.journal)
     try:
         _check_target(existing, config)
         _check_prior_runs(CountedRun.of_header(existing.header), prior_runs, config)
+        _check_initial_weights(existing.header.get("initial_weights", INITIAL_WEIGHTS), initial_weights, config)
         checkpoints.remove_partial()
         checkpoint = checkpoints.load(config.resume_from_checkpoint or "latest")
         _count_noted_errors(existing, private)
@@ -102,6 +108,25 @@ def open_ledger(
     except BaseException:
         existing.close()
         raise
+
+
+def make_directories(paths: RunPaths) -> None:
+    """Create the directory of a run, and the one in it that is never published.
+
+    Args:
+        paths (`RunPaths`): The paths of the run.
+
+    Raises:
+        StorageError: If they cannot be created.
+    """
+    try:
+        paths.output_dir.mkdir(parents=True, exist_ok=True)
+        paths.private.mkdir(mode=0o700, exist_ok=True)
+        _ignore_private(paths.output_dir)
+    except OSError as error:
+        raise StorageError(
+            f"{paths.output_dir} cannot be created ({error.strerror}): choose another `output_dir`."
+        ) from error
 
 
 @contextmanager
@@ -153,6 +178,14 @@ def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun
         raise InputError(
             f"The run in {config.output_dir} was started with other `prior_runs` than are given, or they have released "
             "more since: leave `prior_runs` out to resume it with those, or start a new run that counts all of them."
+        )
+
+
+def _check_initial_weights(existing: str, given: str, config: DPCurriculumConfig) -> None:
+    if existing != given:
+        raise InputError(
+            f"The run in {config.output_dir} was started with other weights ({existing}): resume it with the "
+            "`pretrained_model_name_or_path` that it was started with."
         )
 
 

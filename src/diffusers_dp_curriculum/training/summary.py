@@ -50,6 +50,26 @@ def summarize(output_dir: Path, ledger: PrivacyLedger, info: DatasetInfo, stages
     )
 
 
+def summarize_public(output_dir: Path, info: DatasetInfo) -> str:
+    """Say where a model of public images is, what it is not, and what it is for.
+
+    Args:
+        output_dir (`Path`): The directory of the pipeline.
+        info (`DatasetInfo`): The description of the public images.
+    """
+    trust = "" if info.class_names is None else ", trust_remote_code=True"
+    classes = [] if info.class_names is None else [f"  classes               {classes_in_words(info.class_names)}"]
+    return "\n".join(
+        [
+            f"NOT PRIVATE: the pipeline in {output_dir} was trained on public images, which it can reproduce.",
+            *(f"  {name:<21} {what}" for name, what in PUBLISHED.items() if (output_dir / name).exists()),
+            f'  to sample             DiffusionPipeline.from_pretrained("{output_dir}"{trust})',
+            *classes,
+            f"  to start from it      dp-curriculum train --pretrained_model_name_or_path {output_dir}",
+        ]
+    )
+
+
 def _row(mechanism: Mechanism) -> tuple[str, str, str, str]:
     return (
         mechanism.name,

@@ -110,9 +110,9 @@ def warm_up(
     unet.train()
     while state.step < stage.train_steps:
         seed_from(config.seed, state.step)
-        chosen = torch.randint(len(released), (stage.batch_size,))
-        images = enlarge(vary(released.images[chosen].to(device)), unet.config.sample_size) * 2 - 1
-        draws = loss.draw(images, released.labels[chosen].to(device), noise_multiplicity=1).flatten()
+        chosen, labels = released.batch(torch.randint(len(released), (stage.batch_size,)))
+        images = enlarge(vary(chosen.to(device)), unet.config.sample_size) * 2 - 1
+        draws = loss.draw(images, labels.to(device), noise_multiplicity=1).flatten()
         error = torch.zeros((), device=device)
         if len(share) > 0:
             with precision.autocast():
