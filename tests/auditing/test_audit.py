@@ -220,7 +220,7 @@ def test_the_script_loads_images_as_training_does(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("actual_noise", [1.0, 0.5, 0.0])
-def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):
+def test_the_script_on_digits(tmp_path, actual_noise):
     command = [
         sys.executable,
         "-m",
@@ -231,12 +231,14 @@ def test_the_script_on_digits_in_under_ten_minutes(tmp_path, actual_noise):
         "--output_dir",
         tmp_path,
     ]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    finished = subprocess.run(command, capture_output=True, text=True)
     broken = actual_noise < 1
     assert finished.returncode == (1 if broken else 0), finished.stderr
     assert ("REFUTED" in finished.stdout) == broken
     audit = json.loads((tmp_path / "audit.json").read_text())
-    proved = audit["bounds"][0]["epsilon_gaussian"]
+    whole_run = audit["bounds"][0]["epsilon_gaussian"]
     assert 7.9 < audit["claimed_epsilon"] <= 8
-    assert proved > audit["claimed_epsilon"] if broken else 1 < proved < audit["claimed_epsilon"]
+    assert 1 < whole_run < audit["claimed_epsilon"] or broken
+    assert any(bound["epsilon_gaussian"] > bound["claimed_epsilon"] for bound in audit["bounds"]) == broken
+    assert "What the attacks prove" in (tmp_path / "audit.md").read_text()
     assert Image.open(tmp_path / "audit.png").size[0] > 1000

@@ -1,4 +1,4 @@
-"""The comparison with DP-SGD alone: equal passes, resuming, and the report."""
+"""The comparison with DP-SGD alone: its arms, resuming, and the report."""
 
 import gzip
 import json
@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from diffusers_dp_curriculum import DatasetInfo, load_preset
+from diffusers_dp_curriculum import DatasetInfo, ImageDataset
 from diffusers_dp_curriculum.commands.train import network_of, parse_arguments, scheduler_of
 from helpers import REPOSITORY
 
@@ -30,29 +31,64 @@ def write_idx(directory):
             (directory / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
 
 
-@pytest.mark.parametrize("profile", benchmark.PROFILES.values(), ids=benchmark.PROFILES)
-def test_equal_passes(profile, tmp_path):
+def config_of(profile, arm, epsilon=10.0, trial=None, tmp_path=None):
     comparison = object.__new__(benchmark.Comparison)
-    comparison.profile, comparison.output = profile, tmp_path
-    alone = comparison._config(benchmark.Cell("dp_sgd_alone", 10.0, 0))
-    assert 0 <= alone.max_train_steps * profile.step_passes - profile.passes < profile.step_passes
-    mean, mode = (comparison._config(benchmark.Cell(f"curriculum_{kind}", 10.0, 0)) for kind in ("mean", "mode"))
-    assert (mean.central_statistic, mode.central_statistic) == ("mean", "mode")
-    assert {config.target_epsilon for config in (alone, mean, mode)} == {10.0}
+    comparison.profile, comparison.output = profile, tmp_path or REPOSITORY / "outputs"
+    return comparison.config(benchmark.Cell(arm, epsilon, 0, trial))
+
+
+@pytest.mark.parametrize("profile", benchmark.PROFILES.values(), ids=benchmark.PROFILES)
+def test_arms_differ_in_their_stages(profile):
+    stages = {
+        arm: (
+            config.central_statistic != "none",
+            config.frequency_features != 0,
+            config.max_train_steps > 0,
+        )
+        for arm in profile.arms
+        for config in [config_of(profile, arm)]
+    }
+    assert stages == {
+        "three_stages": (True, True, True),
+        "without_dp_sgd": (True, True, False),
+        "two_stages": (True, False, True),
+        "dp_sgd_alone": (False, False, True),
+        "non_private": (True, False, True),  # its warm-up is on records
+        "random_users": (True, True, True),
+        "users_of_a_class": (True, True, True),
+    }
+
+
+def test_every_private_arm_has_as_many_trials():
+    trials = benchmark.PROFILES["cpu"].trials
+    assert set(trials) == {"three_stages", "two_stages", "dp_sgd_alone"}
+    assert len({len(tried) for tried in trials.values()}) == 1
+    for arm, tried in trials.items():
+        assert {name: benchmark.PROFILES["cpu"].arms[arm][name] for name in tried[0]} in tried
+
+
+def test_users_have_five_records_each():
+    comparison = object.__new__(benchmark.Comparison)
+    labels = torch.arange(100) % 10
+    comparison.train = ImageDataset(torch.zeros(100, 1, 8, 8, dtype=torch.uint8), labels, list("0123456789"))
+    for arm in ("random_users", "users_of_a_class"):
+        users = comparison._records(benchmark.Cell(arm, 1.0, 0)).users
+        assert torch.bincount(users).tolist() == [5] * 20
+        classes = [len(labels[users == user].unique()) for user in range(20)]
+        assert (max(classes) == 1) == (arm == "users_of_a_class")
 
 
 def test_the_cpu_profile_is_the_preset():
     profile = benchmark.PROFILES["cpu"]
-    preset = load_preset("fashion_mnist_16")
     script, config = parse_arguments(["--preset", "fashion_mnist_16"])
-    assert {name: preset[name] for name in profile.config if name in preset} == {
-        name: value for name, value in profile.config.items() if name != "target_delta"
-    }
-    assert config.target_delta == profile.config["target_delta"]
+    assert config.training_parameters() == config_of(profile, "three_stages").training_parameters()
+    assert config.guidance_scale == profile.config["guidance_scale"]
     comparison = object.__new__(benchmark.Comparison)
     comparison.profile = profile
     unet = network_of(script, DatasetInfo(60_000, 1, 16, tuple("0123456789")))
-    assert comparison._unet().config == unet.config
+    comparison.train = ImageDataset(torch.zeros(10, 1, 16, 16, dtype=torch.uint8), torch.arange(10), list("0123456789"))
+    comparison.num_classes = 10
+    assert comparison.unet().config == unet.config
     scheduler = scheduler_of(script)
     ours, theirs = benchmark.make_scheduler().config, scheduler.config
     assert {**ours, "_use_default_values": None} == {**theirs, "_use_default_values": None}
@@ -60,20 +96,20 @@ def test_the_cpu_profile_is_the_preset():
 
 
 def test_cells_come_seed_by_seed():
-    names = [cell.name for cell in benchmark.cells([1.0, 10.0], 2)]
-    assert len(set(names)) == len(names) == 2 * (4 * 2 + 2)
-    assert [name[-1] for name in names] == ["0"] * 10 + ["1"] * 10
+    names = [cell.name for cell in benchmark.cells(["real", "two_stages", "dp_sgd_alone"], [1.0, 10.0], 2)]
+    assert len(set(names)) == len(names) == 2 * (1 + 2 * 2)
+    assert [name[-1] for name in names] == ["0"] * 5 + ["1"] * 5
 
 
 def test_the_documented_tables_are_those_of_the_results():
     docs = REPOSITORY / "docs"
-    results = docs / "results" / "fashion_mnist_16"
     text = (docs / "results.md").read_text(encoding="utf-8")
-    for run in (results, results / "earlier" / "first", results / "earlier" / "second"):
-        assert comparison_report.table(comparison_report.results(run)) in text
-    rows = comparison_report.results(results)
-    assert len(rows) == len(benchmark.cells([1.0, 10.0], 3))
-    assert comparison_report.gain(rows) in text
+    rows = comparison_report.results(docs / "results" / "fashion_mnist_16")
+    of_records = [row for row in rows if "users" not in row["arm"]]
+    assert comparison_report.table(of_records) in text
+    assert comparison_report.table([row for row in rows if "users" in row["arm"]]) in text
+    assert comparison_report.gain(of_records) in text
+    assert comparison_report.trials_table(rows, benchmark.PROFILES["cpu"]) in text
 
 
 @pytest.mark.slow
@@ -81,22 +117,29 @@ def test_every_arm_runs_and_is_reported(tmp_path, monkeypatch, capsys):
     write_idx(tmp_path / "data")
     output = tmp_path / "comparison"
     arguments = ["--data", str(tmp_path / "data"), "--profile", "smoke", "--seeds", "1", "--epsilons", "10"]
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "--output", str(output)])
+    arguments += ["--arms", *comparison_report.ARMS, "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     benchmark.main()
     results = {path.stem: json.loads(path.read_text()) for path in (output / "cells").iterdir()}
     assert sorted(result["arm"] for result in results.values()) == sorted(benchmark.ARMS)
     for result in results.values():
         assert 0 <= result["accuracy"] <= 1
         assert result["frechet_distance"] > 0
+        assert result["arm"] == "real" or result["core_minutes"] > 0
         if result["epsilon"] is not None:
             assert 0 < result["epsilon_spent"] <= 10
-    curve = results["curriculum_mean-10-0"]["curve"]
-    assert len(curve) == benchmark.SNAPSHOTS
-    assert [point["passes"] for point in curve] == sorted({point["passes"] for point in curve})
-    assert "the Frechet distance of curriculum, mean images is" in (output / "table.md").read_text()
-    assert {"epsilon.png", "passes.png", "samples.png"} <= {path.name for path in output.iterdir()}
+    for arm in ("random_users", "users_of_a_class"):
+        assert json.loads((output / "runs" / f"{arm}-10-0" / "privacy.json").read_text())["unit"] == "user"
+    assert "the Frechet distance of" in (output / "table.md").read_text()
+    assert {"epsilon.png", "samples.png"} <= {path.name for path in output.iterdir()}
 
     (output / "cells" / "real-no-0.json").unlink()
     capsys.readouterr()
     benchmark.main()  # runs the missing cell
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(": done")] == ["real-no-0: done"]
+
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "--trials"])
+    benchmark.main()
+    trials = sorted(path.stem for path in (output / "cells").glob("*trial*"))
+    assert trials == ["three_stages-1-trial0", "three_stages-1-trial1"]
+    assert "`learning_rate` 0.002" in (output / "table.md").read_text()

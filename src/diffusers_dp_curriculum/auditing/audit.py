@@ -23,12 +23,13 @@ from ..data.image_dataset import ImageDataset
 from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.per_record_gradients import per_record_gradients
 from ..mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
+from ..mechanisms.releases import Queries
 from ..privacy.accounting import Mechanism, compute_epsilon
 from ..privacy.ledger import PrivacyLedger
 from ..units import RECORD
 from .bounds import one_run_bound, trade_off_bound
 from .canaries import Canaries
-from .query_attack import AuditedQueries, ScaledNoise, attack_queries, mixed_log_ratio
+from .query_attack import ScaledNoise, attack_queries, mixed_log_ratio
 
 
 GUESSED = 0.25  # share of canaries with a guess: those with the clearest traces, half present and half absent
@@ -135,7 +136,7 @@ def audit_run(
     records: ImageDataset,
     *,
     noise_multiplier: float,
-    queries: Sequence[AuditedQueries] = (),
+    queries: Sequence[Queries] = (),
     sample_rate: float = 0.5,
     steps: int = 40,
     max_grad_norm: float = 1.0,
@@ -167,7 +168,7 @@ def audit_run(
             The records among which the canaries are placed. They must be public, because no privacy.json counts what
             the audit reveals about them.
         noise_multiplier (`float`): The noise multiplier of DP-SGD that the ledger records.
-        queries (`Sequence[CentralImageQueries or FrequencyFeatureQuery]`, *optional*):
+        queries (`Sequence[Queries]`, *optional*):
             The queries that the run makes before DP-SGD, in order.
         sample_rate (`float`, *optional*, defaults to 0.5): Probability in (0, 1] of each record, per step.
         steps (`int`, *optional*, defaults to 40): DP-SGD steps. Few steps with many records show mistakes most clearly.

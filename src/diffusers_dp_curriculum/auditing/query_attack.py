@@ -7,13 +7,12 @@ import torch
 
 from ..data.image_dataset import ImageDataset
 from ..mechanisms.central_images import CentralImageQueries
-from ..mechanisms.frequency_features import FrequencyFeatureQuery
 from ..mechanisms.randomness import MechanismRandomness
+from ..mechanisms.releases import Queries
 from ..privacy.ledger import PrivacyLedger
 from .canaries import Canaries
 
 
-AuditedQueries = CentralImageQueries | FrequencyFeatureQuery
 CANARIES_AT_ONCE = 200
 
 
@@ -34,7 +33,7 @@ class ScaledNoise(MechanismRandomness):
 
 
 def attack_queries(
-    queries: AuditedQueries, canaries: Canaries, ledger: PrivacyLedger, randomness: MechanismRandomness
+    queries: Queries, canaries: Canaries, ledger: PrivacyLedger, randomness: MechanismRandomness
 ) -> torch.Tensor:
     """Make queries of the records and of the canaries that are present, and score the gradient canaries.
 
@@ -43,7 +42,7 @@ def attack_queries(
     score is the log likelihood ratio of the canary being present against absent.
 
     Args:
-        queries (`CentralImageQueries` or `FrequencyFeatureQuery`): The queries.
+        queries (`Queries`): The queries of a stage before DP-SGD.
         canaries (`Canaries`): The records and the canaries.
         ledger (`PrivacyLedger`): The ledger of the audited run.
         randomness (`MechanismRandomness`): The source of sampling and noise.
@@ -81,7 +80,7 @@ def mixed_log_ratio(if_sampled: torch.Tensor, sample_rate: float) -> torch.Tenso
     return torch.logaddexp(never, math.log(sample_rate) + if_sampled)
 
 
-def _exact_sums(queries: AuditedQueries, records: ImageDataset) -> torch.Tensor:
+def _exact_sums(queries: Queries, records: ImageDataset) -> torch.Tensor:
     """The sums over all units without noise, `(classes, values)`."""
     if isinstance(queries, CentralImageQueries):
         queries = replace(queries, images_per_class=1, sample_rate=1.0)

@@ -133,13 +133,15 @@ def plot(audit: "Audit") -> "Figure":
         axis.set(title=f"{bound.attack}: {bound.correct / bound.guesses:.1%} of guesses right", yticks=[])
         axis.set_xlabel("score of a canary")
         axis.legend(frameon=False)
-    names = [bound.attack for bound in drawn]
-    proved = [bound.epsilon_gaussian for bound in drawn]
-    bars = axes[2].bar(names, proved, color=["tab:red" if e > audit.claimed_epsilon else "tab:green" for e in proved])
-    axes[2].bar_label(bars, fmt="%.2f")
-    axes[2].axhline(audit.claimed_epsilon, color="black", linestyle="--")
-    axes[2].text(1.45, audit.claimed_epsilon, "claim", va="bottom", ha="right")
-    axes[2].set(title="epsilon: proved at least, claimed at most", ylim=(0, 1.25 * max(*proved, audit.claimed_epsilon)))
+    names = [bound.attack.removeprefix("white-box: ").replace("_", "\n") for bound in audit.bounds]
+    proved = [bound.epsilon_gaussian for bound in audit.bounds]
+    claims = [bound.claimed_epsilon for bound in audit.bounds]
+    colours = ["tab:red" if e > claim else "tab:green" for e, claim in zip(proved, claims, strict=True)]
+    bars = axes[2].bar(names, proved, color=colours)
+    axes[2].bar_label(bars, fmt="%.2f", fontsize=8)
+    axes[2].hlines(claims, np.arange(len(claims)) - 0.4, np.arange(len(claims)) + 0.4, color="black", linestyle="--")
+    axes[2].tick_params(axis="x", labelsize=8)
+    axes[2].set(title="epsilon: proved (bars), claimed (lines)", ylim=(0, 1.25 * max(*proved, *claims)))
     return figure
 
 
