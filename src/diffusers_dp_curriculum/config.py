@@ -246,9 +246,8 @@ class DPCurriculumConfig:
 
     trainable: str = _dp_sgd(
         "all",
-        "What DP-SGD trains: all, attention, lora (adapters on attention), each of the two with the class embedding, "
-        "class_embedding alone, or the parameters whose whole names match a regular expression. The warm-up trains "
-        "all.",
+        "What DP-SGD trains: all; attention or lora (adapters on attention), both with the class embedding; "
+        "class_embedding; or the parameters whose whole names match a regular expression. The warm-up trains all.",
     )
     lora_rank: int = _dp_sgd(8, "Rank of the adapters, with trainable lora (DP-LoRA: 8).", limits=at_least(1))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffusers_dp_curriculum import DPCurriculumConfig
 from diffusers_dp_curriculum.gradients.compilation import CompiledGradients
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.gradients.per_record_gradients import (
@@ -11,7 +12,8 @@ from diffusers_dp_curriculum.gradients.per_record_gradients import (
     per_record_gradients,
 )
 from diffusers_dp_curriculum.gradients.trials import random_draws
-from helpers import smallest_unet, tiny_scheduler
+from diffusers_dp_curriculum.training.trainable import trained_part
+from helpers import attending_unet, smallest_unet, tiny_scheduler
 from helpers.networks import Small
 from helpers.reference_gradients import make_draws, relative_errors
 from helpers.wrong_kernels import wrong_for_one_parameter
@@ -31,6 +33,21 @@ def test_compiled_gradients_follow_the_parameters_and_take_smaller_batches(num_c
         assert len(gradients["conv_out.weight"]) == count
         unet.conv_in.weight.data.normal_()
         unet.conv_in.bias.data.normal_()  # which the trace holds, as it is not trainable
+
+
+def test_a_trace_from_the_trial_of_adapters_takes_those_of_the_run_and_the_weights_of_then():
+    torch.manual_seed(0)
+    unet = attending_unet()
+    draws = make_draws(unet, 2)
+    gradients_of = CompiledGradients(unet, num_records=2, backend="aot_eager")
+    for seed in (0, 1):
+        with trained_part(unet, DPCurriculumConfig(trainable="lora", lora_rank=2, seed=seed)):
+            for name, p in unet.named_parameters():
+                p.data.add_(torch.randn_like(p), alpha=0.1 if "lora_B" in name else 0)
+            assert relative_errors(gradients_of(draws), per_record_gradients(unet, draws, "loop")).max() < 1e-5
+        for p in unet.parameters():  # as a warm-up does
+            p.data.add_(torch.randn_like(p), alpha=0.1)
+    assert len(gradients_of.compiled) == 1
 
 
 def small_draws():

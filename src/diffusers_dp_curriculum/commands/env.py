@@ -24,6 +24,7 @@ PACKAGES = [
     "diffusers",
     "accelerate",
     "opacus",
+    "peft",
     "datasets",
     "transformers",
     "huggingface_hub",
