@@ -19,10 +19,11 @@ def make_dp_sgd(
     records=None,
     ledger=None,
     randomness=None,
+    unet=None,
 ):
     torch.manual_seed(0)
     records = records or tiny_records()
-    unet = tiny_unet()
+    unet = tiny_unet() if unet is None else unet
     mechanism = dp_sgd_mechanism(noise_multiplier, batch_size, len(records.units), steps, max_grad_norm)
     return DPSGD(
         unet,

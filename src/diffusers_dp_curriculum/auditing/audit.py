@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from opacus.optimizers import DPOptimizer
 
+from ..arithmetic import own_arithmetic
 from ..checks import CONFIDENCE, NUM_CANARIES, at_least
 from ..data.image_dataset import ImageDataset
 from ..gradients.losses import DenoisingLoss, denoising_error
@@ -116,6 +117,7 @@ class Audit:
         return "\n".join(lines)
 
 
+@own_arithmetic()
 def audit_dp_sgd(
     unet: torch.nn.Module,
     loss: DenoisingLoss,
