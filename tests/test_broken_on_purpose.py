@@ -807,6 +807,20 @@ VARIANTS = [
         "",
         "test_device.py::test_an_evaluation_runs_on_the_gpu_that_there_is",
     ),
+    Variant(
+        "a process that falls silent although it is alive",
+        "training/heartbeat.py",
+        "        self._beats += 1\n",
+        "",
+        "training/test_heartbeat.py::test_a_process_that_waits_for_hours_is_heard_until_it_stops",
+    ),
+    Variant(
+        "a process that is heard although it has stopped",
+        "training/heartbeat.py",
+        "if count != self._last.get(other):",
+        "if True:",
+        "training/test_heartbeat.py::test_a_process_that_waits_for_hours_is_heard_until_it_stops",
+    ),
 ]
 
 # What the package and the tests import takes longer than most tests: it is imported once, and each variant gets a copy

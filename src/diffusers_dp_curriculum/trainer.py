@@ -43,6 +43,7 @@ from .training.accelerator import make_accelerator, start_trackers
 from .training.auxiliary_generator import GeneratorState, fit_generator, generate_images, start_generator
 from .training.checkpointing import Checkpoint, Checkpoints, run_identity
 from .training.estimates import estimate
+from .training.heartbeat import stop_watching, watched_processes
 from .training.interruption import RunStatus, TerminationRequest
 from .training.model_checks import (
     check_network,
@@ -176,6 +177,7 @@ class DPCurriculumTrainer:
         self.sensitive_curves = SensitiveCurves(self.paths.sensitive_curves)
         self.finished = False
         self._ledger: PrivacyLedger | None = None
+        stop_watching()
 
     @property
     def output_dir(self) -> Path:
@@ -195,6 +197,7 @@ class DPCurriculumTrainer:
         return {name: release for name, release in self.released.items() if isinstance(release, ReleasedImages)}
 
     @own_arithmetic()
+    @watched_processes()
     def train(self) -> RunStatus:
         """Run the stages: release and warm up in each warm-up stage, then train by DP-SGD.
 
@@ -231,10 +234,12 @@ class DPCurriculumTrainer:
                 storage_errors(self.output_dir, RESUME),
                 self._unseen(),
                 seeded(self.accelerator.device, self.args.seed),
+                watched_processes(),
             ):
                 ended = self._run_stages()
             self.finished = ended
         finally:
+            stop_watching()
             if not self.finished and self._ledger is not None:
                 self._ledger.close()  # so that a new trainer, in a notebook for instance, can resume the run
             for tracker in self.accelerator.trackers:
@@ -265,6 +270,7 @@ class DPCurriculumTrainer:
         return all(self._run_stage(stage) for stage in self.stages) and self._train_by_dp_sgd()
 
     @own_arithmetic()
+    @watched_processes()
     def describe_plan(self) -> str:
         """Describe what the run will do and cost, in text; this spends no privacy and writes nothing.
 
@@ -307,7 +313,7 @@ class DPCurriculumTrainer:
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
-        with storage_errors(self.output_dir, f"save again, or {RESUME}"):
+        with storage_errors(self.output_dir, f"save again, or {RESUME}"), watched_processes():
             run_on_main_process(self._save_pipeline)
         return self.output_dir
 
