@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from diffusers_dp_curriculum import DPCurriculumConfig, set_verbosity
-from diffusers_dp_curriculum.distributed import any_process, num_processes, process_index, run_on_main_process
+from diffusers_dp_curriculum.distributed import num_processes, process_index, run_on_main_process, set_on_any_process
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.mechanisms.dp_optimizer import ExactDPOptimizer
@@ -22,6 +22,29 @@ from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
 from helpers import tiny_records, tiny_scheduler, tiny_unet, uneven_users
 from helpers.dp_sgd_steps import make_dp_sgd, parameters, take_step
 from helpers.runs import make_config
+
+
+def count_pickled(trainer):
+    """A list, to which each step of DP-SGD adds how many objects the processes have pickled for each other."""
+    calls, of_steps, after_step = [], [], trainer._after_step
+    for name in ("all_gather_object", "gather_object", "broadcast_object_list"):
+        original = getattr(torch.distributed, name)
+
+        def counted(*inputs, original=original, **options):
+            calls.append(1)
+            return original(*inputs, **options)
+
+        setattr(torch.distributed, name, counted)
+
+    def count(state, *others, **flags):
+        stopped = after_step(state, *others, **flags)
+        if state.stage == "dp_sgd":
+            of_steps.append(len(calls))
+        calls.clear()
+        return stopped
+
+    trainer._after_step = count
+    return of_steps
 
 
 def run_of_five_steps(directory):
@@ -43,9 +66,11 @@ def run_of_five_steps(directory):
         ),
         train_dataset=tiny_records(),
     )
+    pickled = count_pickled(trainer)
     trainer.train()
     trainer.save_pipeline()
     return {
+        "pickled": pickled,
         "parameters": parameters(trainer.unet),
         "central_images": trainer.released["central_images"].images,
         "frequency_sums": trainer.released["frequency_features"].sums,
@@ -158,7 +183,7 @@ def main(directory):
         "expected_batch_size": make_dp_sgd(batch_size=20).optimizer.expected_batch_size,
         "before_the_noise": sum_before_the_noise(),
         "refusal": error_of(lambda: run_on_main_process(refuse)),
-        "any": [any_process(False), any_process(process_index() == num_processes() - 1)],
+        "any": set_on_any_process(False, process_index() == num_processes() - 1, torch.tensor(process_index() == 0)),
     }
     everybody = gather_object([of_this_process])
     if process_index() == 0:

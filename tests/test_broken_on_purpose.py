@@ -40,6 +40,7 @@ NOISE_OF_FREQUENCY = (
 FREQUENCY = "mechanisms/test_frequency_features.py"
 USERS = "mechanisms/test_user_level.py"
 TRAINABLE = "training/test_trainable.py"
+PRIVATE_STEP = "test_device.py::test_a_private_step_waits_for_nothing"
 NOISE_OF_DP_SGD = "self.normal(p.summed_grad.shape, self.generator)"
 BEFORE_NOISE = """\
         for p in self.params:
@@ -51,7 +52,7 @@ SUM_OVER_PROCESSES = """\
 """
 MARK_MEMORY = "                self.mark_visible(what)\n"
 TAKE_BATCH = "batch = torch.tensor(next(self.batches), dtype=torch.int64)"
-GRADIENTS = "gradients = _without_non_finite_records(self.gradients_of(draws))"
+GRADIENTS = "gradients = without_non_finite_records(self.gradients_of(draws))"
 CLIP_EACH_DRAW = """\
 of_draws = [
                 self.gradients_of(type(draws)(*[part[:, k : k + 1] for part in vars(draws).values()]))
@@ -807,6 +808,76 @@ VARIANTS = [
         "        if found.statement.unit != unit:",
         "        if False:",
         "privacy/test_units.py::test_runs_with_different_units_are_not_added_up",
+    ),
+    Variant(
+        "a warm-up on images that are not moved to the network's device",
+        "training/warm_up.py",
+        "vary(to_device(released.images[chosen], device))",
+        "vary(released.images[chosen])",
+        "test_device.py::test_a_warm_up_trains_where_the_network_is",
+    ),
+    Variant(
+        "batches of DP-SGD that are not moved to the network's device",
+        "mechanisms/dp_sgd.py",
+        "self.records.batch(records, self.device)",
+        "self.records.batch(records)",
+        f"{PRIVATE_STEP}[loop-True]",
+    ),
+    Variant(
+        "noise that is not moved to the network's device",
+        "mechanisms/dp_optimizer.py",
+        "to_device(noise, p.device)",
+        "noise",
+        f"{PRIVATE_STEP}[loop-True]",
+    ),
+    Variant(
+        "noise on the CPU from a generator of the GPU",
+        "mechanisms/randomness.py",
+        "dtype=torch.float64, device=generator.device)",
+        "dtype=torch.float64)",
+        f"{PRIVATE_STEP}[folded-False]",
+    ),
+    Variant(
+        "labels of a preview that are not on the network's device",
+        "sampling/pipeline.py",
+        "labels = torch.tensor(label_ids, device=device)",
+        "labels = torch.tensor(label_ids)",
+        "test_device.py::test_a_preview_is_sampled_where_the_network_is",
+    ),
+    Variant(
+        "a copy of the noise for which the CPU waits",
+        "transfers.py",
+        "tensor.pin_memory().to(device, non_blocking=True)",
+        "tensor.to(device)",
+        f"{PRIVATE_STEP}[loop-True]",
+    ),
+    Variant(
+        "a look at the gradients for which the CPU waits",
+        "mechanisms/dp_sgd.py",
+        'if not_finite.device.type == "cpu" and not not_finite.any():',
+        "if not not_finite.any():",
+        f"{PRIVATE_STEP}[folded-False]",
+    ),
+    Variant(
+        "an evaluation under the caller's default device",
+        "evaluation/metrics.py",
+        "@own_arithmetic()\n",
+        "",
+        "test_device.py::test_an_evaluation_runs_on_the_gpu_that_there_is",
+    ),
+    Variant(
+        "a process that falls silent although it is alive",
+        "training/heartbeat.py",
+        "        self._beats += 1\n",
+        "",
+        "training/test_heartbeat.py::test_a_process_that_waits_for_hours_is_heard_until_it_stops",
+    ),
+    Variant(
+        "a process that is heard although it has stopped",
+        "training/heartbeat.py",
+        "if count != self._last.get(other):",
+        "if True:",
+        "training/test_heartbeat.py::test_a_process_that_waits_for_hours_is_heard_until_it_stops",
     ),
 ]
 

@@ -108,7 +108,15 @@ def test_every_process_has_draws_of_its_own(facts):
 def test_what_one_process_finds_all_know(facts):
     for of_process in facts(2)[0]:
         assert of_process["refusal"] == "The main process refuses."
-        assert of_process["any"] == [False, True]
+        assert of_process["any"] == [False, True, True]
+
+
+def test_a_private_step_pickles_nothing_for_the_other_process(facts):
+    """Only the last step writes a checkpoint; what the first one counts was needed to begin."""
+    for of_process in facts(2)[0]:
+        _, *others, last = of_process["run"]["pickled"]
+        assert others == [0, 0, 0]
+        assert last > 0
 
 
 def test_the_main_process_alone_prints_and_writes(facts):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
 from .errors import DPCurriculumError, InputError, TrainingError
@@ -59,9 +60,25 @@ def _for_other_processes(error: Exception) -> DPCurriculumError:
     return TrainingError("The main process ended with an error: read what it says.")
 
 
-def any_process(flag: bool) -> bool:
-    """Whether `flag` is set on at least one process; every process gets the same answer."""
-    return flag if num_processes() == 1 else any(gather_object([flag]))
+def set_on_any_process(*flags: bool | torch.Tensor) -> list[bool]:
+    """Whether each flag is set on at least one process; every process gets the same answers.
+
+    The processes exchange numbers, without pickling them, and the CPU waits for its GPU once, however many flags it
+    asks for.
+
+    Args:
+        *flags (`bool` or `torch.Tensor`): The flags of this process; tensors of one truth value, on its device.
+    """
+    devices = [flag.device for flag in flags if not isinstance(flag, bool)]
+    if num_processes() == 1 and not devices:
+        return [bool(flag) for flag in flags]
+    device = devices[0] if devices else PartialState().device
+    # A tensor that is filled takes no copy from main memory, for which the CPU would wait as well.
+    tensors = [torch.full((), flag, device=device) if isinstance(flag, bool) else flag for flag in flags]
+    numbers = torch.stack(tensors).int()
+    if num_processes() > 1:
+        torch.distributed.all_reduce(numbers, op=torch.distributed.ReduceOp.MAX)
+    return [number > 0 for number in numbers.tolist()]
 
 
 def check_all_equal(value: Hashable, what: str) -> None:

@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, to_image_dataset, unit_of
-from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
+from .distributed import check_all_equal, run_on_main_process, set_on_any_process, share_parameters
 from .errors import InputError, StorageError, TrainingError, confidential_errors
 from .files import check_outside, check_room, storage_errors
-from .finite import is_finite
+from .finite import finite_numbers
 from .gradients.losses import NoiseDraws
 from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
@@ -43,6 +43,7 @@ from .training.accelerator import make_accelerator, start_trackers
 from .training.auxiliary_generator import GeneratorState, fit_generator, generate_images, start_generator
 from .training.checkpointing import Checkpoint, Checkpoints, run_identity
 from .training.estimates import estimate
+from .training.heartbeat import stop_watching, watched_processes
 from .training.interruption import RunStatus, TerminationRequest
 from .training.model_checks import (
     check_network,
@@ -175,6 +176,7 @@ class DPCurriculumTrainer:
         self.sensitive_curves = SensitiveCurves(self.paths.sensitive_curves)
         self.finished = False
         self._ledger: PrivacyLedger | None = None
+        stop_watching()
 
     @property
     def output_dir(self) -> Path:
@@ -194,6 +196,7 @@ class DPCurriculumTrainer:
         return {name: release for name, release in self.released.items() if isinstance(release, ReleasedImages)}
 
     @own_arithmetic()
+    @watched_processes()
     def train(self) -> RunStatus:
         """Run the stages: release and warm up in each warm-up stage, then train by DP-SGD.
 
@@ -230,17 +233,19 @@ class DPCurriculumTrainer:
                 storage_errors(self.output_dir, RESUME),
                 self._unseen(),
                 seeded(self.accelerator.device, self.args.seed),
+                watched_processes(),
             ):
                 ended = self._run_stages()
             self.finished = ended
         finally:
+            stop_watching()
             if not self.finished and self._ledger is not None:
                 self._ledger.close()  # so that a new trainer, in a notebook for instance, can resume the run
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         if self.finished:
             return RunStatus.FINISHED
-        ctrl_c = any_process(self.termination.signal == signal.SIGINT)
+        (ctrl_c,) = set_on_any_process(self.termination.signal == signal.SIGINT)
         return RunStatus.INTERRUPTED if ctrl_c else RunStatus.TERMINATED
 
     def _unseen(self) -> AbstractContextManager[None]:
@@ -264,6 +269,7 @@ class DPCurriculumTrainer:
         return all(self._run_stage(stage) for stage in self.stages) and self._train_by_dp_sgd()
 
     @own_arithmetic()
+    @watched_processes()
     def describe_plan(self) -> str:
         """Describe what the run will do and cost, in text; this spends no privacy and writes nothing.
 
@@ -309,7 +315,7 @@ class DPCurriculumTrainer:
         """
         if not self.finished:
             raise InputError("There is no trained model to save yet: call train() first, and let it finish.")
-        with storage_errors(self.output_dir, f"save again, or {RESUME}"):
+        with storage_errors(self.output_dir, f"save again, or {RESUME}"), watched_processes():
             run_on_main_process(self._save_pipeline)
         return self.output_dir
 
@@ -534,12 +540,8 @@ class DPCurriculumTrainer:
                 while state.step < last:
                     dp_sgd.step()
                     state.advance()
-                    if not is_finite(self.unet):
-                        raise TrainingError(
-                            f"DP-SGD diverged in step {state.step}, and its steps count: start a new run with a lower "
-                            "`learning_rate`, which counts this run by `prior_runs`."
-                        )
-                    if self._after_step(state, progress, {}, is_last=state.step == last):
+                    diverged = ~finite_numbers(self.unet)
+                    if self._after_step(state, progress, {}, diverged, is_last=state.step == last):
                         return False
         if args.use_ema:
             state.ema.copy_to(self.unet.parameters())
@@ -562,15 +564,30 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None and self.checkpoint.stage == state.stage:
             state.load_state_dict(self.checkpoint.state)
 
-    def _after_step(self, state: StageState, progress: tqdm, curves: dict[str, Any], is_last: bool = False) -> bool:
-        """Report progress and write checkpoints and pictures; return whether a signal asks the run to stop."""
+    def _after_step(
+        self,
+        state: StageState,
+        progress: tqdm,
+        curves: dict[str, Any],
+        diverged: bool | torch.Tensor = False,
+        is_last: bool = False,
+    ) -> bool:
+        """Report progress and write checkpoints and pictures; return whether a signal asks the run to stop.
+
+        A step of DP-SGD waits for its GPU here and nowhere else.
+        """
         number = self._number(state)
+        terminated, stop = set_on_any_process(self.termination.signal is not None, diverged)
+        if stop:
+            raise TrainingError(
+                f"DP-SGD diverged in step {state.step}, and its steps count: start a new run with a lower "
+                "`learning_rate`, which counts this run by `prior_runs`."
+            )
         epsilon = self.plan.epsilon_spent(self.ledger.mechanisms)
         progress.update()
         progress.set_postfix(epsilon=f"{epsilon:.2f}")
         learning_rate = state.optimizer.param_groups[0]["lr"]
         self.accelerator.log({"epsilon": epsilon, "learning_rate": learning_rate, **curves}, step=number)
-        terminated = any_process(self.termination.signal is not None)
         picture = self.args.save_images_steps is not None and number % self.args.save_images_steps == 0
         # A picture makes all steps so far count for good. With a checkpoint none of them has to be repeated.
         if is_last or terminated or picture or number % self.args.checkpointing_steps == 0:

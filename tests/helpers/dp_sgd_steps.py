@@ -23,7 +23,7 @@ def make_dp_sgd(
 ):
     torch.manual_seed(0)
     records = records or tiny_records()
-    unet = unet or tiny_unet()
+    unet = tiny_unet() if unet is None else unet
     mechanism = dp_sgd_mechanism(noise_multiplier, batch_size, len(records.units), steps, max_grad_norm)
     return DPSGD(
         unet,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from opacus.optimizers import DPOptimizer
 
+from ..arithmetic import own_arithmetic
 from ..checks import CONFIDENCE, NUM_CANARIES, at_least
 from ..data.image_dataset import ImageDataset
 from ..gradients.losses import DenoisingLoss, denoising_error
@@ -130,6 +131,7 @@ class Audit:
         return "\n".join(lines)
 
 
+@own_arithmetic()
 def audit_run(
     unet: torch.nn.Module,
     loss: DenoisingLoss,

@@ -17,9 +17,11 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..arithmetic import own_arithmetic
 from ..checks import check_one_source
 from ..errors import InputError
 from ..files import local_path
+from ..transfers import to_device
 from ..units import RECORD
 from .class_lists import Source, check_no_classes_are_lost, describe_classes, find_classes
 from .class_names import checked_class_names
@@ -131,7 +133,7 @@ class ImageDataset(torch.utils.data.Dataset):
             `tuple[torch.Tensor, torch.Tensor]`: Images, `float32` in [-1, 1] of shape `(n, C, H, W)`, and labels,
             `int64` of shape `(n,)`.
         """
-        return self.to_model_range(self.images[indices].to(device)), self.labels[indices].to(device)
+        return self.to_model_range(to_device(self.images[indices], device)), to_device(self.labels[indices], device)
 
     @staticmethod
     def to_model_range(images: torch.Tensor) -> torch.Tensor:
@@ -163,6 +165,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return checksum.hexdigest()
 
 
+@own_arithmetic()
 def load_image_dataset(
     *,
     dataset_name: str | None = None,
@@ -323,6 +326,7 @@ def load_image_dataset(
         return replace(_from_source(source, **column_options), directory=directory)
 
 
+@own_arithmetic()
 def to_image_dataset(
     dataset: "datasets.Dataset | ImageDataset",
     *,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..arithmetic import own_arithmetic
 from ..checks import CLASSIFIER
 from ..data.image_dataset import ImageDataset
 from ..errors import InputError
@@ -66,6 +67,7 @@ class Evaluation:
     distances: dict[str, torch.Tensor]
 
 
+@own_arithmetic()
 def evaluate(
     samples: ImageDataset,
     train: ImageDataset,

@@ -92,9 +92,9 @@ class DDPMNoise:
 
     def add_to(self, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Input of the network, timestep and target for each of `(n, channels, height, width)` images."""
-        probabilities = self.timestep_probabilities.to(clean.device)
+        self.timestep_probabilities = self.timestep_probabilities.to(clean.device)  # once; the CPU waits for a copy
         # `multinomial` refuses zero draws, which an empty Poisson batch asks for.
-        timesteps = torch.multinomial(probabilities, max(len(clean), 1), replacement=True)[: len(clean)]
+        timesteps = torch.multinomial(self.timestep_probabilities, max(len(clean), 1), replacement=True)[: len(clean)]
         noise = torch.randn_like(clean)
         noisy = self.noise_scheduler.add_noise(clean, noise, timesteps)
         return noisy, timesteps, self._target(clean, noise, timesteps)

@@ -22,6 +22,7 @@ from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 
 from ..distributed import num_processes, process_index
+from ..transfers import to_device
 
 
 NORM_BLOCK = 256  # values whose squares are added up in float32
@@ -87,7 +88,7 @@ class ExactDPOptimizer(DPOptimizer):
         for p in self.params:
             _check_processed_flag(p.summed_grad)
             noise = self.noise_multiplier * self.max_grad_norm * self.normal(p.summed_grad.shape, self.generator)
-            p.grad = (p.summed_grad + noise.to(p.device)).to(p.dtype)
+            p.grad = (p.summed_grad + to_device(noise, p.device)).to(p.dtype)
             _mark_as_processed(p.summed_grad)
 
 

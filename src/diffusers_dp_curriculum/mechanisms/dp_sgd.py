@@ -20,7 +20,6 @@ from collections.abc import Callable
 
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
-from torch.nn.utils import get_total_norm
 
 from ..arithmetic import own_arithmetic
 from ..data.image_dataset import ImageDataset
@@ -165,7 +164,7 @@ class DPSGD:
             draws = self._draw(piece)
             if self.observe is not None:
                 self.observe(draws)
-            gradients = _without_non_finite_records(self.gradients_of(draws))
+            gradients = without_non_finite_records(self.gradients_of(draws))
         for name, gradient in gradients.items():
             self.model.get_parameter(name).grad_sample = gradient
 
@@ -183,12 +182,22 @@ class DPSGD:
         return self.loss.draw_each(*self.records.batch(records, self.device))
 
 
-def _without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Set the gradient of a record to zero if it is not finite, since it would ruin the sum."""
-    if get_total_norm(gradients.values()).isfinite():
-        return gradients
+def without_non_finite_records(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Set the gradient of a record to zero, in place, if it is not finite, since it would ruin the sum.
+
+    To ask whether there is such a record, the CPU would have to wait for the GPU; and a copy would take memory only in
+    steps that have one, which no plan could know.
+
+    Args:
+        gradients (`dict[str, torch.Tensor]`): For each parameter the gradients of B records, `(B, *shape)`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The same gradients.
+    """
     sums = torch.stack([gradient.reshape(len(gradient), -1).sum(dim=1) for gradient in gradients.values()])
-    finite = sums.isfinite().all(dim=0)
-    return {
-        name: gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0) for name, gradient in gradients.items()
-    }
+    not_finite = ~sums.isfinite().all(dim=0)
+    if not_finite.device.type == "cpu" and not not_finite.any():
+        return gradients
+    for gradient in gradients.values():
+        gradient.masked_fill_(not_finite.view(-1, *[1] * (gradient.dim() - 1)), 0)
+    return gradients

@@ -14,10 +14,11 @@ from ..config import DPCurriculumConfig
 from ..errors import InputError, first_line
 from ..gradients.precision import LOSS_SCALES
 from ..run_paths import RunPaths
+from .heartbeat import start_heartbeat
 
 
 # The timeout of collective operations. It is long because the other processes wait while the main process alone queries
-# central images and draws samples.
+# central images and draws samples. The heartbeat tells a process that is dead from one that is slow.
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 
 # What a launcher sets if it wants the weights of a network split over devices.
@@ -84,6 +85,7 @@ def make_accelerator(args: DPCurriculumConfig) -> Accelerator:
     atexit.register(accelerator.state.destroy_process_group)
     # Check what Accelerate really chose: an existing AcceleratorState or the launcher may override the config.
     _check_precision(accelerator.mixed_precision, on_cpu=accelerator.device.type == "cpu")
+    start_heartbeat()
     return accelerator
 
 

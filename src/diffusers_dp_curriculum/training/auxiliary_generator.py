@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..arithmetic import own_arithmetic
 from ..errors import TrainingError
 from ..gradients.trials import seed_from, seeded
 from ..mechanisms.frequency_features import FrequencyFeatures, fourier_features
@@ -107,6 +108,7 @@ class FrequencyImageDataset(ReleasedImages):
     name = "frequency_images"
 
     @classmethod
+    @own_arithmetic()
     def from_features(
         cls,
         features: FrequencyFeatures,

@@ -16,6 +16,7 @@ from ..gradients.per_record_gradients import GradientsOf
 from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import on_trial
 from ..mechanisms.dp_optimizer import dp_optimizer_class
+from ..mechanisms.dp_sgd import without_non_finite_records
 from ..mechanisms.randomness import MechanismRandomness
 from ..memory import PeakMemory, dp_sgd_memory, enough_memory, largest_share, warm_up_memory
 from .auxiliary_generator import fit_generator, start_generator
@@ -190,7 +191,7 @@ def _dp_sgd_step(
         for piece in pieces:
             times.append(_now(device))
             draws = loss.draw(images[piece].to(device), labels[piece].to(device), config.noise_multiplicity)
-            for name, gradient in gradients_of(draws).items():
+            for name, gradient in without_non_finite_records(gradients_of(draws)).items():
                 unet.get_parameter(name).grad_sample = gradient
             optimizer.signal_skip_step(do_skip=piece is not pieces[-1])
             optimizer.step()

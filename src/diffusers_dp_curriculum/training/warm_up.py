@@ -7,14 +7,15 @@ import torch
 from accelerate.utils import reduce
 
 from ..config import DPCurriculumConfig
-from ..distributed import any_process, num_processes, process_index
+from ..distributed import num_processes, process_index, set_on_any_process
 from ..errors import TrainingError
-from ..finite import is_finite
+from ..finite import finite_numbers
 from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import seed_from
 from ..mechanisms.releases import ReleasedImages
 from ..pictures import enlarge
+from ..transfers import to_device
 from .optimization import make_lr_scheduler
 from .stages import WarmUpStage
 from .training_state import TrainingState, make_ema
@@ -111,8 +112,8 @@ def warm_up(
     while state.step < stage.train_steps:
         seed_from(config.seed, state.step)
         chosen, labels = released.batch(torch.randint(len(released), (stage.batch_size,)))
-        images = enlarge(vary(chosen.to(device)), unet.config.sample_size) * 2 - 1
-        draws = loss.draw(images, labels.to(device), noise_multiplicity=1).flatten()
+        images = enlarge(vary(to_device(chosen, device)), unet.config.sample_size) * 2 - 1
+        draws = loss.draw(images, to_device(labels, device), noise_multiplicity=1).flatten()
         error = torch.zeros((), device=device)
         if len(share) > 0:
             with precision.autocast():
@@ -124,13 +125,14 @@ def warm_up(
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.advance()
-        if any_process(not error.item() <= LARGEST_LOSS or not is_finite(unet)):
+        error = error.detach()
+        if any(set_on_any_process(~(error <= LARGEST_LOSS), ~finite_numbers(unet))):
             raise TrainingError(
                 f"The training on {stage.name.replace('_', ' ')} diverged by step {state.step}: lower "
                 f"`{stage.learning_rate_option}`, and resume with `resume_from_checkpoint` latest, which queries no "
                 "record again."
             )
-        if after_step(error.detach()):
+        if after_step(error):
             return False
     if config.use_ema:
         state.ema.copy_to(unet.parameters())
