@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, to_image_dataset
-from .distributed import any_process, check_all_equal, run_on_main_process, share_parameters
+from .distributed import check_all_equal, run_on_main_process, set_on_any_process, share_parameters
 from .errors import InputError, TrainingError
 from .files import check_outside, check_room, storage_errors
 from .gradients.losses import DenoisingLoss
@@ -203,7 +203,7 @@ def _train(
                 progress.set_postfix(loss=f"{error.item():.3f}")
                 learning_rate = state.optimizer.param_groups[0]["lr"]
                 accelerator.log({"loss": error.item(), "learning_rate": learning_rate}, step=state.step)
-                terminated = any_process(termination.signal is not None)
+                (terminated,) = set_on_any_process(termination.signal is not None)
                 if terminated or state.step % args.checkpointing_steps == 0 or state.step == stage.train_steps:
                     save_checkpoint()
                 return terminated
@@ -220,5 +220,5 @@ def _train(
         return RunStatus.FINISHED
     if accelerator.is_main_process:
         logger.warning("Interrupted after %s steps: %s.", state.step, RESUME)
-    ctrl_c = any_process(termination.signal == signal.SIGINT)
+    (ctrl_c,) = set_on_any_process(termination.signal == signal.SIGINT)
     return RunStatus.INTERRUPTED if ctrl_c else RunStatus.TERMINATED
