@@ -31,6 +31,7 @@ from .sharing.artifact import write_pipeline
 from .sharing.public_card import make_public_card
 from .training.accelerator import make_accelerator, start_trackers
 from .training.checkpointing import Checkpoints, run_identity
+from .training.heartbeat import stop_watching
 from .training.interruption import RunStatus, TerminationRequest
 from .training.model_checks import check_network, check_not_trained, check_sample_size, check_type
 from .training.optimization import make_loss
@@ -132,6 +133,7 @@ def pretrain(
         card = make_public_card(args, pipeline, dataset.info, accelerator.mixed_precision, words, hub_id)
         with storage_errors(paths.output_dir, f"{RESUME} to save again"):
             run_on_main_process(lambda: write_pipeline(paths, pipeline, card, {"samples": preview.grid(unet)}))
+    stop_watching()
     return status
 
 
