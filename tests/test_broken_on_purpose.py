@@ -812,8 +812,8 @@ VARIANTS = [
     Variant(
         "a warm-up on images that are not moved to the network's device",
         "training/warm_up.py",
-        "vary(to_device(released.images[chosen], device))",
-        "vary(released.images[chosen])",
+        "vary(to_device(chosen, device))",
+        "vary(chosen)",
         "test_device.py::test_a_warm_up_trains_where_the_network_is",
     ),
     Variant(

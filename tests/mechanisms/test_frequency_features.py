@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffusers_dp_curriculum import FrequencyFeatures, ImageDataset, InputError, Mechanism, PrivacyLedger
+from diffusers_dp_curriculum.auditing.query_attack import ScaledNoise
 from diffusers_dp_curriculum.mechanisms import frequency_features
 from diffusers_dp_curriculum.mechanisms.frequency_features import (
     COUNT_WEIGHT,
@@ -119,6 +120,9 @@ def test_frequencies_follow_from_the_seed_alone():
         releases.append(query(random_records(count) if seed else records_of_one_value(9), noise_multiplier=5.0, seed=3))
     assert torch.equal(releases[0].frequencies, releases[1].frequencies)
     assert not torch.equal(releases[0].frequencies, query(random_records(), seed=4).frequencies)
+    records = random_records(20)
+    (sums,) = FrequencyFeatureQuery(60, seed=3).noisy_sums(records, PrivacyLedger(1e-5), ScaledNoise(0.0))
+    assert torch.equal(sums, summed(records, 60, seed=3))
 
 
 def test_frequencies_have_the_widths_of_the_kernels():
