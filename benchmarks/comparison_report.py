@@ -1,71 +1,119 @@
-"""Makes the table and the figures of `curriculum_vs_dpsgd.py` from the existing results.
+"""Makes the tables and the figures of `curriculum_vs_dpsgd.py` from the existing results.
 
-A row is the result of one cell: `arm`, `epsilon` (None without privacy), `seed`, `accuracy`, `frechet_distance`, and in
-some rows `curve`, which has both measures at several points of training.
+A row is the result of one cell: `arm`, `epsilon` (None without privacy), `seed`, `trial` (None but for trials),
+`accuracy`, `frechet_distance` and, of arms that train, `epsilon_spent` and `core_minutes`.
 """
 
 import json
 import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
+from comparison_profiles import Profile
+
 
 # In the order in which they are run and shown. The first one takes minutes, and trains the reference for all others.
 ARMS = {
     "real": "real images",
-    "curriculum_mean": "curriculum, mean images",
-    "curriculum_mode": "curriculum, mode images",
+    "three_stages": "central images, frequency features, DP-SGD",
+    "without_dp_sgd": "central images, frequency features",
+    "two_stages": "central images, DP-SGD",
     "dp_sgd_alone": "DP-SGD alone",
-    "central_alone": "central images alone",
     "non_private": "same network without privacy",
+    "random_users": "users with 5 random images each",
+    "users_of_a_class": "users with 5 images of one class each",
+    "users_without_dp_sgd": "users with 5 random images each, without DP-SGD",
 }
+GRIDS_IN_A_ROW = 6
+MEASURES = {"accuracy": "accuracy of a CNN on real images", "frechet_distance": "Frechet distance"}
 
 
-def cell_name(arm: str, epsilon: float | None, seed: int) -> str:
-    """The name of a cell in file names."""
-    return f"{arm}-{'no' if epsilon is None else f'{epsilon:g}'}-{seed}"
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one epsilon (None without privacy) and one seed, or one of the trials of its settings."""
+
+    arm: str
+    epsilon: float | None
+    seed: int
+    trial: int | None = None
+
+    @classmethod
+    def parse(cls, arm: str, epsilon: str, seed: str, trial: str) -> "Cell":
+        """The cell that these words of a command line name."""
+        numbers = (None if epsilon == "None" else float(epsilon), int(seed), None if trial == "None" else int(trial))
+        return cls(arm, *numbers)
+
+    @property
+    def name(self) -> str:
+        """The name of the cell in file names."""
+        which = self.seed if self.trial is None else f"trial{self.trial}"
+        return f"{self.arm}-{'no' if self.epsilon is None else f'{self.epsilon:g}'}-{which}"
+
+    def result_file(self, output: Path) -> Path:
+        """The path of the cell's result."""
+        return output / "cells" / f"{self.name}.json"
+
+    def write(self, output: Path, result: dict) -> None:
+        """Write the cell's result."""
+        text = json.dumps(asdict(self) | result, indent=2) + "\n"
+        self.result_file(output).write_text(text, encoding="utf-8")
+
+
+def results(output: Path) -> list[dict]:
+    """Read the rows of all finished cells, in the order in which they are shown."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in (output / "cells").glob("*.json")]
+    arms = list(ARMS)
+    return sorted(
+        rows, key=lambda row: (row["epsilon"] or math.inf, arms.index(row["arm"]), row["seed"], row["trial"] or 0)
+    )
+
+
+def by_arm(rows: Iterable[dict]) -> dict[tuple[str, float | None], list[dict]]:
+    """Group the rows by arm and epsilon, in the order in which they are shown; trials are left out."""
+    groups: dict[tuple[str, float | None], list[dict]] = {}
+    for row in rows:
+        if row["trial"] is None:
+            groups.setdefault((row["arm"], row["epsilon"]), []).append(row)
+    return groups
 
 
 def table(rows: list[dict]) -> str:
     """Render mean and range over the seeds of every arm as a Markdown table."""
     lines = [
-        "| epsilon | arm | seeds | accuracy | Frechet distance |",
-        "|---|---|---|---|---|",
+        "| epsilon | arm | seeds | accuracy | Frechet distance | core-minutes |",
+        "|---|---|---|---|---|---|",
     ]
     for (arm, epsilon), group in by_arm(rows).items():
         shown = "none" if epsilon is None else f"{epsilon:g}"
-        accuracies, distances = ([row[name] for row in group] for name in ("accuracy", "frechet_distance"))
+        accuracies, distances = ([row[name] for row in group] for name in MEASURES)
+        minutes = [row["core_minutes"] for row in group if "core_minutes" in row]
         lines.append(
             f"| {shown} | {ARMS[arm]} | {len(group)} | {np.mean(accuracies):.1%} ({min(accuracies):.1%} to "
-            f"{max(accuracies):.1%}) | {np.mean(distances):.2f} ({min(distances):.2f} to {max(distances):.2f}) |"
+            f"{max(accuracies):.1%}) | {np.mean(distances):.1f} ({min(distances):.1f} to {max(distances):.1f}) | "
+            f"{f'{np.mean(minutes):.1f}' if minutes else ''} |"
         )
     return "\n".join(lines)
 
 
-def by_arm(rows: list[dict]) -> dict[tuple[str, float | None], list[dict]]:
-    """Group the rows by arm and epsilon, in the order in which they are shown."""
-    key = {arm: number for number, arm in enumerate(ARMS)}
-    groups: dict[tuple[str, float | None], list[dict]] = {}
-    for row in sorted(rows, key=lambda row: (row["epsilon"] or math.inf, key[row["arm"]], row["seed"])):
-        groups.setdefault((row["arm"], row["epsilon"]), []).append(row)
-    return groups
-
-
-def gain(rows: list[dict]) -> str:
-    """State for each epsilon the Frechet distance of the curriculum relative to DP-SGD alone."""
-    means = {key: np.mean([row["frechet_distance"] for row in group]) for key, group in by_arm(rows).items()}
-    return "\n".join(
-        f"Epsilon {epsilon:g}: the Frechet distance of {ARMS[arm]} is {mean / means['dp_sgd_alone', epsilon]:.2f} "
-        "times that of DP-SGD alone."
-        for (arm, epsilon), mean in means.items()
-        if arm.startswith("curriculum") and ("dp_sgd_alone", epsilon) in means
-    )
-
-
-MEASURES = {"accuracy": "accuracy of a CNN on real images", "frechet_distance": "Frechet distance"}
+def trials_table(rows: list[dict], profile: Profile) -> str:
+    """Render the trials of every arm, with the settings that were tried, as a Markdown table."""
+    lines = ["| arm | settings | accuracy | Frechet distance | core-minutes |", "|---|---|---|---|---|"]
+    for row in rows:
+        if row["trial"] is None:
+            continue
+        settings = profile.settings(row["arm"], row["trial"])
+        tried = dict.fromkeys(name for trial in profile.trials[row["arm"]] for name in trial)
+        shown = ", ".join(f"`{name}` {settings[name]}" for name in tried)
+        lines.append(
+            f"| {ARMS[row['arm']]} | {shown} | {row['accuracy']:.1%} | {row['frechet_distance']:.1f} | "
+            f"{row['core_minutes']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def plot_against_epsilon(rows: list[dict], path: Path) -> None:
@@ -86,66 +134,36 @@ def plot_against_epsilon(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def plot_against_passes(rows: list[dict], path: Path) -> None:
-    """Plot both measures against the passes of training, for the first seed."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for axis, (name, label) in zip(axes, MEASURES.items(), strict=True):
-        for row in rows:
-            if "curve" in row:
-                axis.plot(
-                    [point["passes"] for point in row["curve"]],
-                    [point[name] for point in row["curve"]],
-                    color=f"C{list(ARMS).index(row['arm'])}",
-                    linestyle="-" if row["epsilon"] >= 10 else "--",
-                    marker="o",
-                    label=f"{ARMS[row['arm']]}, epsilon {row['epsilon']:g}",
-                )
-        axis.set(xlabel="passes (images x noise levels)", ylabel=label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def plot_grids(output: Path, rows: list[dict], path: Path) -> None:
-    """Show the samples of the first seed side by side, one line per epsilon; each row of a grid is a class."""
-    grids = [(row, output / "grids" / f"{cell_name(row['arm'], row['epsilon'], row['seed'])}.png") for row in rows]
-    grids = [(row, grid) for row, grid in grids if row["seed"] == 0 and grid.exists()]
-    epsilons = sorted({row["epsilon"] for row, _ in grids if row["epsilon"] is not None}) or [math.inf]
-    # Arms without epsilon are at the end of the last line.
-    lines = [
-        [(row, grid) for row, grid in grids if (row["epsilon"] or epsilons[-1]) == epsilon] for epsilon in epsilons
-    ]
-    columns = max(map(len, lines))
-    figure, axes = plt.subplots(
-        len(lines), columns, figsize=(2 * columns, 4.4 * len(lines)), layout="constrained", squeeze=False
-    )
+    """Show the samples of the first seed side by side; each row of a grid is a class."""
+    grids = {
+        (arm, epsilon): output / "grids" / f"{Cell(arm, epsilon, 0).name}.png"
+        for arm, epsilon in by_arm(rows)
+        if "users" not in arm
+    }
+    shown = {key: grid for key, grid in grids.items() if grid.exists()}
+    columns = min(len(shown), GRIDS_IN_A_ROW)
+    lines = math.ceil(len(shown) / columns)
+    size = (2 * columns, 4.8 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for line, line_axes in zip(lines, axes, strict=True):
-        for (row, grid), axis in zip(line, line_axes, strict=False):
-            axis.imshow(Image.open(grid))
-            epsilon = "" if row["epsilon"] is None else f"\nepsilon {row['epsilon']:g}"
-            axis.set_title(f"{ARMS[row['arm']]}{epsilon}", fontsize=8)
-    figure.savefig(path, dpi=120)
+    for ((arm, epsilon), grid), axis in zip(shown.items(), axes.flat, strict=False):
+        axis.imshow(Image.open(grid))
+        title = ARMS[arm].split(", ") + ([] if epsilon is None else [f"epsilon {epsilon:g}"])
+        axis.set_title("\n".join(title), fontsize=8)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def results(output: Path) -> list[dict]:
-    """Read the rows of all finished cells, in the order in which they are shown."""
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in (output / "cells").glob("*.json")]
-    return [row for group in by_arm(rows).values() for row in group]
-
-
-def report(output: Path) -> None:
-    """Write the table and the figures of all finished cells."""
+def report(output: Path, profile: Profile) -> None:
+    """Write the tables and the figures of all finished cells."""
     rows = results(output)
     if not rows:
         return
-    text = f"{table(rows)}\n\n{gain(rows)}\n"
+    text = f"{table(rows)}\n\n{trials_table(rows, profile)}\n"
     (output / "table.md").write_text(text, encoding="utf-8")
     plot_against_epsilon(rows, output / "epsilon.png")
-    if any("curve" in row for row in rows):
-        plot_against_passes(rows, output / "passes.png")
     if any((output / "grids").glob("*-0.png")):
         plot_grids(output, rows, output / "samples.png")
     print(text)

@@ -56,22 +56,23 @@ def test_arms_differ_in_their_stages(profile):
         "non_private": (True, False, True),  # its warm-up is on records
         "random_users": (True, True, True),
         "users_of_a_class": (True, True, True),
+        "users_without_dp_sgd": (True, True, False),
     }
 
 
-def test_every_private_arm_has_as_many_trials():
-    trials = benchmark.PROFILES["cpu"].trials
-    assert set(trials) == {"three_stages", "two_stages", "dp_sgd_alone"}
-    assert len({len(tried) for tried in trials.values()}) == 1
-    for arm, tried in trials.items():
-        assert {name: benchmark.PROFILES["cpu"].arms[arm][name] for name in tried[0]} in tried
+def test_every_private_arm_has_as_many_trials_and_the_setting_of_one():
+    profile = benchmark.PROFILES["cpu"]
+    assert set(profile.trials) == {"three_stages", "two_stages", "dp_sgd_alone"}
+    assert len({len(tried) for tried in profile.trials.values()}) == 1
+    for arm, tried in profile.trials.items():
+        assert {name: profile.settings(arm)[name] for name in tried[0]} in tried
 
 
 def test_users_have_five_records_each():
     comparison = object.__new__(benchmark.Comparison)
     labels = torch.arange(100) % 10
     comparison.train = ImageDataset(torch.zeros(100, 1, 8, 8, dtype=torch.uint8), labels, list("0123456789"))
-    for arm in ("random_users", "users_of_a_class"):
+    for arm in ("random_users", "users_of_a_class", "users_without_dp_sgd"):
         users = comparison._records(benchmark.Cell(arm, 1.0, 0)).users
         assert torch.bincount(users).tolist() == [5] * 20
         classes = [len(labels[users == user].unique()) for user in range(20)]
@@ -104,12 +105,12 @@ def test_cells_come_seed_by_seed():
 def test_the_documented_tables_are_those_of_the_results():
     docs = REPOSITORY / "docs"
     text = (docs / "results.md").read_text(encoding="utf-8")
-    rows = comparison_report.results(docs / "results" / "fashion_mnist_16")
-    of_records = [row for row in rows if "users" not in row["arm"]]
-    assert comparison_report.table(of_records) in text
+    results = docs / "results" / "fashion_mnist_16"
+    rows = comparison_report.results(results)
+    assert comparison_report.table([row for row in rows if "users" not in row["arm"]]) in text
     assert comparison_report.table([row for row in rows if "users" in row["arm"]]) in text
-    assert comparison_report.gain(of_records) in text
     assert comparison_report.trials_table(rows, benchmark.PROFILES["cpu"]) in text
+    assert comparison_report.table(comparison_report.results(results / "earlier")) in text
 
 
 @pytest.mark.slow
@@ -130,7 +131,7 @@ def test_every_arm_runs_and_is_reported(tmp_path, monkeypatch, capsys):
             assert 0 < result["epsilon_spent"] <= 10
     for arm in ("random_users", "users_of_a_class"):
         assert json.loads((output / "runs" / f"{arm}-10-0" / "privacy.json").read_text())["unit"] == "user"
-    assert "the Frechet distance of" in (output / "table.md").read_text()
+    assert "| 10 | DP-SGD alone | 1 |" in (output / "table.md").read_text()
     assert {"epsilon.png", "samples.png"} <= {path.name for path in output.iterdir()}
 
     (output / "cells" / "real-no-0.json").unlink()
