@@ -902,7 +902,9 @@ def run(directory, test):
     os.environ["PYTHONPATH"] = directory
     import diffusers_dp_curriculum
     assert Path(directory) in Path(diffusers_dp_curriculum.__file__).parents, "not the changed copy"
-    return pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", test])
+    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", test])
+    sys.stdout.flush(), sys.stderr.flush()  # os._exit does not
+    return code
 
 to_do, running = list(zip(sys.argv[1::2], sys.argv[2::2])), {}
 while to_do or running:

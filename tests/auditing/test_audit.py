@@ -90,7 +90,7 @@ def test_an_absent_canary_leaves_no_trace_and_a_present_one_the_clipping_norm():
 QUERIES = [
     CentralImageQueries(8, "mean", 5.0, 0.5),
     CentralImageQueries(2, "mean", 5.0, 1.0),
-    CentralImageQueries(8, "mode", 5.0, 0.5),
+    CentralImageQueries(8, "mode", 5.0, 1.0),
     FrequencyFeatureQuery(1000, 5.0),
 ]
 
@@ -99,14 +99,17 @@ QUERIES = [
 @pytest.mark.parametrize("users", [False, True])
 def test_without_noise_a_query_tells_which_canaries_were_sampled(query, users):
     records = uneven_users(60, users=30) if users else tiny_records()
-    canaries = Canaries(records, 10, 40)
-    ledger = PrivacyLedger(1e-5, unit=records.units.name)
-    scores = attack_queries(query, canaries, ledger, ScaledNoise(0.0))
-    present = canaries.gradient_present
-    assert ledger.mechanisms == [query.mechanism(records.info)]
-    assert scores[present].mean() > scores[~present].mean()
-    chance = (scores[present][:, None] > scores[~present]).double().mean()
-    assert chance > (0.75 if query.mechanism(records.info).sample_rate < 1 else 0.9)
+    chances = []
+    for _ in range(5):
+        canaries = Canaries(records, 10, 40)
+        ledger = PrivacyLedger(1e-5, unit=records.units.name)
+        scores = attack_queries(query, canaries, ledger, ScaledNoise(0.0))
+        present = canaries.gradient_present
+        assert ledger.mechanisms == [query.mechanism(records.info)]
+        chances.append((scores[present][:, None] > scores[~present]).double().mean())
+    # That a present canary has a larger score than an absent one. It is 0.86 for the mode, in which canaries interfere
+    # with each other most, and 0.5 for an attack that sees nothing; both with a standard deviation below 0.04.
+    assert torch.stack(chances).mean() > 0.68
 
 
 def test_canaries_that_are_absent_add_nothing_to_a_query():
