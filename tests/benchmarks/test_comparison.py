@@ -142,5 +142,5 @@ def test_every_arm_runs_and_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "--trials"])
     benchmark.main()
     trials = sorted(path.stem for path in (output / "cells").glob("*trial*"))
-    assert trials == ["three_stages-1-trial0", "three_stages-1-trial1"]
+    assert trials == ["three_stages-10-trial0", "three_stages-10-trial1"]
     assert "`learning_rate` 0.002" in (output / "table.md").read_text()
