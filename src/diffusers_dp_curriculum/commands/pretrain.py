@@ -17,13 +17,11 @@ from typing import Any
 from ..checks import check_logger
 from ..config import PRETRAINING_OPTIONS, SAMPLES, TRAINING, DPCurriculumConfig
 from ..errors import InputError
-from ..files import check_data_dir, local_path
-from ..names import check_config_name, check_dataset_name, check_start_name
+from ..files import local_path
 from ..options import Option, declared_options
 from ..presets import load_preset
-from ..run_paths import check_output_dir
 from .flags import add_flags, parse_flags, with_underscores
-from .train import NETWORK, SCHEDULER, ScriptArguments, is_main_process, network_of, scheduler_of
+from .train import NETWORK, SCHEDULER, ScriptArguments, check_names, is_main_process, network_of, scheduler_of
 
 
 # The options of `train` that say which images and how to load them. Whose images they are does not matter here.
@@ -129,16 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load the public images, train, save and print a summary; return the exit status."""
     script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     check_logger(config.logger)
-    if script.train_data_dir is not None:
-        check_data_dir(Path(script.train_data_dir), Path(config.output_dir))
-    if is_main_process():
-        check_output_dir(Path(config.output_dir), config.resume_from_checkpoint)
-    if script.dataset_name is not None:
-        check_dataset_name(script.dataset_name)
-    if script.model_config_name_or_path is not None:
-        check_config_name(script.model_config_name_or_path)
-    if config.pretrained_model_name_or_path is not None:
-        check_start_name(config.pretrained_model_name_or_path)
+    check_names(script, config)
 
     from accelerate.utils import set_seed
 

@@ -220,13 +220,17 @@ def scheduler_of(script: ScriptArguments) -> "DDPMScheduler | EDMEulerScheduler"
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Load the data set, plan, train, save and print a summary; return the exit status."""
-    script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    hide_token()
-    check_logger(config.logger)
-    if config.push_to_hub:
-        check_repo_id(config.repo_id)
+def check_names(script: ScriptArguments, config: DPCurriculumConfig) -> None:
+    """Refuse names of images, networks and directories that cannot be used, before anything slow is imported.
+
+    Args:
+        script (`ScriptArguments`): The options that name images and a config of a network.
+        config (`DPCurriculumConfig`): The options that name the output directory and a network to start from.
+
+    Raises:
+        InputError: If a name cannot be used.
+        HubError: If the Hub is out of reach.
+    """
     if script.train_data_dir is not None:
         check_data_dir(Path(script.train_data_dir), Path(config.output_dir))
     if is_main_process():
@@ -237,6 +241,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_config_name(script.model_config_name_or_path)
     if config.pretrained_model_name_or_path is not None:
         check_start_name(config.pretrained_model_name_or_path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load the data set, plan, train, save and print a summary; return the exit status."""
+    script, config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    hide_token()
+    check_logger(config.logger)
+    if config.push_to_hub:
+        check_repo_id(config.repo_id)
+    check_names(script, config)
     if config.resume_from_checkpoint is None:  # a resumed run has noted what its previous runs had released
         for run in config.prior_runs or []:
             check_run_name(run)
