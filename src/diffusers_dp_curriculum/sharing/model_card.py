@@ -55,13 +55,9 @@ def make_model_card(
         base_model (`str`, *optional*): The id on the Hub of the model that training started from.
     """
     class_names = None if info.class_names is None else list(info.class_names)
-    metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=list(TAGS))
-    metadata.license = config.hub_license
-    metadata.base_model = base_model
+    metadata = card_metadata(config, TAGS, base_model)
     if config.max_train_steps > 0:
         metadata.tags.append("dp-sgd")
-    if config.hub_dataset_name and HUB_DATASET_ID.fullmatch(config.hub_dataset_name):
-        metadata.datasets = [config.hub_dataset_name]
     return ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
@@ -91,6 +87,22 @@ def make_model_card(
         started_from=started_from,
         repo_id=REPO_ID_TO_COME,
     )
+
+
+def card_metadata(config: DPCurriculumConfig, tags: list[str], base_model: str | None) -> ModelCardData:
+    """What the Hub reads of a model's card: its license, the model that it started from, and its images.
+
+    Args:
+        config (`DPCurriculumConfig`): The options of the card are used.
+        tags (`list[str]`): The tags, which are copied.
+        base_model (`str`, *optional*): The id on the Hub of the model that training started from.
+    """
+    metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=list(tags))
+    metadata.license = config.hub_license
+    metadata.base_model = base_model
+    if config.hub_dataset_name and HUB_DATASET_ID.fullmatch(config.hub_dataset_name):
+        metadata.datasets = [config.hub_dataset_name]
+    return metadata
 
 
 def describe_network(pipeline: DiffusionPipeline, info: DatasetInfo, mixed_precision: str) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from ..config import PRETRAINING_OPTIONS, DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
 from .cards import as_text
-from .model_card import HUB_DATASET_ID, REPO_ID_TO_COME, describe_network, example_labels_of
+from .model_card import REPO_ID_TO_COME, card_metadata, describe_network, example_labels_of
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "public_model_card_template.md"
@@ -34,14 +34,9 @@ def make_public_card(
         base_model (`str`, *optional*): The id on the Hub of the model that training started from.
     """
     class_names = None if info.class_names is None else list(info.class_names)
-    metadata = ModelCardData(library_name="diffusers", pipeline_tag="unconditional-image-generation", tags=list(TAGS))
-    metadata.license = config.hub_license
-    metadata.base_model = base_model
-    if config.hub_dataset_name and HUB_DATASET_ID.fullmatch(config.hub_dataset_name):
-        metadata.datasets = [config.hub_dataset_name]
     parameters = {name: value for name, value in config.hyper_parameters().items() if name in PRETRAINING_OPTIONS}
     return ModelCard.from_template(
-        metadata,
+        card_metadata(config, TAGS, base_model),
         template_path=str(TEMPLATE),
         num_images=info.num_units,
         class_names=None if class_names is None else [as_text(name) for name in class_names],
