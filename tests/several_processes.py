@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from diffusers_dp_curriculum import DPCurriculumConfig, set_verbosity
+from diffusers_dp_curriculum import DPCurriculumConfig, load_starting_point, pretrain, set_verbosity
 from diffusers_dp_curriculum.distributed import num_processes, process_index, run_on_main_process, set_on_any_process
 from diffusers_dp_curriculum.errors import InputError
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
@@ -79,6 +79,32 @@ def run_of_five_steps(directory):
         "steps": [(mechanism.name, mechanism.steps) for mechanism in trainer.ledger.mechanisms],
         "not_private": trainer.ledger.not_private,
     }
+
+
+def run_from_a_public_start(directory):
+    """Training on public images, and then DP-SGD of adapters that follow from the insecure seed."""
+    torch.manual_seed(process_index())  # the network of the main process is the one that is trained
+    start = directory / "public"
+    options = {"max_train_steps": 2, "train_batch_size": 4, "num_inference_steps": 2}
+    unet = tiny_unet()
+    pretrain(unet, tiny_scheduler(), DPCurriculumConfig(str(start), **options), tiny_records())
+    name, records = str(start), tiny_records()
+    adapted, noise_scheduler = load_starting_point(name, records.info)
+    args = make_config(
+        directory / "adapted",
+        pretrained_model_name_or_path=name,
+        trainable="lora",
+        lora_rank=2,
+        central_statistic="none",
+        frequency_features=0,
+        insecure_noise_seed=3,
+        max_train_steps=2,
+        max_physical_batch_size=3,
+    )
+    trainer = DPCurriculumTrainer(adapted, noise_scheduler, args, records)
+    trainer.train()
+    trainer.save_pipeline()
+    return {"public": parameters(unet), "adapted": parameters(adapted)}
 
 
 def released_sum(mechanism):
@@ -172,6 +198,7 @@ def refuse():
 def main(directory):
     of_this_process = {
         "run": run_of_five_steps(directory),
+        "from_a_public_start": run_from_a_public_start(directory),
         "gradient": summed_clipped_gradient(),
         "gradient_of_users": summed_clipped_gradient_of_users(),
         "noise": noise_of_empty_batches(secure_rng=False),

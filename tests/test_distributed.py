@@ -69,6 +69,16 @@ def test_a_run_is_the_same_whatever_the_number_of_processes(facts, count):
             assert run[name] == alone[name]
 
 
+def test_processes_agree_on_a_public_start_and_on_adapters(facts):
+    """Ordinary training depends on the number of processes by rounding, which Adam enlarges; the noise does not."""
+    (alone,), together = ([of_process["from_a_public_start"] for of_process in facts(count)[0]] for count in (1, 2))
+    for name, tolerance in (("public", 2e-2), ("adapted", 2e-2)):
+        assert torch.equal(together[0][name], together[1][name])
+        assert (together[0][name] - alone[name]).norm() < tolerance * alone[name].norm()
+    for start in (alone, together[0]):
+        assert not torch.equal(start["public"], start["adapted"])
+
+
 @pytest.mark.parametrize("name", ["noise", "secure_noise"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_noise_of_the_released_sum_does_not_depend_on_the_number_of_processes(facts, count, name):

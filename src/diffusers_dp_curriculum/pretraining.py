@@ -168,6 +168,7 @@ def _train(
         learning_rate_option="learning_rate",
         augmentation="none",
     )
+    share_parameters(unet)  # before the average begins with them
     state, which = start_warm_up(unet, stage, args), args.resume_from_checkpoint
     checkpoint = None if which is None else run_on_main_process(lambda: checkpoints.load(which))
     if checkpoint is not None:
@@ -196,7 +197,6 @@ def _train(
                 disable=not accelerator.is_main_process,
             ) as progress,
         ):
-            share_parameters(unet)
             if checkpoint is None:
                 save_checkpoint()  # of the initial weights, to which a training that diverges goes back
 
