@@ -31,7 +31,7 @@ from .files import local_path
 from .options import check_options, declared_options, options_of_group
 
 
-TRAINING = "All stages: loss, learning-rate schedule and average"
+TRAINING = "Loss, learning-rate schedule and average, in every stage"
 SAMPLES = "Samples shown at the end"
 
 _output = options_of_group("Output")
@@ -175,7 +175,7 @@ class DPCurriculumConfig:
     central_noise_multiplier: float | str = _central(
         AUTO,
         "Noise standard deviation over sensitivity, per query. auto is that of the paper, 5, or more where the queries "
-        "would cost over a quarter of target_epsilon.",
+        "would cost over a quarter of what prior_runs leave of target_epsilon.",
         limits=auto_or(above(0)),
     )
     central_sample_rate: float = _central(
