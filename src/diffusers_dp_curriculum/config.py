@@ -37,7 +37,7 @@ SAMPLES = "Samples shown at the end"
 _output = options_of_group("Output")
 _execution = options_of_group("Execution (changes no result but for rounding)", execution=True)
 _checkpoints = options_of_group("Checkpoints, previews and logging", execution=True)
-_start = options_of_group("Starting point")
+_start = options_of_group("Start from a public model")
 _budget = options_of_group("Privacy budget of the whole run")
 _noise = options_of_group("Source of the noise")
 _central = options_of_group("Stage 1: central images, and the warm-up on them")

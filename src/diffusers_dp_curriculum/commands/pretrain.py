@@ -47,8 +47,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "max_train_steps": {"default": 20_000, "help": "Training steps.", "group": "Training", "limits": at_least(1)},
     "learning_rate": {"default": 2e-4, "help": "Peak learning rate of Adam.", "group": "Training"},
     "label_dropout": {
-        "help": "Probability of dropping an image's label, for classifier-free guidance and for classes that the start "
-        "does not know (paper: 0.1)."
+        "help": "Probability of dropping an image's label, which trains the null class: for guidance, and for private "
+        "runs, whose classes begin as this class (paper: 0.1)."
     },
     "random_flip": {"help": "Mirror half of the images."},
     "lr_scheduler": {"help": "Learning-rate schedule."},
@@ -104,6 +104,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[ScriptArguments, DPCurric
     script = ScriptArguments(**{option.name: values.pop(option.name) for option in script_options()})
     config = DPCurriculumConfig(**values)
     script.check_with(config)
+    CHANGES["max_train_steps"]["limits"].check("max_train_steps", config.max_train_steps)
     return script, config
 
 
