@@ -175,7 +175,7 @@ class DPCurriculumConfig:
     central_noise_multiplier: float | str = _central(
         AUTO,
         "Noise standard deviation over sensitivity, per query. auto is that of the paper, 5, or more where the queries "
-        "would cost over a quarter of what prior_runs leave of target_epsilon.",
+        "would cost over a quarter of target_epsilon, or of what prior_runs leave of it.",
         limits=auto_or(above(0)),
     )
     central_sample_rate: float = _central(
