@@ -22,7 +22,7 @@ COMMANDS = {
     "pretrain": "train a pipeline on public images, without privacy, for train to start from",
     "generate": "make a synthetic data set with a trained pipeline",
     "evaluate": "measure fidelity and utility of a pipeline or a synthetic data set",
-    "audit": "attack the mechanism, and compare the epsilon that the attack proves with the claim",
+    "audit": "attack a whole run, and compare the epsilon that the attack proves with the claim",
     "push": "push a finished run to the Hub",
     "epsilon": "recompute epsilon from a privacy.json, or add up several runs",
     "app": "look at samples of a trained pipeline in a browser",

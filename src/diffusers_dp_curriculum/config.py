@@ -31,13 +31,13 @@ from .files import local_path
 from .options import check_options, declared_options, options_of_group
 
 
-TRAINING = "All stages: loss, learning-rate schedule and average"
+TRAINING = "Loss, learning-rate schedule and average, in every stage"
 SAMPLES = "Samples shown at the end"
 
 _output = options_of_group("Output")
 _execution = options_of_group("Execution (changes no result but for rounding)", execution=True)
 _checkpoints = options_of_group("Checkpoints, previews and logging", execution=True)
-_start = options_of_group("Starting point")
+_start = options_of_group("Start from a public model")
 _budget = options_of_group("Privacy budget of the whole run")
 _noise = options_of_group("Source of the noise")
 _central = options_of_group("Stage 1: central images, and the warm-up on them")
@@ -175,7 +175,7 @@ class DPCurriculumConfig:
     central_noise_multiplier: float | str = _central(
         AUTO,
         "Noise standard deviation over sensitivity, per query. auto is that of the paper, 5, or more where the queries "
-        "would cost over a quarter of target_epsilon.",
+        "would cost over a quarter of target_epsilon, or of what prior_runs leave of it.",
         limits=auto_or(above(0)),
     )
     central_sample_rate: float = _central(

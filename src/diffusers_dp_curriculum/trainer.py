@@ -284,9 +284,10 @@ class DPCurriculumTrainer:
         info = self.info
         gradients = ""
         if self.plan.dp_sgd is not None:
+            draws = f"{self.args.noise_multiplicity} {'draw' if self.args.noise_multiplicity == 1 else 'draws'}"
             gradients = (
                 f"  trained         {self.trained_part}\n"
-                f"  gradients       {self.grad_sample_mode}, {self.args.noise_multiplicity} draws a {info.unit}\n"
+                f"  gradients       {self.grad_sample_mode}, {draws} a {info.unit}\n"
             )
         images_bytes = self.records.images.nbytes
         expected = estimate(

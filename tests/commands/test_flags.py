@@ -1,6 +1,8 @@
 """The command line rewrites messages, which name arguments, to name its flags."""
 
+import argparse
 import io
+from importlib import import_module
 
 import pytest
 
@@ -28,6 +30,16 @@ def test_arguments_of_the_library_get_the_names_that_a_command_has_for_them():
         rename_arguments(train_data_dir="reference"),
     ):
         raise InputError("dir holds no images: give one that does as `train_data_dir`, not `split`.")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_help_of_a_command_says_what_every_flag_is_by_default(command):
+    parser = import_module(f"diffusers_dp_curriculum.commands.{command}").make_parser()
+    for action in parser._actions:
+        turns_off = str(action.option_strings[:1]).startswith("['--no_")
+        if not turns_off and not any(action.default is none for none in (None, False, argparse.SUPPRESS)):
+            assert "default" in action.help, action.option_strings
+    assert "%(" not in parser.format_help()
 
 
 def test_a_tilde_is_the_home_directory_in_every_argument(monkeypatch):

@@ -60,6 +60,8 @@ def test_flags_are_those_of_training_on_public_images_alone():
         assert flag not in flags
     with pytest.raises(InputError, match="There is no flag --target_epsilon: see --help"):
         parse_arguments(["--target_epsilon", "3"])
+    with pytest.raises(InputError, match="`max_train_steps` is 0: give at least 1"):  # a private run may have none
+        parse_arguments(["--dataset_name", "digits", "--max_train_steps", "0"])
 
 
 def test_images_that_a_private_model_made_are_not_public(tmp_path, capsys):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DPCurriculumError, InputError
 from ..names import check_pipeline_name
+from .flags import with_defaults
 
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("pipeline", help="directory of a saved pipeline, or its name on the Hub")
     parser.add_argument("--port", type=int, default=7860, help="port of this machine on which the page is served")
-    return parser
+    return with_defaults(parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

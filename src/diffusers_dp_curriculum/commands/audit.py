@@ -38,7 +38,7 @@ from ..files import check_data_dir, check_new_or_empty
 from ..names import check_dataset_name
 from ..options import declared_options
 from .data_arguments import DataArguments
-from .flags import add_options, in_range, number_or_auto
+from .flags import add_options, in_range, number_or_auto, with_defaults
 
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=1.0,
         help="break the mechanism on purpose: add only this share of the noise that the ledger records",
     )
-    return parser
+    return with_defaults(parser)
 
 
 def plot(audit: "Audit") -> "Figure":

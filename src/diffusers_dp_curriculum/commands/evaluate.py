@@ -20,7 +20,7 @@ from ..data.class_names import checked_class_names
 from ..errors import DPCurriculumError, HubError, InputError
 from ..files import check_new_or_empty, check_outside
 from ..names import check_dataset_name
-from .flags import in_range, rename_arguments
+from .flags import in_range, rename_arguments, with_defaults
 
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, action=in_range(SEED), default=0, help="seed of samples, subsets and initial weights"
     )
-    return parser
+    return with_defaults(parser)
 
 
 def is_pipeline(name: str) -> bool:

@@ -89,6 +89,20 @@ def number_or_auto(number: type) -> Callable[[str], Any]:
     return parse
 
 
+def with_defaults(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Name the default of each flag in its help, unless the help says already what the default is.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The parser, which is changed in place and returned.
+    """
+    for action in parser._actions:
+        has_default = not any(action.default is none for none in (None, False, argparse.SUPPRESS))  # 0 is a default
+        if has_default and "default" not in (action.help or ""):
+            default = " ".join(action.default) if isinstance(action.default, list) else action.default
+            action.help = f"{action.help} (default: {default})"
+    return parser
+
+
 def in_range(limits: Range) -> type[argparse.Action]:
     """Make an action that stores the value of a flag, or each of several values, if it is in a range.
 

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files import check_is_no_pattern, check_new_or_empty
 from ..names import check_pipeline_name, check_repo_id
 from ..run_paths import GENERATION_SETTINGS, RunPaths
-from .flags import in_range
+from .flags import in_range, with_defaults
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--hub_private_repo", action="store_true", help="make the repository private, if it does not exist yet"
     )
     parser.add_argument("--hub_token", help="token of the Hub; `hf auth login` or HF_TOKEN is better")
-    return parser
+    return with_defaults(parser)
 
 
 def share_out(numbers: list[int], class_balance: str, pipeline_directory: str) -> int | list[int]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import check_logger
+from ..checks import at_least, check_logger
 from ..config import PRETRAINING_OPTIONS, SAMPLES, TRAINING, DPCurriculumConfig
 from ..errors import InputError
 from ..files import local_path
@@ -34,15 +34,24 @@ DATA = {
 # (Ho et al. 2020, arXiv:2006.11239, appendix B).
 CHANGES: dict[str, dict[str, Any]] = {
     "preset": {"help": "Recipe whose network, noise scheduler, loss and samples to use; other flags override them."},
+    "pixel_range": {"help": "Two numbers: the values of black and white in images of more than 8 bits a pixel."},
+    "class_names": {"help": "The list of classes, in order; it is published."},
     "output_dir": {"default": "public-model", "help": "Directory for the pipeline and its card."},
     "seed": {"help": "Seed of initial weights, batches and samples."},
+    "mixed_precision": {"help": "Number type of forward and backward passes; by default that of `accelerate launch`."},
     "pretrained_model_name_or_path": {
         "help": "Directory or Hub id of a public pipeline or UNet2DModel to continue with, in place of random weights; "
         "it brings its network and, if it is a pipeline, its noise scheduler."
     },
     "train_batch_size": {"default": 128, "help": "Images per step, over all processes.", "group": "Training"},
-    "max_train_steps": {"default": 20_000, "help": "Training steps.", "group": "Training"},
+    "max_train_steps": {"default": 20_000, "help": "Training steps.", "group": "Training", "limits": at_least(1)},
     "learning_rate": {"default": 2e-4, "help": "Peak learning rate of Adam.", "group": "Training"},
+    "label_dropout": {
+        "help": "Probability of dropping an image's label, which trains the null class: for guidance, and for private "
+        "runs, whose classes begin as this class (paper: 0.1)."
+    },
+    "random_flip": {"help": "Mirror half of the images."},
+    "lr_scheduler": {"help": "Learning-rate schedule."},
     "checkpointing_steps": {"help": "Steps between two checkpoints, kept in private/."},
     "logger": {"help": "Where to log the loss and the learning rate."},
     "hub_license": {"group": "Card"},
@@ -95,6 +104,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[ScriptArguments, DPCurric
     script = ScriptArguments(**{option.name: values.pop(option.name) for option in script_options()})
     config = DPCurriculumConfig(**values)
     script.check_with(config)
+    CHANGES["max_train_steps"]["limits"].check("max_train_steps", config.max_train_steps)
     return script, config
 
 

@@ -52,7 +52,7 @@ DATA_OPTIONS = {"dataset_name", "output_dir", "image_column", "label_column", "u
 HIDDEN = "***"
 
 NETWORK = "Network, with random weights"
-SCHEDULER = "Noise scheduler, unless the starting point is a pipeline"
+SCHEDULER = "Noise scheduler, unless the start is a pipeline"
 
 _run = options_of_group("Run")
 _network = options_of_group(NETWORK)
