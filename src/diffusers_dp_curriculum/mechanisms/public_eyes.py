@@ -109,8 +109,8 @@ def moments(layers: Sequence[torch.Tensor]) -> torch.Tensor:
     """The features z(x) of images, `(B, D)`, of which every row has an L2 norm of at most 1, whatever the layers are.
 
     The first half are the layers, each divided by its norm, one after another; the second half are the squares of the
-    first, divided by their norm (DP-MEPF, Harder et al., TMLR 2023, arXiv:2205.12900, section 4). Both halves have the
-    norm 2^(-1/2). A layer of zeros stays zero.
+    first, divided by their norm (DP-MEPF, Harder et al., TMLR 2023, arXiv:2205.12900). Both halves have the norm
+    2^(-1/2). A layer of zeros stays zero.
 
     Args:
         layers (`Sequence[torch.Tensor]`): What each layer makes of the images, `(B, C)`.
