@@ -37,7 +37,11 @@ SAMPLE_OF_CENTRAL = (
 NOISE_OF_FREQUENCY = (
     "released = sums + mechanism.noise_multiplier * mechanism.sensitivity * randomness.normal(sums.shape, noise)"
 )
+CLASS_FEATURES = "mechanisms/class_features.py"
+PUBLIC_EYES = "mechanisms/public_eyes.py"
+SUMS_OF_FEATURES = "_feature_sums(records, features_of, self.num_features)"
 FREQUENCY = "mechanisms/test_frequency_features.py"
+PERCEPTUAL = "mechanisms/test_perceptual_features.py"
 USERS = "mechanisms/test_user_level.py"
 TRAINABLE = "training/test_trainable.py"
 PRIVATE_STEP = "test_device.py::test_a_private_step_waits_for_nothing"
@@ -128,52 +132,51 @@ VARIANTS = [
     ),
     Variant(
         "frequency features without noise",
-        "mechanisms/frequency_features.py",
+        CLASS_FEATURES,
         NOISE_OF_FREQUENCY,
         "released = sums",
         f"{FREQUENCY}::test_noise_has_the_standard_deviation_that_the_ledger_says",
     ),
     Variant(
         "frequency features with half the noise",
-        "mechanisms/frequency_features.py",
+        CLASS_FEATURES,
         NOISE_OF_FREQUENCY,
         NOISE_OF_FREQUENCY.replace("sums +", "sums + 0.5 *"),
         f"{FREQUENCY}::test_noise_has_the_standard_deviation_that_the_ledger_says",
     ),
     Variant(
         "frequency features with noise from a seed",
-        "mechanisms/frequency_features.py",
+        CLASS_FEATURES,
         "noise = randomness.generator()",
-        "noise = torch.Generator().manual_seed(self.seed)\n        randomness.secure_rng = False",
+        "noise = torch.Generator().manual_seed(0)\n        randomness.secure_rng = False",
         f"{FREQUENCY}::test_noise_is_independent_between_coordinates_classes_and_queries",
     ),
     Variant(
         "frequency features with the noise on the mean over the true class count",
-        "mechanisms/frequency_features.py",
+        CLASS_FEATURES,
         NOISE_OF_FREQUENCY,
         NOISE_OF_FREQUENCY + " * (sums[:, -1:] / COUNT_WEIGHT).clamp(min=1)",
         f"{FREQUENCY}::test_noise_is_on_the_sums_and_does_not_follow_the_size_of_a_class",
     ),
     Variant(
         "frequency features with one noise for all classes",
-        "mechanisms/frequency_features.py",
+        CLASS_FEATURES,
         "randomness.normal(sums.shape, noise)",
         "randomness.normal(sums[:1].shape, noise)",
         f"{FREQUENCY}::test_noise_is_independent_between_coordinates_classes_and_queries",
     ),
     Variant(
         "frequency features with exact counts",
-        "mechanisms/frequency_features.py",
+        CLASS_FEATURES,
         NOISE_OF_FREQUENCY,
         NOISE_OF_FREQUENCY + " * (torch.arange(sums.shape[1]) < sums.shape[1] - 1)",
         f"{FREQUENCY}::test_counts_are_noisy_numbers_of_records",
     ),
     Variant(
         "frequencies drawn from the records",
-        "mechanisms/frequency_features.py",
-        "            sums = _feature_sums(records, frequencies)",
-        "            frequencies = frequencies * (1 + records.images.float().std() / 255)\n"
-        "            sums = _feature_sums(records, frequencies)",
+        CLASS_FEATURES,
+        SUMS_OF_FEATURES,
+        "_feature_sums(records, lambda x: features_of(x * (1 + records.images.double().std())), self.num_features)",
         f"{FREQUENCY}::test_frequencies_follow_from_the_seed_alone",
     ),
     Variant(
@@ -192,7 +195,7 @@ VARIANTS = [
     ),
     Variant(
         "frequency features whose count adds more than the sensitivity knows",
-        "mechanisms/frequency_features.py",
+        CLASS_FEATURES,
         "COUNT_WEIGHT * counts]",
         "3 * COUNT_WEIGHT * counts]",
         f"{FREQUENCY}::test_one_record_moves_the_sums_by_the_sensitivity_and_no_more",
@@ -206,10 +209,66 @@ VARIANTS = [
     ),
     Variant(
         "frequency features released before the ledger has the entry",
-        "mechanisms/frequency_features.py",
-        "        with execution.step():\n            sums = _feature_sums(records, frequencies)",
-        "        sums = _feature_sums(records, frequencies)\n        with execution.step():",
+        CLASS_FEATURES,
+        f"        with execution.step():\n            sums = {SUMS_OF_FEATURES}",
+        f"        sums = {SUMS_OF_FEATURES}\n        with execution.step():",
         f"{FREQUENCY}::test_the_ledger_entry_comes_before_the_release",
+    ),
+    Variant(
+        "features of a public model without the normalisation",
+        PUBLIC_EYES,
+        "[F.normalize(layer, dim=1) for layer in layers]",
+        "list(layers)",
+        f"{PERCEPTUAL}::test_one_record_moves_the_sums_by_the_sensitivity_and_no_more",
+    ),
+    Variant(
+        "second moments of a public model without the normalisation",
+        PUBLIC_EYES,
+        "F.normalize(first.square(), dim=1)",
+        "len(layers) * first.square()",
+        f"{PERCEPTUAL}::test_moments_have_norm_one_together",
+    ),
+    Variant(
+        "two moments of a public model as long as one",
+        PUBLIC_EYES,
+        "F.normalize(first.square(), dim=1)], dim=1) / 2**0.5",
+        "F.normalize(first.square(), dim=1)], dim=1)",
+        f"{PERCEPTUAL}::test_one_record_moves_the_sums_by_the_sensitivity_and_no_more",
+    ),
+    Variant(
+        "features of a public model over the largest norm among the records",
+        PUBLIC_EYES,
+        "[F.normalize(layer, dim=1) for layer in layers]",
+        "[layer / layer.norm(dim=1).max() for layer in layers]",
+        f"{PERCEPTUAL}::test_moments_have_norm_one_together",
+    ),
+    Variant(
+        "batch statistics in a public model",
+        PUBLIC_EYES,
+        "self.eval().requires_grad_(False)",
+        "self.requires_grad_(False)",
+        f"{PERCEPTUAL}::test_a_record_is_seen_as_if_it_were_alone",
+    ),
+    Variant(
+        "a public model that mixes images",
+        PUBLIC_EYES,
+        "if not (alone[0] - together[0]).norm() < MOST_MIXING:",
+        "if False:",
+        f"{PERCEPTUAL}::test_a_model_that_mixes_images_is_refused_before_anything_is_recorded",
+    ),
+    Variant(
+        "features of a public model that are no numbers",
+        "mechanisms/perceptual_features.py",
+        "return torch.where(features.isfinite().all(dim=1, keepdim=True), features, 0.0)",
+        "return features",
+        f"{PERCEPTUAL}::test_an_image_without_finite_features_counts_and_adds_none",
+    ),
+    Variant(
+        "features of a public model taken for those of another",
+        "mechanisms/perceptual_features.py",
+        "if eyes is None or eyes.fingerprint != self.eyes_fingerprint:",
+        "if eyes is None:",
+        f"{PERCEPTUAL}::test_disk_keeps_what_tells_the_model_from_others",
     ),
     Variant(
         "DP-SGD without noise",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .errors import DPCurriculumError, HubError, InputError, StorageError, TrainingError
     from .mechanisms.central_images import CentralImageDataset
     from .mechanisms.frequency_features import FrequencyFeatures
+    from .mechanisms.perceptual_features import PerceptualFeatures
+    from .mechanisms.public_eyes import PublicEyes
     from .mechanisms.randomness import MechanismRandomness
     from .presets import load_preset
     from .pretraining import pretrain
@@ -45,8 +47,10 @@ __all__ = [
     "InputError",
     "Mechanism",
     "MechanismRandomness",
+    "PerceptualFeatures",
     "PrivacyLedger",
     "PrivacyStatement",
+    "PublicEyes",
     "RunStatus",
     "StorageError",
     "TrainingError",
@@ -79,8 +83,10 @@ _MODULES = {
     "InputError": "errors",
     "Mechanism": "privacy.accounting",
     "MechanismRandomness": "mechanisms.randomness",
+    "PerceptualFeatures": "mechanisms.perceptual_features",
     "PrivacyLedger": "privacy.ledger",
     "PrivacyStatement": "privacy.statement",
+    "PublicEyes": "mechanisms.public_eyes",
     "RunStatus": "training.interruption",
     "StorageError": "errors",
     "TrainingError": "errors",

@@ -213,6 +213,14 @@ class DPCurriculumConfig:
         "in proportion to the square root of the number of pixels.",
         limits=KERNEL_WIDTH,
     )
+    # Not a hyper-parameter, since it may be a path, which must not be published: the ledger names the model.
+    feature_extractor: str | None = _frequency(
+        None,
+        "Directory or Hub id of a public vision model of transformers, whose features are queried in the place of "
+        "random ones, and which must have learned nothing from these records; a Hub id is published. It brings the "
+        "number of features, and no kernel widths are used.",
+        execution=True,
+    )
     frequency_generator_steps: int = _frequency(
         1600, "Steps of fitting the generator to the features; they cost no privacy.", limits=at_least(1)
     )

@@ -130,6 +130,24 @@ def no_start(name: str) -> InputError:
     )
 
 
+def check_extractor_name(name: str) -> None:
+    """Refuse a name that is neither a directory nor a repository on the Hub, where a vision model is needed.
+
+    Args:
+        name (`str`): Directory or Hub id of a vision model.
+
+    Raises:
+        InputError: If there is neither.
+        HubError: If the Hub is out of reach.
+    """
+    path = local_path(name)
+    if not (path.is_dir() or (not os.path.exists(path) and is_on_hub(name))):
+        raise InputError(
+            f"{name} is neither the directory of a vision model nor one on the Hub: check `feature_extractor`, and log "
+            "in if it is a private one."
+        )
+
+
 def check_dataset_name(name: str) -> None:
     """Refuse a name that is neither that of the digits nor of a data set on the Hub.
 

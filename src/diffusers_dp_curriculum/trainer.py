@@ -26,8 +26,10 @@ from .gradients.losses import NoiseDraws
 from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
 from .gradients.trials import random_draws, seeded
+from .mechanisms.class_features import ClassFeatures, pooled_shape
 from .mechanisms.dp_sgd import DPSGD
-from .mechanisms.frequency_features import FrequencyFeatures, pooled_shape
+from .mechanisms.perceptual_features import PerceptualFeatures
+from .mechanisms.public_eyes import PublicEyes
 from .mechanisms.randomness import MechanismRandomness
 from .mechanisms.releases import Queries, Release, ReleasedImages
 from .privacy.accounting import Mechanism
@@ -55,6 +57,7 @@ from .training.model_checks import (
 )
 from .training.optimization import make_loss, start_dp_sgd
 from .training.planning import Plan, describe_records, make_plan
+from .training.public_eyes import load_public_eyes
 from .training.run_directory import find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
 from .training.stages import DP_SGD, RELEASES, GeneratorStage, Stage, WarmUpStage, warm_up_stages
@@ -138,12 +141,15 @@ class DPCurriculumTrainer:
         run_on_main_process(lambda: check_output_dir(self.paths.output_dir, args.resume_from_checkpoint))
         self.prior_runs = run_on_main_process(lambda: find_prior_runs(args, unit_of(train_dataset)))
         self.initial_weights = check_starting_point(unet, args, self.prior_runs)
+        self.eyes = load_public_eyes(args)
         self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
         self.info = self.records.info
         if self.records.directory is not None:
             check_outside(self.paths.output_dir, self.records.directory)
         check_network(unet, self.info)
         self.unet = unet.to(self.accelerator.device)
+        if self.eyes is not None:
+            self.eyes.to(self.accelerator.device)
         if args.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.noise_scheduler = noise_scheduler
@@ -159,7 +165,7 @@ class DPCurriculumTrainer:
             self.preview.check(self.unet)
             rows = random_draws(self.loss, self.info.image_shape, 2, 2, self.accelerator.device).flatten()
             run_on_main_process(lambda: check_round_trip(self.unet, noise_scheduler, rows, part.published))
-        identity = run_identity(args, unet, noise_scheduler)
+        identity = run_identity(args, unet, noise_scheduler, eyes=self.eyes)
         check_all_equal(json.dumps(identity) + self.records.checksum(b""), "settings, network and records")
         self.checkpoints = Checkpoints(
             self.paths.checkpoints, identity, self.records.checksum, args.checkpoints_total_limit
@@ -170,9 +176,10 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None:
             self._follow_plan(self.checkpoint.plan)
         else:
-            self._follow_plan(make_plan(args, self.info, all_mechanisms(self.prior_runs)))
+            self._follow_plan(make_plan(args, self.info, all_mechanisms(self.prior_runs), self.eyes))
         self.randomness = MechanismRandomness(args.secure_rng, args.insecure_noise_seed)
         self.released = run_on_main_process(self._stored_releases)
+        self._check_eyes()
         self.sensitive_curves = SensitiveCurves(self.paths.sensitive_curves)
         self.finished = False
         self._ledger: PrivacyLedger | None = None
@@ -298,10 +305,21 @@ class DPCurriculumTrainer:
             f"{describe_records(info, self.records.provenance)}\n"
             f"  starts from     {'random weights' if start is None else start.name}\n"
             f"{self.plan}\n"
+            f"{self._describe_eyes()}"
             f"{gradients}"
             f"  processes       {self.accelerator.num_processes} on {self.accelerator.device.type}\n"
             f"{expected}"
         )
+
+    def _describe_eyes(self) -> str:
+        eyes = self._eyes_in_use()
+        if eyes is None:
+            return ""
+        return f"  looks through   {self.args.feature_extractor}, with {eyes.num_features:,} features\n"
+
+    def _eyes_in_use(self) -> PublicEyes | None:
+        """The public model whose features a stage queries; None where a stage has been left out by the plan."""
+        return next((stage.queries.eyes for stage in self.stages if isinstance(stage, GeneratorStage)), None)
 
     @own_arithmetic()
     def save_pipeline(self) -> Path:
@@ -346,6 +364,7 @@ class DPCurriculumTrainer:
             self.trained_part,
             started_from=None if start is None else start.in_words,
             base_model=None if start is None else start.hub_id,
+            eyes=None if (eyes := self._eyes_in_use()) is None else eyes.name,
         )
         write_artifact(self.paths, pipeline, privacy, card, pictures | {"samples": self.preview.grid(self.unet)})
         if self.args.push_to_hub:
@@ -395,10 +414,12 @@ class DPCurriculumTrainer:
 
     def _open_ledger(self) -> None:
         """Create the journal of a new run, or open that of the run to resume; only the main process writes it."""
+        eyes = self._eyes_in_use()
+        models = [] if eyes is None else [eyes.assumption]
 
         def open_run() -> Checkpoint | None:
             self._ledger, checkpoint = open_ledger(
-                self.args, self.checkpoints, self.prior_runs, self.info.unit, self.initial_weights
+                self.args, self.checkpoints, self.prior_runs, self.info.unit, self.initial_weights, models
             )
             return checkpoint
 
@@ -407,18 +428,25 @@ class DPCurriculumTrainer:
         if self.checkpoint is not None:
             self._follow_plan(self.checkpoint.plan)
         self.released = run_on_main_process(self._stored_releases)
+        self._check_eyes()
 
     def _follow_plan(self, plan: Plan | None) -> None:
         """Take a plan, with the sizes and the noise of queries that were chosen in it."""
         assert plan is not None  # only training on public images has none
         self.plan = plan
         self.args = plan.put_into(self.args)
-        self.stages = warm_up_stages(self.args)
+        self.stages = warm_up_stages(self.args, self.eyes)
 
     def _stored_releases(self) -> dict[str, Release]:
         """Everything that this run has released before it was interrupted: none of it has to be paid for again."""
         stored = [(name, kind, self.paths.released(name)) for name, kind in RELEASES.items()]
         return {name: kind.load_from_disk(path) for name, kind, path in stored if (path / f"{name}.json").exists()}
+
+    def _check_eyes(self) -> None:
+        """Refuse to continue a run whose features were seen through another model."""
+        features = self.released.get(PerceptualFeatures.name)
+        if isinstance(features, PerceptualFeatures):
+            features.check_eyes(self.eyes)
 
     def _store(self, release: Release) -> None:
         """Keep what was released for the rest of the run and for a resumed one."""
@@ -468,14 +496,15 @@ class DPCurriculumTrainer:
         features = self._released_features()
         with self._progress_bar(state, stage.title, stage.train_steps) as progress:
             after_step = self._after_step_of(stage, state, progress)
-            if not fit_generator(state, features, stage.train_steps, seed, after_step):
+            if not fit_generator(state, features, stage.train_steps, seed, after_step, stage.queries.eyes):
                 return False
         self._store(run_on_main_process(lambda: generate_images(state, features, seed)))
         return True
 
-    def _released_features(self) -> FrequencyFeatures:
-        features = self.released[FrequencyFeatures.name]
-        assert isinstance(features, FrequencyFeatures)
+    def _released_features(self) -> ClassFeatures:
+        (queries,) = (stage.queries for stage in self.stages if isinstance(stage, GeneratorStage))
+        features = self.released[queries.release_type.name]
+        assert isinstance(features, ClassFeatures)
         return features
 
     def _release_and_restore(self, stage: Stage, state: StageState) -> None:

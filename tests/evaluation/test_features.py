@@ -1,4 +1,3 @@
-import json
 import urllib.error
 
 import pytest
@@ -8,8 +7,6 @@ from transformers import (
     BertModel,
     CLIPConfig,
     CLIPModel,
-    Dinov2Config,
-    Dinov2Model,
     ResNetConfig,
     ResNetModel,
     ViTConfig,
@@ -19,40 +16,23 @@ from transformers import (
 from diffusers_dp_curriculum import HubError, InputError
 from diffusers_dp_curriculum.evaluation import features
 from diffusers_dp_curriculum.evaluation.features import extract_features, load_feature_extractor
+from helpers.vision_models import PATCHES, TINY, save_vision_model, tiny_dinov2
 
 
-TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-PATCHES = {"image_size": 16, "patch_size": 8}
-PREPROCESSOR = {
-    "image_processor_type": "ViTImageProcessor",
-    "size": {"height": 16, "width": 16},
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.25, 0.25, 0.25],
-}
 GREY = torch.randint(0, 256, (70, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def save(model, directory, **preprocessor):
-    model.eval().save_pretrained(directory)
-    (directory / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSOR, **preprocessor}))
-    return str(directory)
-
-
-def tiny_dinov2():
-    return Dinov2Model(Dinov2Config(**TINY, **PATCHES))
 
 
 def test_features_are_those_of_the_model_on_normalised_colour_images(tmp_path):
     """Images of 16x16 are not resized here, so that the preprocessing is a formula."""
     model = tiny_dinov2()
-    found = extract_features(load_feature_extractor(save(model, tmp_path)), GREY)
+    found = extract_features(load_feature_extractor(save_vision_model(model, tmp_path)), GREY)
     with torch.no_grad():
         expected = model((GREY.float() / 255 - 0.5).expand(-1, 3, -1, -1) / 0.25).pooler_output
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_images_of_another_size_are_resized_as_the_model_asks(tmp_path):
-    extractor = load_feature_extractor(save(tiny_dinov2(), tmp_path, size={"shortest_edge": 16}))
+    extractor = load_feature_extractor(save_vision_model(tiny_dinov2(), tmp_path, size={"shortest_edge": 16}))
     found = extract_features(extractor, GREY.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
     assert found.shape == (70, 16)
     near = extract_features(extractor, GREY)
@@ -68,7 +48,7 @@ def test_images_of_another_size_are_resized_as_the_model_asks(tmp_path):
     ids=["resnet", "clip"],
 )
 def test_other_families_of_models(model, width, tmp_path):
-    found = extract_features(load_feature_extractor(save(model(), tmp_path)), GREY.expand(-1, 3, -1, -1))
+    found = extract_features(load_feature_extractor(save_vision_model(model(), tmp_path)), GREY.expand(-1, 3, -1, -1))
     assert found.shape == (70, width)
     assert found.std(dim=0).max() > 0
 
@@ -83,14 +63,14 @@ def test_pixels_are_the_image_in_0_to_1_and_large_images_are_averaged():
 
 def test_a_model_with_weights_that_would_be_random_is_refused(tmp_path):
     """A classifier is saved without the pooling layer, whose output would be the features."""
-    path = save(ViTForImageClassification(ViTConfig(**TINY, **PATCHES)), tmp_path)
+    path = save_vision_model(ViTForImageClassification(ViTConfig(**TINY, **PATCHES)), tmp_path)
     with pytest.raises(InputError, match=r"lack pooler\.dense\.\w+, which would be random"):
         load_feature_extractor(path)
 
 
 def test_a_model_of_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="takes input_ids and no images"):
-        load_feature_extractor(save(BertModel(BertConfig(vocab_size=9, **TINY)), tmp_path))
+        load_feature_extractor(save_vision_model(BertModel(BertConfig(vocab_size=9, **TINY)), tmp_path))
 
 
 def test_a_directory_without_preprocessing_is_refused(tmp_path):

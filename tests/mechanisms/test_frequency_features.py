@@ -7,13 +7,9 @@ import torch
 
 from diffusers_dp_curriculum import FrequencyFeatures, ImageDataset, InputError, Mechanism, PrivacyLedger
 from diffusers_dp_curriculum.auditing.query_attack import ScaledNoise
-from diffusers_dp_curriculum.mechanisms import frequency_features
-from diffusers_dp_curriculum.mechanisms.frequency_features import (
-    COUNT_WEIGHT,
-    FrequencyFeatureQuery,
-    fourier_features,
-    pooled_shape,
-)
+from diffusers_dp_curriculum.mechanisms import class_features
+from diffusers_dp_curriculum.mechanisms.class_features import COUNT_WEIGHT, pooled_shape
+from diffusers_dp_curriculum.mechanisms.frequency_features import FrequencyFeatureQuery, fourier_features
 from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
 from helpers import random_records, records_of_one_value, without_first
 from helpers.tensor_memory import TensorMemory
@@ -22,7 +18,8 @@ from helpers.tensor_memory import TensorMemory
 def summed(records, num_features=60, seed=0):
     """What the query adds noise to."""
     query = FrequencyFeatureQuery(num_features, seed=seed)
-    return frequency_features._feature_sums(records, query.frequencies(pooled_shape(records.info.image_shape)))
+    features_of = query.features_of(pooled_shape(records.info.image_shape))
+    return class_features._feature_sums(records, features_of, num_features)
 
 
 def query(records, num_features=60, noise_multiplier=1e-9, **options):
@@ -84,7 +81,7 @@ def test_a_record_adds_the_same_whatever_the_others_are_and_in_whichever_piece(m
         summed(ImageDataset(records.images[shuffled], records.labels[shuffled], ["a", "b", "c"])), expected
     )
     for values in (1, 1000, 60 * 7):
-        monkeypatch.setattr(frequency_features, "VALUES_AT_ONCE", values)
+        monkeypatch.setattr(class_features, "VALUES_AT_ONCE", values)
         assert torch.equal(summed(records), expected)
 
 
@@ -203,9 +200,7 @@ def test_the_ledger_entry_comes_before_the_release(monkeypatch):
         def record(self, mechanism):
             raise RuntimeError("no entry")
 
-    monkeypatch.setattr(
-        frequency_features, "_feature_sums", lambda *_: pytest.fail("read before the entry was durable")
-    )
+    monkeypatch.setattr(class_features, "_feature_sums", lambda *_: pytest.fail("read before the entry was durable"))
     with pytest.raises(RuntimeError, match="no entry"):
         query(random_records(), ledger=Refuses(1e-5))
 
@@ -217,7 +212,7 @@ def test_entry_says_what_was_done():
 
 
 def test_a_query_that_would_pass_the_target_is_refused_before_anything_is_read(monkeypatch):
-    monkeypatch.setattr(frequency_features, "_feature_sums", lambda *_: pytest.fail("read beyond the target"))
+    monkeypatch.setattr(class_features, "_feature_sums", lambda *_: pytest.fail("read beyond the target"))
     ledger = PrivacyLedger(1e-5, target_epsilon=0.1)
     with pytest.raises(InputError, match="1 steps of frequency_features would pass the target epsilon 0.1"):
         query(random_records(), noise_multiplier=1.0, ledger=ledger)
@@ -266,7 +261,7 @@ def test_disk_keeps_sums_counts_frequencies_and_the_entry(tmp_path):
 
 
 def test_a_query_takes_pieces_of_bounded_memory_and_no_operation_for_each_record(monkeypatch):
-    monkeypatch.setattr(frequency_features, "VALUES_AT_ONCE", 2**18)
+    monkeypatch.setattr(class_features, "VALUES_AT_ONCE", 2**18)
     seen = {}
     for count in (400, 800):
         records = random_records(count)

@@ -15,9 +15,10 @@ from diffusers_dp_curriculum import (
 )
 from diffusers_dp_curriculum.data.dataset_info import DatasetInfo
 from diffusers_dp_curriculum.errors import InputError
-from diffusers_dp_curriculum.mechanisms import central_images, frequency_features
+from diffusers_dp_curriculum.mechanisms import central_images, class_features
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
-from diffusers_dp_curriculum.mechanisms.frequency_features import COUNT_WEIGHT, FrequencyFeatureQuery
+from diffusers_dp_curriculum.mechanisms.class_features import COUNT_WEIGHT
+from diffusers_dp_curriculum.mechanisms.frequency_features import FrequencyFeatureQuery
 from diffusers_dp_curriculum.mechanisms.randomness import entropy_generator
 from helpers import random_records, tiny_records, uneven_users, with_users
 from helpers.dp_sgd_steps import fixed_draws, make_dp_sgd, parameters, take_step
@@ -37,7 +38,7 @@ def sensitivity(query):
 def summed(records, query):
     """The sums of a query of everybody, before the noise."""
     if query == "frequency":
-        return frequency_features._feature_sums(records, FrequencyFeatureQuery(60).frequencies((1, 8, 8)))
+        return class_features._feature_sums(records, FrequencyFeatureQuery(60).features_of((1, 8, 8)), 60)
     if query == "mean":
         return central_images._mean_sums(records, 1.0, 1, torch.Generator())
     return central_images._mode_votes(records, 1.0, 1, 8, torch.Generator())
@@ -121,7 +122,7 @@ def test_sums_do_not_depend_on_the_pieces_in_which_records_are_read(query, monke
     _, more = with_one_more(*USERS["records like any other"]())
     expected = summed(more, query)
     for values in (1, 3 * 64, 600, 5000):
-        for module in (central_images, frequency_features):
+        for module in (central_images, class_features):
             monkeypatch.setattr(module, "VALUES_AT_ONCE", values)
         assert torch.equal(summed(more, query), expected)
 

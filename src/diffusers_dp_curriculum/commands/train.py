@@ -34,7 +34,14 @@ from ..checks import (
 from ..config import DPCurriculumConfig
 from ..errors import InputError
 from ..files import check_data_dir
-from ..names import check_config_name, check_dataset_name, check_repo_id, check_run_name, check_start_name
+from ..names import (
+    check_config_name,
+    check_dataset_name,
+    check_extractor_name,
+    check_repo_id,
+    check_run_name,
+    check_start_name,
+)
 from ..options import options_of_group
 from ..presets import load_preset, preset_names
 from ..run_paths import check_output_dir
@@ -225,7 +232,7 @@ def check_names(script: ScriptArguments, config: DPCurriculumConfig) -> None:
 
     Args:
         script (`ScriptArguments`): The options that name images and a config of a network.
-        config (`DPCurriculumConfig`): The options that name the output directory and a network to start from.
+        config (`DPCurriculumConfig`): The options that name the output directory and public models.
 
     Raises:
         InputError: If a name cannot be used.
@@ -241,6 +248,8 @@ def check_names(script: ScriptArguments, config: DPCurriculumConfig) -> None:
         check_config_name(script.model_config_name_or_path)
     if config.pretrained_model_name_or_path is not None:
         check_start_name(config.pretrained_model_name_or_path)
+    if config.feature_extractor is not None:
+        check_extractor_name(config.feature_extractor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 A feature extractor is a module that maps `uint8` images of shape `(N, C, H, W)` to features of shape `(N, D)`.
 """
 
-import contextlib
 import importlib.util
 import pickle
 import urllib.error
@@ -11,16 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModel
 
-from ..data.sources import HUB_TIMEOUT_SECONDS
 from ..errors import HubError, InputError
+from ..vision_models import load_vision_model
 
 
 BATCH_SIZE = 64
@@ -136,29 +132,7 @@ class VisionModel(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        try:
-            if not Path(name).is_dir():
-                # One request first, because transformers retries for minutes before it reports that the Hub is out of
-                # reach. In offline mode the cache is used.
-                with contextlib.suppress(OfflineModeIsEnabled):
-                    HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-            # The resizing of the model's training, by Pillow: the same numbers with and without torchvision.
-            self.processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-            model, loading = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-        except Exception as error:  # of many types: from the Hub's client, its HTTP library and transformers
-            reason = f"{error}\n".splitlines()[0]
-            raise (InputError if Path(name).is_dir() else HubError)(
-                f"{name!r} cannot be loaded as a vision model of transformers ({reason}): pass pixels, inception, or "
-                "the id or directory of a model that has a preprocessor_config.json."
-            ) from error
-        if loading["missing_keys"]:
-            raise InputError(
-                f"The weights of {name!r} lack {min(loading['missing_keys'])}, which would be random: pass another "
-                "model."
-            )
-        self.model = getattr(model, "vision_model", model)
-        if self.model.main_input_name != "pixel_values":
-            raise InputError(f"{name!r} takes {self.model.main_input_name} and no images: pass a vision model.")
+        self.processor, self.model = load_vision_model(name, instead="pixels, inception, or ")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features of shape `(N, hidden size)`."""

@@ -223,9 +223,10 @@ def _in_directory(directory: Path, name: str) -> FoundStatement:
 def _of_journal(released: Released) -> PrivacyStatement:
     """The statement that a privacy.json of the run would make now."""
     runs = CountedRun.of_journal(released)
-    # Older versions know no other unit, and no other initial weights.
+    # Older versions know no other unit, no other initial weights, and no further models.
     unit = released.header.get("unit", RECORD)
     initial_weights = released.header.get("initial_weights", INITIAL_WEIGHTS)
+    public_models = released.header.get("public_models", [])
     return make_statement(
         runs,
         released.header["delta"],
@@ -234,7 +235,7 @@ def _of_journal(released: Released) -> PrivacyStatement:
         dataset_size=None,
         not_private=released.not_private,
         unit=unit,
-        public_assumptions=public_assumptions(unit, initial_weights),
+        public_assumptions=public_assumptions(unit, initial_weights, public_models),
         versions=package_versions(),
     )
 

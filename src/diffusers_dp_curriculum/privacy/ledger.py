@@ -26,14 +26,17 @@ PUBLIC_ASSUMPTIONS = (
 INITIAL_WEIGHTS = "the initial weights of the network, which have learned nothing from these records"
 
 
-def public_assumptions(unit: str, initial_weights: str = INITIAL_WEIGHTS) -> tuple[str, ...]:
+def public_assumptions(
+    unit: str, initial_weights: str = INITIAL_WEIGHTS, public_models: Sequence[str] = ()
+) -> tuple[str, ...]:
     """What a statement about records, or about users, assumes to be public.
 
     Args:
         unit (`str`): The unit of privacy, `"record"` or `"user"`.
         initial_weights (`str`, *optional*): What is assumed of the weights that training began with.
+        public_models (`Sequence[str]`, *optional*): What is assumed of each further model that is used.
     """
-    return (f"the number of {unit}s N", *PUBLIC_ASSUMPTIONS, initial_weights)
+    return (f"the number of {unit}s N", *PUBLIC_ASSUMPTIONS, *public_models, initial_weights)
 
 
 class Randomness(Protocol):
@@ -68,6 +71,9 @@ class PrivacyLedger:
         initial_weights (`str`, *optional*):
             What is assumed of the weights that training began with, in words that are published. The first line of the
             journal keeps it.
+        public_models (`Sequence[str]`, *optional*):
+            What is assumed of each further model that is used, in words that are published. The first line of the
+            journal keeps it.
 
     Raises:
         InputError: If delta or the accountant cannot be used, or the journal exists already.
@@ -95,10 +101,12 @@ class PrivacyLedger:
         prior_runs: Sequence[CountedRun] = (),
         unit: str = RECORD,
         initial_weights: str = INITIAL_WEIGHTS,
+        public_models: Sequence[str] = (),
     ):
         check_accounting(delta, accountant)
         self.unit = unit
         self.initial_weights = initial_weights
+        self.public_models = list(public_models)
         self.versions = package_versions()
         self.delta = delta
         self.accountant = accountant
@@ -112,10 +120,9 @@ class PrivacyLedger:
         self._journal = None
         if journal is not None:
             header = {"unit": unit, "delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
+            assumed = {"initial_weights": initial_weights, "public_models": self.public_models}
             prior_runs_in_json = [run.to_dict() for run in self.prior_runs]
-            self._journal = Journal(
-                journal, {**header, "initial_weights": initial_weights, "prior_runs": prior_runs_in_json}
-            )
+            self._journal = Journal(journal, {**header, **assumed, "prior_runs": prior_runs_in_json})
 
     @classmethod
     def resume(cls, journal: Journal | str | Path, position: int, check: int | None = None) -> "PrivacyLedger":
@@ -138,10 +145,11 @@ class PrivacyLedger:
             opened.resume(position, check)
             header = opened.header
             prior_runs = CountedRun.of_header(header)
-            # Older versions know no other unit, and no other initial weights.
+            # Older versions know no other unit, no other initial weights, and no further models.
             unit, initial_weights = header.get("unit", RECORD), header.get("initial_weights", INITIAL_WEIGHTS)
+            assumed = initial_weights, header.get("public_models", [])
             target = header["target_epsilon"]
-            ledger = cls(header["delta"], header["accountant"], None, target, prior_runs, unit, initial_weights)
+            ledger = cls(header["delta"], header["accountant"], None, target, prior_runs, unit, *assumed)
         except BaseException:
             if opened is not journal:
                 opened.close()
@@ -154,8 +162,9 @@ class PrivacyLedger:
 
     def in_memory(self) -> "PrivacyLedger":
         """A copy of this ledger without the journal, for the processes of a run that do not write it."""
+        assumed = self.initial_weights, self.public_models
         ledger = PrivacyLedger(
-            self.delta, self.accountant, None, self.target_epsilon, self.prior_runs, self.unit, self.initial_weights
+            self.delta, self.accountant, None, self.target_epsilon, self.prior_runs, self.unit, *assumed
         )
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms
@@ -334,7 +343,7 @@ class PrivacyLedger:
             dataset_size=dataset_size,
             not_private=self.not_private,
             unit=self.unit,
-            public_assumptions=public_assumptions(self.unit, self.initial_weights),
+            public_assumptions=public_assumptions(self.unit, self.initial_weights, self.public_models),
             versions=self.versions,
         )
 

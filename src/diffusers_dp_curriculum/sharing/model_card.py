@@ -20,6 +20,7 @@ IN_WORDS = {
     "central_images_mean": "the central images (DP means)",
     "central_images_mode": "the central images (DP modes)",
     "frequency_features": "the frequency features",
+    "perceptual_features": "the features of a public model",
     "dp_sgd": "training by DP-SGD",
 }
 TAGS = ["diffusers", "differential-privacy", "opacus", "image-generation"]
@@ -40,6 +41,7 @@ def make_model_card(
     trained_part: str,
     started_from: str | None = None,
     base_model: str | None = None,
+    eyes: str | None = None,
 ) -> ModelCard:
     """Render the card of a finished run; everything in it is public or comes from releases in the ledger.
 
@@ -53,6 +55,7 @@ def make_model_card(
         trained_part (`str`): In words, which parameters of the network DP-SGD has trained.
         started_from (`str`, *optional*): What training started from, in words; None for random weights.
         base_model (`str`, *optional*): The id on the Hub of the model that training started from.
+        eyes (`str`, *optional*): The public model whose features were queried, in words; None for random features.
     """
     class_names = None if info.class_names is None else list(info.class_names)
     metadata = card_metadata(config, TAGS, base_model)
@@ -85,6 +88,7 @@ def make_model_card(
         num_inference_steps=config.num_inference_steps,
         churn=f", s_churn={config.s_churn}, s_tmin={config.s_tmin}, s_tmax={config.s_tmax}" if config.s_churn else "",
         started_from=started_from,
+        eyes=eyes,
         repo_id=REPO_ID_TO_COME,
     )
 

@@ -1,9 +1,10 @@
-"""The auxiliary generator: a small network fitted to released frequency features. It reads no records.
+"""The auxiliary generator: a small network fitted to released features of classes. It reads no records.
 
 The class means of random Fourier features characterise the distribution of a class as far as their kernels resolve it.
 The generator learns to make images whose features have the released means, by stochastic gradient descent on the
 squared distance of the means (the maximum mean discrepancy of their kernels: Gretton et al., JMLR 2012). The method is
-that of DP-MERF (Harder et al., AISTATS 2021, arXiv:2002.11603) and FETA-Pro (USENIX Security 2026, arXiv:2601.06368).
+that of DP-MERF (Harder et al., AISTATS 2021, arXiv:2002.11603) and FETA-Pro (USENIX Security 2026, arXiv:2601.06368);
+with the features of a public model it is that of DP-MEPF (Harder et al., TMLR 2023, arXiv:2205.12900).
 """
 
 import math
@@ -19,7 +20,8 @@ from tqdm.auto import tqdm
 from ..arithmetic import own_arithmetic
 from ..errors import TrainingError
 from ..gradients.trials import seed_from, seeded
-from ..mechanisms.frequency_features import FrequencyFeatures, fourier_features
+from ..mechanisms.class_features import ClassFeatures
+from ..mechanisms.public_eyes import PublicEyes
 from ..mechanisms.releases import ReleasedImages
 
 
@@ -83,7 +85,7 @@ class AuxiliaryGenerator(nn.Module):
 
 
 class FrequencyImageDataset(ReleasedImages):
-    """Images of a generator that was fitted to released frequency features, as a data set of (image, label).
+    """Images of a generator that was fitted to released features of classes, as a data set of (image, label).
 
     Any use of the images is post-processing of the query that released the features.
 
@@ -111,22 +113,27 @@ class FrequencyImageDataset(ReleasedImages):
     @own_arithmetic()
     def from_features(
         cls,
-        features: FrequencyFeatures,
+        features: ClassFeatures,
         train_steps: int = 1600,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        eyes: PublicEyes | None = None,
     ) -> "FrequencyImageDataset":
         """Fit a generator to released features, and make some 10,000 images, as [`generate_images`] describes.
 
         Args:
-            features (`FrequencyFeatures`): What the query released.
+            features (`FrequencyFeatures` or `PerceptualFeatures`): What the query released.
             train_steps (`int`, *optional*, defaults to 1600): Steps of fitting, which cost no privacy.
             seed (`int`, *optional*, defaults to 0): Seed of the generator's weights and latent vectors.
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the generator is trained.
+            eyes (`PublicEyes`, *optional*): The public model, if the features are those of one.
+
+        Raises:
+            InputError: If the features are those of another model.
         """
         with seeded(torch.device(device), seed), tqdm(total=train_steps, desc=TITLE) as progress:
             state = start_generator(features.image_shape, len(features.counts), train_steps, seed, device)
-            fit_generator(state, features, train_steps, seed, lambda _: progress.update() and False)
+            fit_generator(state, features, train_steps, seed, lambda _: progress.update() and False, eyes)
             return generate_images(state, features, seed)
 
 
@@ -192,10 +199,11 @@ def start_generator(
 
 def fit_generator(
     state: GeneratorState,
-    features: FrequencyFeatures,
+    features: ClassFeatures,
     train_steps: int,
     seed: int,
     after_step: Callable[[torch.Tensor], object] = lambda error: None,
+    eyes: PublicEyes | None = None,
 ) -> bool:
     """Fit the generator to the released features.
 
@@ -203,18 +211,23 @@ def fit_generator(
 
     Args:
         state (`GeneratorState`): From [`start_generator`] or a checkpoint; its generator is trained in place.
-        features (`FrequencyFeatures`): What the query released.
+        features (`ClassFeatures`): What the query released.
         train_steps (`int`): Number of steps of fitting.
         seed (`int`): Seed of the latent vectors.
         after_step (`Callable`, *optional*):
             Called after each step with the loss; fitting stops if it returns a true value.
+        eyes (`PublicEyes`, *optional*): The public model, if the features are those of one.
 
     Returns:
         `bool`: Whether all steps were taken.
+
+    Raises:
+        InputError: If the features are those of another model.
+        TrainingError: If the generator diverges.
     """
     generator = state.generator
     device = next(generator.parameters()).device
-    target, frequencies = features.means().to(device), features.frequencies.to(device)
+    target, features_of = features.means().to(device), features.feature_map(device, eyes)
     weights = features.reliability().to(device)
     weights = weights / weights.sum()
     classes_at_once = min(len(target), BATCH_SIZE // FEWEST_PER_CLASS)
@@ -225,7 +238,7 @@ def fit_generator(
         classes = torch.randperm(len(target))[:classes_at_once].to(device)
         latents = torch.randn(classes_at_once * per_class, LATENT_SIZE).to(device)
         images = generator(latents, classes.repeat_interleave(per_class))
-        made = fourier_features(images, frequencies).unflatten(0, (classes_at_once, per_class))
+        made = features_of(images).unflatten(0, (classes_at_once, per_class))
         error = (weights[classes] * mean_discrepancy(made, target[classes])).sum()
         if not error.isfinite():
             raise TrainingError(
@@ -264,7 +277,7 @@ def mean_discrepancy(features: torch.Tensor, target: torch.Tensor) -> torch.Tens
 
 @torch.no_grad()
 def generate_images(
-    state: GeneratorState, features: FrequencyFeatures, seed: int, num_images: int | None = None
+    state: GeneratorState, features: ClassFeatures, seed: int, num_images: int | None = None
 ) -> FrequencyImageDataset:
     """Make the images that the next stage trains on.
 
@@ -272,7 +285,7 @@ def generate_images(
 
     Args:
         state (`GeneratorState`): The state at the end of the stage.
-        features (`FrequencyFeatures`): What the query released.
+        features (`ClassFeatures`): What the query released.
         seed (`int`): Seed of the labels and of the latent vectors.
         num_images (`int`, *optional*): Number of images besides the ten of every class; by default `NUM_IMAGES`.
     """

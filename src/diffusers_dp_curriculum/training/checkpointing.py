@@ -20,6 +20,7 @@ from diffusers import SchedulerMixin, UNet2DModel
 from ..config import DPCurriculumConfig
 from ..errors import InputError, StorageError
 from ..files import is_full_disk, sync
+from ..mechanisms.public_eyes import PublicEyes
 from ..privacy.ledger import PrivacyLedger
 from .planning import Plan
 from .starting_point import starting_point_of
@@ -219,7 +220,11 @@ class Checkpoints:
 
 
 def run_identity(
-    config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin, public_images: bool = False
+    config: DPCurriculumConfig,
+    unet: UNet2DModel,
+    noise_scheduler: SchedulerMixin,
+    public_images: bool = False,
+    eyes: PublicEyes | None = None,
 ) -> dict[str, Any]:
     """The settings that must be the same when a run is resumed, as values that JSON can hold.
 
@@ -228,11 +233,13 @@ def run_identity(
         unet (`UNet2DModel`): The network.
         noise_scheduler (`SchedulerMixin`): The noise scheduler.
         public_images (`bool`, *optional*, defaults to False): Whether it is training on public images.
+        eyes (`PublicEyes`, *optional*): The public model whose features are queried.
     """
     start = starting_point_of(unet)
     public = {
         "kind of images": "public" if public_images else None,
         "pretrained_model_name_or_path": None if start is None else start.in_words,
+        "feature_extractor": None if eyes is None else eyes.fingerprint,
         **{f"unet {name}": value for name, value in unet.config.items()},
         **{f"scheduler {name}": value for name, value in noise_scheduler.config.items()},
         **config.training_parameters(),

@@ -119,7 +119,8 @@ def estimate(
 
 def _memory_of(stage: Stage) -> AbstractContextManager[None]:
     if isinstance(stage, GeneratorStage):
-        return enough_memory(stage.title, "lower `frequency_features`")
+        smaller = "lower `frequency_features`" if stage.queries.eyes is None else "name a smaller `feature_extractor`"
+        return enough_memory(stage.title, smaller)
     return warm_up_memory(stage.batch_size, stage.batch_size_option)
 
 
@@ -130,7 +131,7 @@ def _generator_step(
     device = next(unet.parameters()).device
     features, seed = stage.queries.without_records(info), config.seed
     state = start_generator(features.image_shape, info.num_labels, stage.train_steps, seed, device)
-    return _second_step(device, lambda steps: fit_generator(state, features, steps, seed))
+    return _second_step(device, lambda steps: fit_generator(state, features, steps, seed, eyes=stage.queries.eyes))
 
 
 def _warm_up_step(

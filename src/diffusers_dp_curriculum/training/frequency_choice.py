@@ -8,6 +8,7 @@ from ..checks import AUTO
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
 from ..mechanisms.frequency_features import FrequencyFeatureQuery
+from ..mechanisms.public_eyes import PublicEyes
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
 
 
@@ -48,7 +49,7 @@ class FrequencyChoice:
 
 
 def choose_frequency_features(
-    config: DPCurriculumConfig, info: DatasetInfo, before: Sequence[Mechanism]
+    config: DPCurriculumConfig, info: DatasetInfo, before: Sequence[Mechanism], eyes: PublicEyes | None = None
 ) -> FrequencyChoice:
     """Choose the number of features and the noise multiplier where the config says `"auto"`.
 
@@ -60,13 +61,17 @@ def choose_frequency_features(
     - D is `MOST_FEATURES`, or less to keep the noise below `LARGEST_NOISE`.
     - If D would be less than `FEWEST_FEATURES`, there is no query.
 
+    A public model has the number of features that it has: it takes the place of `MOST_FEATURES` and `FEWEST_FEATURES`.
+
     Args:
         config (`DPCurriculumConfig`): The hyper-parameters.
         info (`DatasetInfo`): The public description of the data set.
         before (`Sequence[Mechanism]`): Previous runs, and the queries of the central images.
+        eyes (`PublicEyes`, *optional*): The public model whose features are queried.
     """
     if config.frequency_features == 0:
         return FrequencyChoice(0, 0.0)
+    most, fewest = (MOST_FEATURES, FEWEST_FEATURES) if eyes is None else (eyes.num_features, eyes.num_features)
     units_per_class = info.num_units / info.num_labels
     sigma = config.frequency_noise_multiplier
     if sigma == AUTO:
@@ -75,19 +80,19 @@ def choose_frequency_features(
         whole = calibrate_noise_multiplier(
             config.target_epsilon,
             config.target_delta,
-            FrequencyFeatureQuery().mechanism(info),
+            FrequencyFeatureQuery().mechanism(info),  # of the same cost as that of a public model
             before,
             config.accountant,
         )
         sigma = whole
         if config.max_train_steps > 0:
-            sigma = max(whole / LARGEST_SHARE**0.5, SMALL_NOISE * units_per_class / MOST_FEATURES**0.5)
+            sigma = max(whole / LARGEST_SHARE**0.5, SMALL_NOISE * units_per_class / most**0.5)
     sigma = float(sigma)
     features = config.frequency_features
     if features == AUTO:
         affordable = (LARGEST_NOISE * units_per_class / sigma) ** 2
-        features = 2 * math.floor(min(affordable, MOST_FEATURES) / 2)
-        if features < FEWEST_FEATURES:
+        features = 2 * math.floor(min(affordable, most) / 2)
+        if features < fewest:
             return FrequencyChoice(
                 0,
                 0.0,

@@ -10,6 +10,7 @@ from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo, classes_in_words
 from ..errors import InputError
 from ..mechanisms.dp_sgd import dp_sgd_mechanism
+from ..mechanisms.public_eyes import PublicEyes
 from ..privacy.accounting import Mechanism, calibrate_noise_multiplier, compute_epsilon
 from ..units import RECORD
 from .central_choice import choose_central_noise
@@ -146,7 +147,10 @@ class Plan:
 
 
 def choose_queries(
-    config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[Mechanism] = ()
+    config: DPCurriculumConfig,
+    info: DatasetInfo,
+    previous: Sequence[Mechanism] = (),
+    eyes: PublicEyes | None = None,
 ) -> tuple[DPCurriculumConfig, FrequencyChoice]:
     """Choose the noise of the queries before DP-SGD, and the size of the frequency query.
 
@@ -154,6 +158,7 @@ def choose_queries(
         config (`DPCurriculumConfig`): The hyper-parameters.
         info (`DatasetInfo`): The public description of the data set.
         previous (`Sequence[Mechanism]`, *optional*): The mechanisms of previous runs.
+        eyes (`PublicEyes`, *optional*): The public model whose features are queried.
 
     Returns:
         `tuple[DPCurriculumConfig, FrequencyChoice]`: The hyper-parameters with numbers in the place of `"auto"`, and
@@ -161,11 +166,16 @@ def choose_queries(
     """
     config = replace(config, central_noise_multiplier=choose_central_noise(config, info, previous))
     central = _mechanisms(warm_up_stages(replace(config, frequency_features=0)), info)
-    frequency = choose_frequency_features(config, info, [*previous, *central])
+    frequency = choose_frequency_features(config, info, [*previous, *central], eyes)
     return frequency.put_into(config), frequency
 
 
-def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[Mechanism] = ()) -> Plan:
+def make_plan(
+    config: DPCurriculumConfig,
+    info: DatasetInfo,
+    previous: Sequence[Mechanism] = (),
+    eyes: PublicEyes | None = None,
+) -> Plan:
     """Plan a run: choose the noise of its queries and the size of the frequency query, and calibrate that of DP-SGD.
 
     Args:
@@ -173,6 +183,7 @@ def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[
         info (`DatasetInfo`): The public description of the data set.
         previous (`Sequence[Mechanism]`, *optional*):
             The mechanisms of previous runs, whose cost the target covers too.
+        eyes (`PublicEyes`, *optional*): The public model whose features are queried.
 
     Returns:
         `Plan`: The mechanisms of the run, with the calibrated noise multiplier.
@@ -183,9 +194,9 @@ def make_plan(config: DPCurriculumConfig, info: DatasetInfo, previous: Sequence[
             leaves nothing for one of the stages.
     """
     _check_sizes(config, info)
-    config, frequency = choose_queries(config, info, previous)
+    config, frequency = choose_queries(config, info, previous, eyes)
     central = _mechanisms(warm_up_stages(replace(config, frequency_features=0)), info)
-    stages = warm_up_stages(config)
+    stages = warm_up_stages(config, eyes)
     if config.max_train_steps == 0 and not any(
         isinstance(stage, WarmUpStage) and stage.train_steps for stage in stages
     ):

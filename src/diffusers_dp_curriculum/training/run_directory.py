@@ -57,6 +57,7 @@ def open_ledger(
     prior_runs: Sequence[CountedRun] = (),
     unit: str = RECORD,
     initial_weights: str = INITIAL_WEIGHTS,
+    public_models: Sequence[str] = (),
 ) -> tuple[PrivacyLedger, Checkpoint | None]:
     """Create the directories and the journal of a new run, or open those of the run to resume.
 
@@ -68,13 +69,15 @@ def open_ledger(
         prior_runs (`Sequence[CountedRun]`, *optional*): The previous runs with which the run was planned.
         unit (`str`, *optional*, defaults to `"record"`): The unit of privacy of the run.
         initial_weights (`str`, *optional*): What is assumed of the weights that training begins with.
+        public_models (`Sequence[str]`, *optional*): What is assumed of each further model that is used.
 
     Returns:
         `tuple[PrivacyLedger, Checkpoint or None]`: The ledger, and the checkpoint from which the run continues.
 
     Raises:
         InputError:
-            If the directory holds other files, or its run has another target, other previous runs or another start.
+            If the directory holds other files, or its run has another target, other previous runs, another start or
+            other public models.
         StorageError: If the directory cannot be written to, or its journal or checkpoint is damaged.
     """
     output_dir = Path(config.output_dir)
@@ -91,6 +94,7 @@ def open_ledger(
             prior_runs,
             unit,
             initial_weights,
+            public_models,
         )
         return ledger, None
     existing = Journal(paths.journal)
@@ -98,6 +102,7 @@ def open_ledger(
         _check_target(existing, config)
         _check_prior_runs(CountedRun.of_header(existing.header), prior_runs, config)
         _check_initial_weights(existing.header.get("initial_weights", INITIAL_WEIGHTS), initial_weights, config)
+        _check_public_models(existing.header.get("public_models", []), public_models, config)
         checkpoints.remove_partial()
         checkpoint = checkpoints.load(config.resume_from_checkpoint or "latest")
         _count_noted_errors(existing, private)
@@ -186,6 +191,14 @@ def _check_initial_weights(existing: str, given: str, config: DPCurriculumConfig
         raise InputError(
             f"The run in {config.output_dir} was started with other weights ({existing}): resume it with the "
             "`pretrained_model_name_or_path` that it was started with."
+        )
+
+
+def _check_public_models(existing: Sequence[str], given: Sequence[str], config: DPCurriculumConfig) -> None:
+    if list(existing) != list(given):
+        raise InputError(
+            f"The run in {config.output_dir} was started with other public models ({'; '.join(existing) or 'none'}): "
+            "resume it with the `feature_extractor` that it was started with."
         )
 
 

@@ -11,7 +11,10 @@ from typing import ClassVar
 from ..checks import AUTO
 from ..config import DPCurriculumConfig
 from ..mechanisms.central_images import CentralImageDataset, CentralImageQueries
+from ..mechanisms.class_features import ClassFeatureQuery, ClassFeatures
 from ..mechanisms.frequency_features import FrequencyFeatureQuery, FrequencyFeatures
+from ..mechanisms.perceptual_features import PerceptualFeatureQuery, PerceptualFeatures
+from ..mechanisms.public_eyes import PublicEyes
 from ..mechanisms.releases import Queries, Release, ReleasedImages
 from .auxiliary_generator import GENERATOR, TITLE, FrequencyImageDataset
 from .central_choice import PUBLISHED_NOISE
@@ -20,7 +23,8 @@ from .central_choice import PUBLISHED_NOISE
 DP_SGD = "dp_sgd"  # the name of the last stage
 # Everything that stages release or make of releases, by name: what a run keeps in private/.
 RELEASES: dict[str, type[Release]] = {
-    release.name: release for release in (CentralImageDataset, FrequencyFeatures, FrequencyImageDataset)
+    release.name: release
+    for release in (CentralImageDataset, FrequencyFeatures, PerceptualFeatures, FrequencyImageDataset)
 }
 
 
@@ -61,14 +65,14 @@ class WarmUpStage:
 
 @dataclass(frozen=True)
 class GeneratorStage:
-    """A stage that fits an auxiliary generator to released frequency features; the next stage trains on its images.
+    """A stage that fits an auxiliary generator to released features of classes; the next stage trains on its images.
 
     Args:
-        queries (`FrequencyFeatureQuery`): The query that releases the features.
+        queries (`ClassFeatureQuery`): The query that releases the features.
         train_steps (`int`): Number of steps of fitting, which cost no privacy.
     """
 
-    queries: FrequencyFeatureQuery
+    queries: ClassFeatureQuery[ClassFeatures]
     train_steps: int
     name: ClassVar[str] = GENERATOR
     title: ClassVar[str] = TITLE
@@ -77,12 +81,13 @@ class GeneratorStage:
 Stage = WarmUpStage | GeneratorStage
 
 
-def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
+def warm_up_stages(config: DPCurriculumConfig, eyes: PublicEyes | None = None) -> list[Stage]:
     """The stages before DP-SGD that a config asks for, in order.
 
     Args:
         config (`DPCurriculumConfig`):
             The hyper-parameters, in which the choice of [`choose_frequency_features`] has replaced `"auto"`.
+        eyes (`PublicEyes`, *optional*): The public model whose features are queried in the place of random ones.
 
     Returns:
         `list[Stage]`: The stages; empty for DP-SGD alone.
@@ -114,13 +119,18 @@ def warm_up_stages(config: DPCurriculumConfig) -> list[Stage]:
         )
     assert config.frequency_features != AUTO
     if config.frequency_features != 0:
-        frequency = FrequencyFeatureQuery(
-            num_features=int(config.frequency_features),
-            noise_multiplier=float(config.frequency_noise_multiplier),
-            kernel_widths=config.frequency_kernel_widths,
-            seed=config.seed,
-        )
-        stages.append(GeneratorStage(frequency, config.frequency_generator_steps))
+        noise_multiplier = float(config.frequency_noise_multiplier)
+        features: ClassFeatureQuery[ClassFeatures]
+        if eyes is not None:
+            features = PerceptualFeatureQuery(eyes, noise_multiplier)
+        else:
+            features = FrequencyFeatureQuery(
+                num_features=int(config.frequency_features),
+                noise_multiplier=noise_multiplier,
+                kernel_widths=config.frequency_kernel_widths,
+                seed=config.seed,
+            )
+        stages.append(GeneratorStage(features, config.frequency_generator_steps))
         stages.append(
             WarmUpStage(
                 FrequencyImageDataset,
