@@ -112,7 +112,12 @@ class FrequencyFeatures(ClassFeatures):
         return query.release(records, ledger, randomness or MechanismRandomness())
 
     def feature_map(self, device: torch.device, eyes: PublicEyes | None = None) -> FeatureMap:
-        """A differentiable function that makes these features of images; arguments as in [`ClassFeatures`]."""
+        """A differentiable function that makes these features of images.
+
+        Args:
+            device (`torch.device`): Where the images will be.
+            eyes (`PublicEyes`, *optional*): Not used, as these features need no model.
+        """
         frequencies = self.frequencies.to(device)
         return lambda images: fourier_features(images, frequencies)
 

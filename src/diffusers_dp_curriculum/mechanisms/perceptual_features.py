@@ -132,10 +132,17 @@ class PerceptualFeatures(ClassFeatures):
         return eyes
 
     def feature_map(self, device: torch.device, eyes: PublicEyes | None = None) -> FeatureMap:
-        """A differentiable function that makes these features of images; arguments as in [`ClassFeatures`].
+        """A differentiable function that makes these features of images.
 
         Between the passes it keeps the images alone, and looks a second time: what all layers of a large model make of
         a batch would not fit into memory.
+
+        Args:
+            device (`torch.device`): Where the images will be.
+            eyes (`PublicEyes`, *optional*): The public model, which has to be the one of these features.
+
+        Raises:
+            InputError: If it is another one, or there is none.
         """
         model = self.check_eyes(eyes).to(device)
 
