@@ -50,25 +50,30 @@ class Profile:
 
 
 def arms_of(
-    three_stages: Settings, two_stages: Settings, dp_sgd_alone: Settings, without_privacy: Settings
+    three_stages: Settings,
+    without_dp_sgd: Settings,
+    two_stages: Settings,
+    dp_sgd_alone: Settings,
+    without_privacy: Settings,
 ) -> dict[str, Settings]:
-    """The settings of all arms, those with users and those without DP-SGD from the curriculum of three stages.
+    """The settings of all arms; those with users have the settings of three stages.
 
     Args:
         three_stages (`dict`): Central images, frequency features, DP-SGD.
+        without_dp_sgd (`dict`): Where the curriculum without its last stage differs from three stages.
         two_stages (`dict`): Central images, DP-SGD.
         dp_sgd_alone (`dict`): DP-SGD.
         without_privacy (`dict`): The warm-up, here on records in the place of central images.
     """
     return {
         "three_stages": three_stages,
-        "without_dp_sgd": {**three_stages, "max_train_steps": 0},
+        "without_dp_sgd": {**three_stages, **without_dp_sgd, "max_train_steps": 0},
         "two_stages": {**two_stages, "frequency_features": 0},
         "dp_sgd_alone": {**dp_sgd_alone, "frequency_features": 0, "central_statistic": "none"},
         "non_private": {**without_privacy, "frequency_features": 0, "central_augmentation": "none"},
         "random_users": three_stages,
         "users_of_a_class": three_stages,
-        "users_without_dp_sgd": {**three_stages, "max_train_steps": 0},
+        "users_without_dp_sgd": {**three_stages, **without_dp_sgd, "max_train_steps": 0},
     }
 
 
@@ -97,25 +102,27 @@ PROFILES = {
                 "central_train_steps": 50,
                 "central_batch_size": 32,
                 "central_learning_rate": 2e-3,
-                "frequency_train_steps": 900,
+                "frequency_generator_steps": 1000,
+                "frequency_train_steps": 800,
                 "frequency_learning_rate": 3e-3,
                 "max_train_steps": 27,
                 "learning_rate": 2e-3,
             },
+            without_dp_sgd={"frequency_train_steps": 1500},
             two_stages={
                 "central_train_steps": 300,
                 "central_batch_size": 32,
                 "central_learning_rate": 2e-3,
-                "max_train_steps": 100,
+                "max_train_steps": 60,
                 "learning_rate": 4e-3,
             },
-            dp_sgd_alone={"max_train_steps": 110, "learning_rate": 4e-3},
-            without_privacy={"central_train_steps": 1750, "central_batch_size": 64, "central_learning_rate": 2e-3},
+            dp_sgd_alone={"max_train_steps": 64, "learning_rate": 4e-3},
+            without_privacy={"central_train_steps": 1250, "central_batch_size": 64, "central_learning_rate": 2e-3},
         ),
         trials={
             "three_stages": [
-                {"train_batch_size": 1024, "max_train_steps": 27, "learning_rate": 2e-3},
-                {"train_batch_size": 2048, "max_train_steps": 14, "learning_rate": 3e-3},
+                {"frequency_train_steps": 800, "max_train_steps": 27},
+                {"frequency_train_steps": 1100, "max_train_steps": 12},
             ],
             "two_stages": [{"learning_rate": 4e-3}, {"learning_rate": 8e-3}],
             "dp_sgd_alone": [{"learning_rate": 4e-3}, {"learning_rate": 8e-3}],
@@ -141,6 +148,7 @@ PROFILES = {
                 "frequency_batch_size": 256,
                 "max_train_steps": 700,
             },
+            without_dp_sgd={},
             two_stages={"central_train_steps": 2000, "max_train_steps": 800},
             dp_sgd_alone={"max_train_steps": 808},
             without_privacy={"central_train_steps": 13_000, "central_batch_size": 1024},
@@ -167,7 +175,7 @@ PROFILES = {
             "max_train_steps": 2,
             "noise_multiplicity": 1,
         },
-        arms=arms_of({}, {}, {}, {}),
+        arms=arms_of({}, {}, {}, {}, {}),
         trials={"three_stages": [{"learning_rate": 1e-3}, {"learning_rate": 2e-3}]},
         images_per_class=4,
         num_inference_steps=2,

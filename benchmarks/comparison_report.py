@@ -1,7 +1,8 @@
 """Makes the tables and the figures of `curriculum_vs_dpsgd.py` from the existing results.
 
 A row is the result of one cell: `arm`, `epsilon` (None without privacy), `seed`, `trial` (None but for trials),
-`accuracy`, `frechet_distance` and, of arms that train, `epsilon_spent` and `core_minutes`.
+`accuracy`, `forest_accuracy`, `frechet_distance`, `precision`, `recall` and, of arms that train, `epsilon_spent` and
+`core_minutes`. Results of versions before 0.2.0 lack the forest's accuracy, precision and recall.
 """
 
 import json
@@ -85,19 +86,25 @@ def by_arm(rows: Iterable[dict]) -> dict[tuple[str, float | None], list[dict]]:
 def table(rows: list[dict]) -> str:
     """Render mean and range over the seeds of every arm as a Markdown table."""
     lines = [
-        "| epsilon | arm | seeds | accuracy | Frechet distance | core-minutes |",
-        "|---|---|---|---|---|---|",
+        "| epsilon | arm | seeds | accuracy | forest | Frechet distance | precision | recall | core-minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (arm, epsilon), group in by_arm(rows).items():
         shown = "none" if epsilon is None else f"{epsilon:g}"
         accuracies, distances = ([row[name] for row in group] for name in MEASURES)
-        minutes = [row["core_minutes"] for row in group if "core_minutes" in row]
         lines.append(
             f"| {shown} | {ARMS[arm]} | {len(group)} | {np.mean(accuracies):.1%} ({min(accuracies):.1%} to "
-            f"{max(accuracies):.1%}) | {np.mean(distances):.1f} ({min(distances):.1f} to {max(distances):.1f}) | "
-            f"{f'{np.mean(minutes):.1f}' if minutes else ''} |"
+            f"{max(accuracies):.1%}) | {mean(group, 'forest_accuracy', '.1%')} | {np.mean(distances):.1f} "
+            f"({min(distances):.1f} to {max(distances):.1f}) | {mean(group, 'precision', '.2f')} | "
+            f"{mean(group, 'recall', '.2f')} | {mean(group, 'core_minutes', '.1f')} |"
         )
     return "\n".join(lines)
+
+
+def mean(rows: list[dict], name: str, form: str) -> str:
+    """The mean of a measure over the rows that have it, or nothing."""
+    values = [row[name] for row in rows if name in row]
+    return f"{np.mean(values):{form}}" if values else ""
 
 
 def trials_table(rows: list[dict], profile: Profile) -> str:

@@ -9,8 +9,9 @@ figures show the finished cells. `--arms` and `--epsilons` choose other cells, s
 images. `--trials` runs the settings that were tried for each arm, at epsilon 10 and with a seed that no other cell has.
 
 Accuracy is that of a CNN trained on the synthetic images alone and tested on the real test set. The Frechet distance to
-that set uses the features of the same kind of CNN, trained on the real training set. Both measures read records outside
-of all mechanisms, so they are only for public data sets such as this one.
+that set uses the features of the same kind of CNN, trained on the real training set, and so do precision and recall. A
+random forest on pixels is a second classifier. All measures read records outside of all mechanisms, so they are only
+for public data sets such as this one.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DModel
+from sklearn.ensemble import RandomForestClassifier
 
 from comparison_profiles import PROFILES, Profile
 from comparison_report import ARMS, Cell, report
@@ -43,7 +45,7 @@ from diffusers_dp_curriculum import (
     generate_dataset,
     load_image_dataset,
 )
-from diffusers_dp_curriculum.evaluation.fidelity import frechet_distance
+from diffusers_dp_curriculum.evaluation.fidelity import frechet_distance, precision_recall_density_coverage
 from diffusers_dp_curriculum.evaluation.utility import Classifier, accuracy, make_cnn, train_classifier
 from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.mechanisms.releases import ReleasedImages
@@ -111,21 +113,32 @@ class Comparison:
     def measure(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> dict[str, float]:
         """Measure synthetic images: `uint8` of shape `(N, channels, size, size)`, with labels of shape `(N,)`."""
         classifier = train_classifier(images, labels, self.num_classes, seed=seed)
-        return {
-            "accuracy": accuracy(classifier, self.test.images, self.test.labels),
-            "frechet_distance": frechet_distance(self.real_features, self.features(images)),
-        }
+        return self._utility(classifier, images, labels, seed) | self._fidelity(images)
 
     def _measure_real(self, seed: int) -> dict:
-        """Measure as many real training images as are generated, with a classifier that learns from all of them."""
-        epochs = self.profile.reference_epochs
-        classifier = train_classifier(self.train.images, self.train.labels, self.num_classes, epochs=epochs, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        some = torch.randperm(len(self.train), generator=generator)
+        """Measure as many real training images as are generated, with classifiers that learn from all of them."""
+        images, labels = self.train.images, self.train.labels
+        classifier = train_classifier(images, labels, self.num_classes, epochs=self.profile.reference_epochs, seed=seed)
+        some = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         some = some[: self.num_classes * self.profile.images_per_class]
+        return self._utility(classifier, images, labels, seed) | self._fidelity(images[some])
+
+    def _utility(self, classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, seed: int) -> dict:
+        """The accuracy on the real test images of a CNN and of a random forest that have learned these images."""
+        forest = RandomForestClassifier(random_state=seed).fit(images.flatten(1).numpy(), labels.numpy())
         return {
             "accuracy": accuracy(classifier, self.test.images, self.test.labels),
-            "frechet_distance": frechet_distance(self.real_features, self.features(self.train.images[some])),
+            "forest_accuracy": forest.score(self.test.images.flatten(1).numpy(), self.test.labels.numpy()),
+        }
+
+    def _fidelity(self, images: torch.Tensor) -> dict[str, float]:
+        """How near the images are to the real test images; precision and recall take as many of these."""
+        features = self.features(images)
+        near = precision_recall_density_coverage(self.real_features[: len(features)], features)
+        return {
+            "frechet_distance": frechet_distance(self.real_features, features),
+            "precision": near["precision"],
+            "recall": near["recall"],
         }
 
     def config(self, cell: Cell) -> DPCurriculumConfig:
