@@ -130,6 +130,38 @@ def no_start(name: str) -> InputError:
     )
 
 
+def check_autoencoder_name(name: str) -> None:
+    """Refuse a name that is neither a directory nor a repository on the Hub, where an autoencoder is needed.
+
+    Args:
+        name (`str`): Directory or Hub id of an autoencoder, or of a pipeline that has one.
+
+    Raises:
+        InputError: If there is neither.
+        HubError: If the Hub is out of reach.
+    """
+    path = local_path(name)
+    if not (path.is_dir() or (not os.path.exists(path) and is_on_hub(name))):
+        raise no_autoencoder(name)
+
+
+def no_autoencoder(name: str) -> InputError:
+    """The error for a name under which no autoencoder is found."""
+    return InputError(
+        f"{name} has no autoencoder: give the directory or Hub id of an AutoencoderKL, AutoencoderTiny or VQModel, or "
+        "of a pipeline with one, as `vae_name_or_path`, and log in if it is a private one."
+    )
+
+
+def public_name(hub_id: str | None) -> str:
+    """What is published of where a public network comes from: its id on the Hub, and never a path.
+
+    Args:
+        hub_id (`str`, *optional*): The id of its repository on the Hub; None for a directory.
+    """
+    return "a local checkpoint" if hub_id is None else f"{hub_id} on the Hub"
+
+
 def check_dataset_name(name: str) -> None:
     """Refuse a name that is neither that of the digits nor of a data set on the Hub.
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import InputError
 from ..units import RECORD
@@ -26,14 +26,27 @@ PUBLIC_ASSUMPTIONS = (
 INITIAL_WEIGHTS = "the initial weights of the network, which have learned nothing from these records"
 
 
-def public_assumptions(unit: str, initial_weights: str = INITIAL_WEIGHTS) -> tuple[str, ...]:
+def public_assumptions(
+    unit: str, initial_weights: str = INITIAL_WEIGHTS, public_models: Iterable[str] = ()
+) -> tuple[str, ...]:
     """What a statement about records, or about users, assumes to be public.
 
     Args:
         unit (`str`): The unit of privacy, `"record"` or `"user"`.
         initial_weights (`str`, *optional*): What is assumed of the weights that training began with.
+        public_models (`Iterable[str]`, *optional*): What is assumed of other models that the run uses.
     """
-    return (f"the number of {unit}s N", *PUBLIC_ASSUMPTIONS, initial_weights)
+    return (f"the number of {unit}s N", *PUBLIC_ASSUMPTIONS, *public_models, initial_weights)
+
+
+def unit_and_assumptions(header: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+    """The unit of privacy of a run, and what it assumes of initial weights and other models, as [`public_assumptions`].
+
+    Args:
+        header (`dict`): The first line of a journal. Older versions know no other unit, weights or models.
+    """
+    initial_weights, models = header.get("initial_weights", INITIAL_WEIGHTS), header.get("public_models", ())
+    return header.get("unit", RECORD), initial_weights, tuple(models)
 
 
 class Randomness(Protocol):
@@ -68,6 +81,9 @@ class PrivacyLedger:
         initial_weights (`str`, *optional*):
             What is assumed of the weights that training began with, in words that are published. The first line of the
             journal keeps it.
+        public_models (`Sequence[str]`, *optional*):
+            What is assumed of other models that the run uses, such as an autoencoder, in words that are published. The
+            first line of the journal keeps it.
 
     Raises:
         InputError: If delta or the accountant cannot be used, or the journal exists already.
@@ -95,10 +111,12 @@ class PrivacyLedger:
         prior_runs: Sequence[CountedRun] = (),
         unit: str = RECORD,
         initial_weights: str = INITIAL_WEIGHTS,
+        public_models: Sequence[str] = (),
     ):
         check_accounting(delta, accountant)
         self.unit = unit
         self.initial_weights = initial_weights
+        self.public_models = tuple(public_models)
         self.versions = package_versions()
         self.delta = delta
         self.accountant = accountant
@@ -113,9 +131,8 @@ class PrivacyLedger:
         if journal is not None:
             header = {"unit": unit, "delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
             prior_runs_in_json = [run.to_dict() for run in self.prior_runs]
-            self._journal = Journal(
-                journal, {**header, "initial_weights": initial_weights, "prior_runs": prior_runs_in_json}
-            )
+            assumed = {"initial_weights": initial_weights, "public_models": list(public_models)}
+            self._journal = Journal(journal, {**header, **assumed, "prior_runs": prior_runs_in_json})
 
     @classmethod
     def resume(cls, journal: Journal | str | Path, position: int, check: int | None = None) -> "PrivacyLedger":
@@ -138,10 +155,8 @@ class PrivacyLedger:
             opened.resume(position, check)
             header = opened.header
             prior_runs = CountedRun.of_header(header)
-            # Older versions know no other unit, and no other initial weights.
-            unit, initial_weights = header.get("unit", RECORD), header.get("initial_weights", INITIAL_WEIGHTS)
             target = header["target_epsilon"]
-            ledger = cls(header["delta"], header["accountant"], None, target, prior_runs, unit, initial_weights)
+            ledger = cls(header["delta"], header["accountant"], None, target, prior_runs, *unit_and_assumptions(header))
         except BaseException:
             if opened is not journal:
                 opened.close()
@@ -155,7 +170,14 @@ class PrivacyLedger:
     def in_memory(self) -> "PrivacyLedger":
         """A copy of this ledger without the journal, for the processes of a run that do not write it."""
         ledger = PrivacyLedger(
-            self.delta, self.accountant, None, self.target_epsilon, self.prior_runs, self.unit, self.initial_weights
+            self.delta,
+            self.accountant,
+            None,
+            self.target_epsilon,
+            self.prior_runs,
+            self.unit,
+            self.initial_weights,
+            self.public_models,
         )
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms
@@ -334,7 +356,7 @@ class PrivacyLedger:
             dataset_size=dataset_size,
             not_private=self.not_private,
             unit=self.unit,
-            public_assumptions=public_assumptions(self.unit, self.initial_weights),
+            public_assumptions=public_assumptions(self.unit, self.initial_weights, self.public_models),
             versions=self.versions,
         )
 

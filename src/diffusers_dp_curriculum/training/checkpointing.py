@@ -21,6 +21,7 @@ from ..config import DPCurriculumConfig
 from ..errors import InputError, StorageError
 from ..files import is_full_disk, sync
 from ..privacy.ledger import PrivacyLedger
+from .autoencoder import Autoencoder
 from .planning import Plan
 from .starting_point import starting_point_of
 from .training_state import StageState
@@ -219,7 +220,11 @@ class Checkpoints:
 
 
 def run_identity(
-    config: DPCurriculumConfig, unet: UNet2DModel, noise_scheduler: SchedulerMixin, public_images: bool = False
+    config: DPCurriculumConfig,
+    unet: UNet2DModel,
+    noise_scheduler: SchedulerMixin,
+    public_images: bool = False,
+    autoencoder: Autoencoder | None = None,
 ) -> dict[str, Any]:
     """The settings that must be the same when a run is resumed, as values that JSON can hold.
 
@@ -228,11 +233,13 @@ def run_identity(
         unet (`UNet2DModel`): The network.
         noise_scheduler (`SchedulerMixin`): The noise scheduler.
         public_images (`bool`, *optional*, defaults to False): Whether it is training on public images.
+        autoencoder (`Autoencoder`, *optional*): The autoencoder whose latents it trains on.
     """
     start = starting_point_of(unet)
     public = {
         "kind of images": "public" if public_images else None,
         "pretrained_model_name_or_path": None if start is None else start.in_words,
+        "autoencoder": None if autoencoder is None else autoencoder.checksum(),
         **{f"unet {name}": value for name, value in unet.config.items()},
         **{f"scheduler {name}": value for name, value in noise_scheduler.config.items()},
         **config.training_parameters(),
