@@ -169,6 +169,11 @@ def diverged(path):
 
 def with_another_part(path):
     save_public(path)
+    _edit(path / "model_index.json", text_encoder=["transformers", "CLIPTextModel"])
+
+
+def without_its_autoencoder(path):
+    save_public(path)
     _edit(path / "model_index.json", vqvae=["diffusers", "VQModel"])
 
 
@@ -199,7 +204,8 @@ def of_no_blocks(path):
 REFUSED = {
     "nothing in it": (lambda path: path.mkdir(), "has neither a pipeline of diffusers nor a UNet2DModel: give"),
     "a file cut off": (damaged, r"model_index\.json of .* cannot be read"),
-    "latents": (with_another_part, "has a part called vqvae besides its network and its scheduler, as pipelines of"),
+    "texts": (with_another_part, "has a part called text_encoder besides its network, its scheduler and an autoencod"),
+    "no autoencoder": (without_its_autoencoder, r"config\.json of .* cannot be read"),
     "another network": (of_another_network, "no pipeline of a UNet2DModel and a scheduler, but of DDPMScheduler, UNet"),
     "another network alone": (conditional, "is a UNet2DConditionModel: give a UNet2DModel"),
     "four channels": (lambda path: with_config(path, channels=4), "takes 4 channels and gives 4, as networks of lat"),
