@@ -16,8 +16,10 @@ from ..gradients.losses import DenoisingLoss
 from ..gradients.per_record_gradients import GradientsOf
 from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import on_trial
+from ..mechanisms.class_features import pooled_shape
 from ..mechanisms.dp_optimizer import dp_optimizer_class
 from ..mechanisms.dp_sgd import without_non_finite_records
+from ..mechanisms.public_eyes import BATCH_SIZE
 from ..mechanisms.randomness import MechanismRandomness
 from ..memory import PeakMemory, dp_sgd_memory, enough_memory, largest_share, warm_up_memory
 from .autoencoder import Autoencoder
@@ -106,6 +108,7 @@ def estimate(
         if stage.train_steps > 0:
             with _memory_of(stage), on_trial(unet), PeakMemory(device) as memory:
                 if isinstance(stage, GeneratorStage):
+                    seconds += _query_seconds(device, info, stage, images_bytes)
                     step = _generator_step(unet, info, stage, config)
                 else:
                     step = _warm_up_step(unet, loss, info, stage, config, precision, autoencoder)
@@ -134,6 +137,18 @@ def _memory_of(stage: Stage) -> AbstractContextManager[None]:
         smaller = "lower `frequency_features`" if stage.queries.eyes is None else "name a smaller `feature_extractor`"
         return enough_memory(stage.title, smaller)
     return warm_up_memory(stage.batch_size, stage.batch_size_option)
+
+
+def _query_seconds(device: torch.device, info: DatasetInfo, stage: GeneratorStage, images_bytes: int) -> float:
+    """Measure how long a public model looks at all records; without one a query takes seconds."""
+    if stage.queries.eyes is None:
+        return 0.0
+    image_shape = pooled_shape(info.image_shape)
+    images = torch.rand(BATCH_SIZE, *image_shape, dtype=torch.float64)
+    features_of = stage.queries.features_of(image_shape)
+    start = _now(device)
+    features_of(images)
+    return (_now(device) - start) * images_bytes / math.prod(info.image_shape) / BATCH_SIZE
 
 
 def _generator_step(
