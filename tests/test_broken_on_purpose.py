@@ -43,6 +43,7 @@ SUMS_OF_FEATURES = "_feature_sums(records, features_of, self.num_features)"
 FREQUENCY = "mechanisms/test_frequency_features.py"
 PERCEPTUAL = "mechanisms/test_perceptual_features.py"
 USERS = "mechanisms/test_user_level.py"
+LATENTS = "data/test_latents.py"
 TRAINABLE = "training/test_trainable.py"
 PRIVATE_STEP = "test_device.py::test_a_private_step_waits_for_nothing"
 NOISE_OF_DP_SGD = "self.normal(p.summed_grad.shape, self.generator)"
@@ -74,6 +75,27 @@ randomness.reseed_global()
         self.batches = iter([torch.randperm(len(records))[:size].tolist() for _ in range(mechanism.steps)])"""
 
 VARIANTS = [
+    Variant(
+        "latents scaled by what the batch has",
+        "training/autoencoder.py",
+        "return (_encoded(self.model, images) - shift) * scale",
+        "latents = _encoded(self.model, images)\n        return latents / latents.std()",
+        f"{LATENTS}::test_a_latent_is_a_function_of_its_record_alone",
+    ),
+    Variant(
+        "latents drawn from the posterior",
+        "training/autoencoder.py",
+        "encoded.latent_dist.mode()",
+        "encoded.latent_dist.sample()",
+        "training/test_autoencoder.py::test_latents_are_modes_scaled_and_shifted_and_never_random",
+    ),
+    Variant(
+        "mirrored latents in place of the latents of mirrored images",
+        "data/latents.py",
+        "encoder.encode(images.flip(-1) if variant == 1 else images)[: len(indices)]",
+        "encoder.encode(images)[: len(indices)]\n            encoded = encoded.flip(-1) if variant == 1 else encoded",
+        f"{LATENTS}::test_mirrored_images_are_encoded_and_no_latent_is_mirrored",
+    ),
     Variant(
         "central images without noise",
         "mechanisms/central_images.py",

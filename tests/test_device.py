@@ -12,7 +12,9 @@ from diffusers_dp_curriculum import (
     DPCurriculumConfig,
     FrequencyFeatures,
     FrequencyImageDataset,
+    PerceptualFeatures,
     PrivacyLedger,
+    PublicEyes,
     generate_dataset,
     load_image_dataset,
 )
@@ -24,6 +26,7 @@ from diffusers_dp_curriculum.gradients.losses import DenoisingLoss
 from diffusers_dp_curriculum.mechanisms.randomness import MechanismRandomness
 from diffusers_dp_curriculum.mechanisms.releases import ReleasedImages
 from diffusers_dp_curriculum.sampling.preview import Preview
+from diffusers_dp_curriculum.training import auxiliary_generator
 from diffusers_dp_curriculum.training.interruption import RunStatus
 from diffusers_dp_curriculum.training.stages import warm_up_stages
 from diffusers_dp_curriculum.training.warm_up import start_warm_up, warm_up
@@ -250,6 +253,33 @@ def test_an_evaluation_runs_on_the_gpu_that_there_is():
     with on_gpu(), default_device("cuda"):
         evaluation = evaluate(*images, {"pixels": Pixels()}, ["cnn"], epochs=1)
     assert evaluation.confusion["cnn"]["samples"].sum() == 24
+
+
+class Edges(PublicEyes):
+    """A model of a convolution and a buffer."""
+
+    def __init__(self):
+        super().__init__("edges")
+        self.layer = torch.nn.Conv2d(3, 4, 3)
+        self.register_buffer("mean", torch.tensor(0.5))
+
+    def forward(self, images):
+        return [self.layer(images.expand(-1, 3, -1, -1) - self.mean).relu()]
+
+
+def test_a_public_model_looks_at_images_where_it_is(monkeypatch):
+    monkeypatch.setattr(auxiliary_generator, "BATCH_SIZE", 12)
+    monkeypatch.setattr(auxiliary_generator, "NUM_IMAGES", 20)
+    eyes, records = Edges(), tiny_records(60)
+    expected = PerceptualFeatures.from_dataset(records, eyes, 1e-9, ledger=PrivacyLedger(1e-5))
+    with on_gpu():
+        eyes.to("cuda")
+        assert all_on_gpu(eyes)
+        features = PerceptualFeatures.from_dataset(records, eyes, 1e-9, ledger=PrivacyLedger(1e-5))
+        images = FrequencyImageDataset.from_features(features, 2, device="cuda", eyes=eyes)
+        assert features.sums.device.type == images.images.device.type == "cpu"
+    assert torch.allclose(features.sums, expected.sums, atol=1e-4)
+    assert features.eyes_fingerprint == expected.eyes_fingerprint
 
 
 def test_records_and_images_of_features_are_on_the_cpu_whatever_the_default_device():

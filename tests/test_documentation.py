@@ -24,6 +24,7 @@ from PIL import Image
 
 from diffusers_dp_curriculum import DPCurriculumConfig, DPCurriculumTrainer, cli
 from helpers import REPOSITORY, smallest_unet, tiny_records, tiny_scheduler
+from helpers.autoencoders import tiny_taesd
 
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
@@ -51,10 +52,12 @@ SCALED_DOWN = {
 INSTEAD = {
     "bash": {
         "USER/NAME": "alice/name",
+        "stabilityai/sd-vae-ft-mse": "public-autoencoder",
         "EDMDPMSolverMultistepScheduler": "DPMSolverMultistepScheduler",  # the model here is no EDM
     },
     "python": {
         "USER/NAME": "OUTPUT_DIR",
+        "stabilityai/sd-vae-ft-mse": "public-autoencoder",
         "facebook/dinov2-base": "pixels",
         '["healthy", "ill"]': '["T-shirt", "bag", "boot", "coat", "dress", "pullover", "sandal", "shirt", "sneaker", '
         '"trouser"]',
@@ -104,6 +107,7 @@ def reader(trained, hub, tmp_path, monkeypatch):
         path = tmp_path / "path/to/images" / split / CLASSES[index % 10] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(record[0].numpy()).save(path)
+    tiny_taesd(levels=2).save_pretrained(tmp_path / "public-autoencoder")
     (tmp_path / "DIR").symlink_to("path/to/images")
     (tmp_path / "path/to/public-images").symlink_to("images")
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from diffusers_dp_curriculum import ClassConditionalPipeline, StorageError, cli, files, generate_dataset
 from diffusers_dp_curriculum.commands import env
-from diffusers_dp_curriculum.data import image_decoding
+from diffusers_dp_curriculum.data import image_decoding, storage
 from diffusers_dp_curriculum.data.pixel_format import PixelFormat
 from diffusers_dp_curriculum.files import is_full_disk
 from helpers import smallest_unet, tiny_scheduler
@@ -95,9 +95,9 @@ def test_a_disk_that_is_full_while_images_are_generated_is_named_and_the_call_re
 def test_decoded_images_that_have_no_room_are_refused(small_disk, monkeypatch, reported):
     """Without the second check, the process would be killed by SIGBUS when it writes to the memory map."""
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
-    monkeypatch.setattr(image_decoding, "MAX_BYTES_IN_MEMORY", 1000)
+    monkeypatch.setattr(storage, "MAX_BYTES_IN_MEMORY", 1000)
     if not reported:
-        monkeypatch.setattr(image_decoding, "check_room", lambda *_: None)
+        monkeypatch.setattr(storage, "check_room", lambda *_: None)
     image = PIL.Image.fromarray(np.zeros((64, 64), dtype=np.uint8))
     to_tensor = partial(image_decoding.to_tensor, open_image=lambda image: image, pixel_format=PixelFormat())
     assert to_tensor([image] * 10).shape == (10, 1, 64, 64)

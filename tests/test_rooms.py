@@ -24,10 +24,10 @@ RULES = {
     "presets": {"mechanisms", "training", "data"},
 }
 
-# Who may import the type that holds images, besides `data`, which defines it: what these release goes through a ledger,
-# or is declared not private. The images of `pretraining.py` are public.
-IMAGES = "ImageDataset"
-MAY_HOLD_IMAGES = {"__init__.py", "trainer.py", "pretraining.py", "mechanisms", "auditing", "evaluation"}
+# Who may import the types that hold images or their latents: `data`, which defines them, and rooms where what is
+# released goes through a ledger, or is declared not private. The images of `pretraining.py` are public.
+IMAGES = {"ImageDataset", "LatentDataset"}
+MAY_HOLD_IMAGES = {"__init__.py", "trainer.py", "pretraining.py", "data", "mechanisms", "auditing", "evaluation"}
 
 
 def imports():
@@ -73,8 +73,8 @@ def test_each_rule_is_about_a_room():
     assert set().union(*RULES.values()) <= there
 
 
-def test_the_type_that_holds_images_is_imported_where_images_may_be_alone():
-    holders = {path.parts[0] for path, _, names in imports() if IMAGES in names}
+def test_the_types_that_hold_images_are_imported_where_images_may_be_alone():
+    holders = {path.parts[0] for path, _, names in imports() if IMAGES & set(names)}
     assert holders == MAY_HOLD_IMAGES
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .sampling.pipeline import ClassConditionalPipeline
     from .sampling.synthesis import generate_dataset
     from .trainer import DPCurriculumTrainer
+    from .training.autoencoder import latent_info
     from .training.auxiliary_generator import FrequencyImageDataset
     from .training.interruption import RunStatus
     from .training.networks import build_scheduler, build_unet
@@ -59,6 +60,7 @@ __all__ = [
     "build_unet",
     "compute_epsilon",
     "generate_dataset",
+    "latent_info",
     "load_image_dataset",
     "load_preset",
     "load_starting_point",
@@ -94,6 +96,7 @@ _MODULES = {
     "build_unet": "training.networks",
     "compute_epsilon": "privacy.accounting",
     "generate_dataset": "sampling.synthesis",
+    "latent_info": "training.autoencoder",
     "load_image_dataset": "data.image_dataset",
     "load_preset": "presets",
     "load_starting_point": "training.starting_point",

@@ -51,6 +51,7 @@ _publishing = options_of_group("Publishing", execution=True)
 PRETRAINING_OPTIONS = (
     *("output_dir", "seed", "mixed_precision", "gradient_checkpointing", "checkpointing_steps"),
     *("checkpoints_total_limit", "resume_from_checkpoint", "logger", "logging_dir", "pretrained_model_name_or_path"),
+    "vae_name_or_path",
     *("train_batch_size", "max_train_steps", "learning_rate", "timestep_sampling", "noise_level_mean"),
     *("noise_level_std", "label_dropout", "random_flip", "lr_scheduler", "lr_warmup_steps", "use_ema"),
     *("ema_max_decay", "ema_inv_gamma", "ema_power", "num_inference_steps", "guidance_scale", "s_churn", "s_tmin"),
@@ -135,6 +136,14 @@ class DPCurriculumConfig:
         "these records; a Hub id is published. It brings its network and, if it is a pipeline, its noise scheduler: "
         "flags of these two are for random starts. The result of a run on sensitive records has to be named in "
         "prior_runs as well.",
+        execution=True,
+    )
+
+    vae_name_or_path: str | None = _start(
+        None,
+        "Directory or Hub id of a public autoencoder (AutoencoderKL, AutoencoderTiny or VQModel, or a pipeline with "
+        "one), which must have learned nothing from these records; a Hub id is published. The network is then one of "
+        "its latents, which suits images of 64 pixels and more. A start that has an autoencoder brings its own.",
         execution=True,
     )
 

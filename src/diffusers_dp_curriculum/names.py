@@ -117,9 +117,13 @@ def check_start_name(name: str) -> None:
         InputError: If there is neither.
         HubError: If the Hub is out of reach.
     """
-    path = local_path(name)
-    if not (path.is_dir() or (not os.path.exists(path) and is_on_hub(name))):
+    if not _is_directory_or_on_hub(name):
         raise no_start(name)
+
+
+def _is_directory_or_on_hub(name: str) -> bool:
+    path = local_path(name)
+    return path.is_dir() or (not os.path.exists(path) and is_on_hub(name))
 
 
 def no_start(name: str) -> InputError:
@@ -140,12 +144,42 @@ def check_extractor_name(name: str) -> None:
         InputError: If there is neither.
         HubError: If the Hub is out of reach.
     """
-    path = local_path(name)
-    if not (path.is_dir() or (not os.path.exists(path) and is_on_hub(name))):
+    if not _is_directory_or_on_hub(name):
         raise InputError(
             f"{name} is neither the directory of a vision model nor one on the Hub: check `feature_extractor`, and log "
             "in if it is a private one."
         )
+
+
+def check_autoencoder_name(name: str) -> None:
+    """Refuse a name that is neither a directory nor a repository on the Hub, where an autoencoder is needed.
+
+    Args:
+        name (`str`): Directory or Hub id of an autoencoder, or of a pipeline that has one.
+
+    Raises:
+        InputError: If there is neither.
+        HubError: If the Hub is out of reach.
+    """
+    if not _is_directory_or_on_hub(name):
+        raise no_autoencoder(name)
+
+
+def no_autoencoder(name: str) -> InputError:
+    """The error for a name under which no autoencoder is found."""
+    return InputError(
+        f"{name} has no autoencoder: give the directory or Hub id of an AutoencoderKL, AutoencoderTiny or VQModel, or "
+        "of a pipeline with one, as `vae_name_or_path`, and log in if it is a private one."
+    )
+
+
+def public_name(hub_id: str | None) -> str:
+    """What is published of where a public network comes from: its id on the Hub, and never a path.
+
+    Args:
+        hub_id (`str`, *optional*): The id of its repository on the Hub; None for a directory.
+    """
+    return "a local checkpoint" if hub_id is None else f"{hub_id} on the Hub"
 
 
 def check_dataset_name(name: str) -> None:

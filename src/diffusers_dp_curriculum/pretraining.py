@@ -30,6 +30,7 @@ from .sampling.round_trip import check_round_trip
 from .sharing.artifact import write_pipeline
 from .sharing.public_card import make_public_card
 from .training.accelerator import make_accelerator, start_trackers
+from .training.autoencoder import Autoencoder
 from .training.checkpointing import Checkpoints, run_identity
 from .training.heartbeat import stop_watching
 from .training.interruption import RunStatus, TerminationRequest
@@ -37,7 +38,7 @@ from .training.model_checks import check_network, check_not_trained, check_sampl
 from .training.optimization import make_loss
 from .training.run_directory import make_directories
 from .training.stages import WarmUpStage
-from .training.starting_point import check_starting_point, starting_point_of
+from .training.starting_point import check_starting_point, find_autoencoder_of_run, starting_point_of
 from .training.warm_up import start_warm_up, warm_up
 
 
@@ -104,28 +105,32 @@ def pretrain(
     _check_public(unet, args)
     accelerator, paths = make_accelerator(args), RunPaths(Path(args.output_dir))
     run_on_main_process(lambda: check_output_dir(paths.output_dir, args.resume_from_checkpoint))
-    dataset = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
+    found = find_autoencoder_of_run(unet, args)
+    size = check_sample_size(unet) * (1 if found is None else found.factor)
+    dataset = to_image_dataset(train_dataset, resolution=size)
     if not dataset.is_decoded:
         raise InputError("The images were loaded for a plan alone: load them with `decode` to train.")
     if dataset.directory is not None:
         check_outside(paths.output_dir, dataset.directory)
-    check_network(unet, dataset.info)
+    autoencoder = None if found is None else found.load(dataset.info, accelerator.device)
+    network_info = dataset.info if autoencoder is None else autoencoder.latent_info
+    check_network(unet, network_info, "images" if autoencoder is None else "latents")
     if args.max_train_steps == 0:
         raise InputError("`max_train_steps` is 0: give at least 1.")
     unet = unet.to(accelerator.device)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    loss = make_loss(noise_scheduler, args, null_label=dataset.num_classes)
-    preview = Preview(noise_scheduler, dataset.info, args)
+    loss = make_loss(noise_scheduler, args, dataset.num_classes, latents=autoencoder is not None)
+    preview = Preview(noise_scheduler, dataset.info, args, None if autoencoder is None else autoencoder.model)
     with seeded(accelerator.device, args.seed):
         preview.check(unet)
-        rows = random_draws(loss, dataset.info.image_shape, 2, 2, accelerator.device).flatten()
+        rows = random_draws(loss, network_info.image_shape, 2, 2, accelerator.device).flatten()
         run_on_main_process(lambda: check_round_trip(unet, noise_scheduler, rows))
-    identity = run_identity(args, unet, noise_scheduler, public_images=True)
+    identity = run_identity(args, unet, noise_scheduler, public_images=True, autoencoder=autoencoder)
     check_all_equal(json.dumps(identity) + dataset.checksum(b""), "settings, network and images")
     checkpoints = Checkpoints(paths.checkpoints, identity, dataset.checksum, args.checkpoints_total_limit)
     images = PublicImages(dataset.images, dataset.labels, class_names=dataset.class_names)
-    status = _train(unet, images, args, checkpoints, paths, loss, accelerator)
+    status = _train(unet, images, args, checkpoints, paths, loss, accelerator, autoencoder)
     if status is RunStatus.FINISHED:
         start = starting_point_of(unet)
         pipeline = preview.pipeline(unet)
@@ -156,6 +161,7 @@ def _train(
     paths: RunPaths,
     loss: DenoisingLoss,
     accelerator: Accelerator,
+    autoencoder: Autoencoder | None,
 ) -> RunStatus:
     """Take all steps, from the beginning or from a checkpoint; at the end the network has the averaged weights."""
     stage = WarmUpStage(
@@ -211,7 +217,8 @@ def _train(
                 return terminated
 
             try:
-                finished = warm_up(state, loss, images, stage, args, Precision.of(accelerator), after_step)
+                precision = Precision.of(accelerator)
+                finished = warm_up(state, loss, images, stage, args, precision, after_step, autoencoder)
             except TrainingError:  # it diverged: resuming its checkpoints would diverge again
                 run_on_main_process(lambda: checkpoints.remove_steps_of(stage.name, 0))
                 raise

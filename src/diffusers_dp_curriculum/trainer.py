@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .arithmetic import own_arithmetic
 from .config import DPCurriculumConfig
 from .data.image_dataset import ImageDataset, to_image_dataset, unit_of
+from .data.latents import encode_records
 from .distributed import check_all_equal, run_on_main_process, set_on_any_process, share_parameters
 from .errors import InputError, StorageError, TrainingError, confidential_errors
 from .files import check_outside, check_room, storage_errors
@@ -27,7 +28,7 @@ from .gradients.precision import Precision
 from .gradients.selection import make_gradients_of
 from .gradients.trials import random_draws, seeded
 from .mechanisms.class_features import ClassFeatures, pooled_shape
-from .mechanisms.dp_sgd import DPSGD
+from .mechanisms.dp_sgd import DPSGD, Records
 from .mechanisms.perceptual_features import PerceptualFeatures
 from .mechanisms.public_eyes import PublicEyes
 from .mechanisms.randomness import MechanismRandomness
@@ -61,7 +62,7 @@ from .training.public_eyes import load_public_eyes
 from .training.run_directory import find_prior_runs, note_errors_for_resume, open_ledger
 from .training.sensitive_curves import SensitiveCurves
 from .training.stages import DP_SGD, RELEASES, GeneratorStage, Stage, WarmUpStage, warm_up_stages
-from .training.starting_point import check_starting_point, starting_point_of
+from .training.starting_point import check_starting_point, find_autoencoder_of_run, starting_point_of
 from .training.summary import summarize
 from .training.trainable import trained_part
 from .training.training_state import StageState, TrainingState
@@ -87,6 +88,7 @@ class DPCurriculumTrainer:
     Args:
         unet (`UNet2DModel`):
             The network. With classes it has `num_class_embeds = number of classes + 1`, the last being the null class.
+            With `vae_name_or_path` of the config it is a network of latents, as [`latent_info`] describes them.
             Its weights must not have learned from these records before, because that cost would not be counted;
             [`load_starting_point`] loads a public network to start from. If DP-SGD trains a part of it alone
             (`trainable` of the config), it should have learned from public images: from random weights such training
@@ -142,30 +144,35 @@ class DPCurriculumTrainer:
         self.prior_runs = run_on_main_process(lambda: find_prior_runs(args, unit_of(train_dataset)))
         self.initial_weights = check_starting_point(unet, args, self.prior_runs)
         self.eyes = load_public_eyes(args)
-        self.records = to_image_dataset(train_dataset, resolution=check_sample_size(unet))
+        found = find_autoencoder_of_run(unet, args)
+        size = check_sample_size(unet) * (1 if found is None else found.factor)
+        self.records = to_image_dataset(train_dataset, resolution=size)
         self.info = self.records.info
         if self.records.directory is not None:
             check_outside(self.paths.output_dir, self.records.directory)
-        check_network(unet, self.info)
+        self.autoencoder = None if found is None else found.load(self.info, self.accelerator.device)
+        network_info = self.info if self.autoencoder is None else self.autoencoder.latent_info
+        check_network(unet, network_info, "images" if self.autoencoder is None else "latents")
         self.unet = unet.to(self.accelerator.device)
         if self.eyes is not None:
             self.eyes.to(self.accelerator.device)
         if args.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.noise_scheduler = noise_scheduler
-        self.loss = make_loss(noise_scheduler, args, null_label=self.info.num_classes)
+        self.loss = make_loss(noise_scheduler, args, self.info.num_classes, latents=self.autoencoder is not None)
         self.precision = Precision.of(self.accelerator)
-        self.preview = Preview(noise_scheduler, self.info, args)
+        vae = None if self.autoencoder is None else self.autoencoder.model
+        self.preview = Preview(noise_scheduler, self.info, args, vae)
         with seeded(self.accelerator.device, args.seed), trained_part(self.unet, args) as part:
             self.trained_part = str(part)
             with network_errors():
                 self.grad_sample_mode, self.gradients_of = make_gradients_of(
-                    self.unet, self.loss, self.info.images_shape, args, self.accelerator
+                    self.unet, self.loss, network_info.images_shape, args, self.accelerator
                 )
             self.preview.check(self.unet)
-            rows = random_draws(self.loss, self.info.image_shape, 2, 2, self.accelerator.device).flatten()
+            rows = random_draws(self.loss, network_info.image_shape, 2, 2, self.accelerator.device).flatten()
             run_on_main_process(lambda: check_round_trip(self.unet, noise_scheduler, rows, part.published))
-        identity = run_identity(args, unet, noise_scheduler, eyes=self.eyes)
+        identity = run_identity(args, unet, noise_scheduler, eyes=self.eyes, autoencoder=self.autoencoder)
         check_all_equal(json.dumps(identity) + self.records.checksum(b""), "settings, network and records")
         self.checkpoints = Checkpoints(
             self.paths.checkpoints, identity, self.records.checksum, args.checkpoints_total_limit
@@ -296,14 +303,27 @@ class DPCurriculumTrainer:
                 f"  trained         {self.trained_part}\n"
                 f"  gradients       {self.grad_sample_mode}, {draws} a {info.unit}\n"
             )
-        images_bytes = self.records.images.nbytes
+        images_bytes, latents = self.records.images.nbytes, ""
+        if self.autoencoder is not None:
+            latents_bytes = self.autoencoder.bytes_of(len(self.records), self.args)
+            images_bytes += latents_bytes
+            latents = f"  latents         {self.autoencoder.describe(latents_bytes)}\n"
         expected = estimate(
-            self.unet, self.loss, self.gradients_of, info, images_bytes, self.args, self.stages, self.precision
+            self.unet,
+            self.loss,
+            self.gradients_of,
+            info,
+            images_bytes,
+            self.args,
+            self.stages,
+            self.precision,
+            self.autoencoder,
         )
         start = starting_point_of(self.unet)
         return (
             f"{describe_records(info, self.records.provenance)}\n"
             f"  starts from     {'random weights' if start is None else start.name}\n"
+            f"{latents}"
             f"{self.plan}\n"
             f"{self._describe_eyes()}"
             f"{gradients}"
@@ -365,6 +385,7 @@ class DPCurriculumTrainer:
             started_from=None if start is None else start.in_words,
             base_model=None if start is None else start.hub_id,
             eyes=None if (eyes := self._eyes_in_use()) is None else eyes.name,
+            encoded_by=None if self.autoencoder is None else self.autoencoder.found.in_words,
         )
         write_artifact(self.paths, pipeline, privacy, card, pictures | {"samples": self.preview.grid(self.unet)})
         if self.args.push_to_hub:
@@ -414,12 +435,13 @@ class DPCurriculumTrainer:
 
     def _open_ledger(self) -> None:
         """Create the journal of a new run, or open that of the run to resume; only the main process writes it."""
-        eyes = self._eyes_in_use()
-        models = [] if eyes is None else [eyes.assumption]
+        eyes, autoencoder = self._eyes_in_use(), self.autoencoder
+        public_models = [] if eyes is None else [eyes.assumption]
+        public_models += [] if autoencoder is None else [autoencoder.found.assumption]
 
         def open_run() -> Checkpoint | None:
             self._ledger, checkpoint = open_ledger(
-                self.args, self.checkpoints, self.prior_runs, self.info.unit, self.initial_weights, models
+                self.args, self.checkpoints, self.prior_runs, self.info.unit, self.initial_weights, public_models
             )
             return checkpoint
 
@@ -482,7 +504,7 @@ class DPCurriculumTrainer:
         with self._progress_bar(state, stage.title, stage.train_steps) as progress:
             after_step = self._after_step_of(stage, state, progress)
             try:
-                return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step)
+                return warm_up(state, self.loss, images, stage, self.args, self.precision, after_step, self.autoencoder)
             except TrainingError:  # it diverged: resuming its checkpoints would diverge again
                 first = self._number(state) - state.step
                 run_on_main_process(lambda: self.checkpoints.remove_steps_of(stage.name, first))
@@ -557,7 +579,7 @@ class DPCurriculumTrainer:
                 self.unet,
                 state.optimizer,
                 self.loss,
-                self.records,
+                self._records_for_network(),
                 replace(planned, steps=steps),
                 self.ledger,
                 noise_multiplicity=args.noise_multiplicity,
@@ -576,6 +598,12 @@ class DPCurriculumTrainer:
         if args.use_ema:
             state.ema.copy_to(self.unet.parameters())
         return True
+
+    def _records_for_network(self) -> Records:
+        """The sensitive records as DP-SGD trains on them: the images, or the latents in which they are encoded now."""
+        if self.autoencoder is None:
+            return self.records
+        return encode_records(self.records, self.autoencoder, mirrored=self.args.random_flip)
 
     def _affordable_steps(self, planned: Mechanism, taken: int) -> int:
         remaining = planned.steps - taken

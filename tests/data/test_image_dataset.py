@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_dp_curriculum.data import image_decoding
+from diffusers_dp_curriculum.data import image_decoding, storage
 from diffusers_dp_curriculum.data.image_dataset import ImageDataset, load_image_dataset, to_image_dataset
 from diffusers_dp_curriculum.errors import HubError
 from helpers.image_data import (
@@ -211,11 +211,10 @@ def test_an_image_that_cannot_be_used_is_named_in_a_list_for_the_owner_alone(dam
 
 
 def test_a_large_data_set_is_backed_by_a_temporary_file_that_has_no_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(image_decoding, "MAX_BYTES_IN_MEMORY", GREY.size - 1)
+    monkeypatch.setattr(storage, "MAX_BYTES_IN_MEMORY", GREY.size - 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mapped = []
-    allocate = image_decoding._allocate
-    monkeypatch.setattr(image_decoding, "_allocate", lambda shape: mapped.append(allocate(shape)) or mapped[0])
+    monkeypatch.setattr(image_decoding, "allocate", lambda *what: mapped.append(storage.allocate(*what)) or mapped[0])
     dataset = to_image_dataset(labelled())
     assert isinstance(mapped[0], np.memmap)
     assert dataset.images.data_ptr() == mapped.pop().ctypes.data  # the tensor is the file, not a copy
@@ -224,7 +223,7 @@ def test_a_large_data_set_is_backed_by_a_temporary_file_that_has_no_name(monkeyp
 
 
 def test_a_small_data_set_is_in_memory():
-    assert not isinstance(image_decoding._allocate((6, 1, 8, 8)), np.memmap)
+    assert not isinstance(storage.allocate((6, 1, 8, 8), np.uint8, "The images"), np.memmap)
 
 
 # Columns and labels

@@ -27,6 +27,7 @@ from diffusers.utils import dynamic_modules_utils
 from diffusers_dp_curriculum.sampling import pipeline as pipeline_module
 from diffusers_dp_curriculum.sampling.pipeline import ClassConditionalPipeline
 from helpers import unet_without_attention
+from helpers.autoencoders import AUTOENCODERS, tiny_kl
 
 
 NAMES = {0: "ankle boot", 1: "bag", 2: "T-shirt/top"}
@@ -41,10 +42,9 @@ def make_unet(channels=1, num_class_embeds=4):
     return unet
 
 
-def make_pipeline(scheduler=None, channels=1, id2label=NAMES):
-    pipe = ClassConditionalPipeline(
-        make_unet(channels), scheduler or DDPMScheduler(num_train_timesteps=100), id2label=id2label
-    )
+def make_pipeline(scheduler=None, channels=1, id2label=NAMES, vae=None):
+    scheduler = scheduler or DDPMScheduler(num_train_timesteps=100)
+    pipe = ClassConditionalPipeline(make_unet(channels), scheduler, id2label=id2label, vae=vae)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -108,6 +108,38 @@ def test_guidance_is_the_formula(guidance_scale):
         output = uncond + guidance_scale * (cond - uncond)
         x = scheduler.step(output, t, x, generator=generator).prev_sample
     torch.testing.assert_close(images, (x / 2 + 0.5).clamp(0, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", AUTOENCODERS)
+@torch.no_grad()
+def test_latents_are_scaled_back_and_decoded(kind):
+    options = {"scaling_factor": 0.5, **({} if kind == "VQModel" else {"shift_factor": 0.3})}
+    vae = AUTOENCODERS[kind](**options)
+    channels = vae.config.latent_channels
+    scheduler = DDPMScheduler(num_train_timesteps=100, clip_sample=False)
+    images = sample(make_pipeline(scheduler, channels, vae=vae), steps=2)
+
+    generator = torch.Generator().manual_seed(0)
+    scheduler.set_timesteps(2)
+    x = torch.randn(3, channels, 8, 8, generator=generator)
+    for t in scheduler.timesteps:
+        output = make_unet(channels)(x, t, class_labels=torch.tensor([0, 1, 2])).sample
+        x = scheduler.step(output, t, x, generator=generator).prev_sample
+    decoded = vae.decode(x / 0.5 + (0.0 if kind == "VQModel" else 0.3)).sample
+    assert images.shape == (3, 3, 32, 32)
+    torch.testing.assert_close(images, (decoded / 2 + 0.5).clamp(0, 1), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_many_latents_are_decoded_a_few_at_a_time(monkeypatch):
+    vae = tiny_kl()
+    pipe = make_pipeline(channels=4, vae=vae)
+    whole = sample(pipe, [0, 1, 2, 1, 0], steps=1)
+    sizes = []
+    vae.decoder.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    monkeypatch.setattr(pipeline_module, "DECODED_AT_ONCE", 2)
+    torch.testing.assert_close(sample(pipe, [0, 1, 2, 1, 0], steps=1), whole, rtol=1e-4, atol=1e-4)
+    assert sizes == [2, 2, 1]
 
 
 def test_guidance_costs_one_doubled_batch_and_nothing_without_it():
@@ -383,7 +415,12 @@ for model in sys.argv[1:]:
 
 
 def test_a_stranger_without_this_package_can_sample(tmp_path):
-    pipes = {"ddpm": make_pipeline(), "edm": make_pipeline(EDMEulerScheduler())}
+    of_latents = DDPMScheduler(num_train_timesteps=100, clip_sample=False)
+    pipes = {
+        "ddpm": make_pipeline(),
+        "edm": make_pipeline(EDMEulerScheduler()),
+        "latents": make_pipeline(of_latents, channels=4, vae=tiny_kl()),
+    }
     for name, pipe in pipes.items():
         pipe.save_pretrained(tmp_path / name)
     subprocess.run(
@@ -397,3 +434,4 @@ def test_a_stranger_without_this_package_can_sample(tmp_path):
         torch.testing.assert_close(images, sample(pipe, guidance_scale=2.0), rtol=1e-4, atol=1e-4)
         saved = ClassConditionalPipeline.from_pretrained(tmp_path / f"{name}-saved")
         assert saved.class_names == list(NAMES.values())
+        assert (saved.vae is None) == (name != "latents")

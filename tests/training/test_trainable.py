@@ -321,7 +321,7 @@ def test_frozen_parameters_are_those_of_the_warm_up(tmp_path):
 
 
 def test_a_run_with_adapters_is_resumed_where_it_was_interrupted(tmp_path):
-    options = {"trainable": "lora", "max_train_steps": 2, **PUBLIC_START}
+    options = {"trainable": "lora", "max_train_steps": 3, **PUBLIC_START}  # as planned for the run above
     interrupted(tmp_path / "model", 1, unet=attending_unet(), **options)
     trainer = make_trainer(tmp_path / "model", unet=attending_unet(), resume_from_checkpoint="latest", **options)
     restore, restored = trainer._restore, {}
@@ -331,7 +331,7 @@ def test_a_run_with_adapters_is_resumed_where_it_was_interrupted(tmp_path):
         restored.update(values(state.unet))
 
     trainer._restore = restore_and_look
-    assert finish(trainer)["mechanisms"][0]["steps"] == 2
+    assert finish(trainer)["mechanisms"][0]["steps"] == 3
     saved = torch.load(trainer.paths.checkpoints / "checkpoint-1" / "state.pt", weights_only=True)["unet"]
     assert restored.keys() == saved.keys()
     assert all(torch.equal(value, saved[name]) for name, value in restored.items())

@@ -23,7 +23,7 @@ from ..checks import CONFIDENCE, NUM_CANARIES, at_least
 from ..data.image_dataset import ImageDataset
 from ..gradients.losses import DenoisingLoss, denoising_error
 from ..gradients.per_record_gradients import per_record_gradients
-from ..mechanisms.dp_sgd import DPSGD, dp_sgd_mechanism
+from ..mechanisms.dp_sgd import DPSGD, Records, dp_sgd_mechanism
 from ..mechanisms.releases import Queries
 from ..privacy.accounting import Mechanism, compute_epsilon
 from ..privacy.ledger import PrivacyLedger
@@ -150,6 +150,7 @@ def audit_run(
     image_canaries: int = 400,
     confidence: float = 0.95,
     actual_noise: float = 1.0,
+    encode: Callable[[ImageDataset], Records] | None = None,
     after_step: Callable[[], object] = lambda: None,
 ) -> Audit:
     """Query and train by the library's own mechanisms on `records` and canaries, and attack what they release.
@@ -186,6 +187,8 @@ def audit_run(
         actual_noise (`float`, *optional*, defaults to 1.0):
             The factor of the noise that all mechanisms really add, >= 0. Any other value than 1 breaks them on purpose,
             to show that an audit detects it.
+        encode (`Callable`, *optional*):
+            For a network of latents, encodes the records and canaries that DP-SGD reads. The queries read pixels.
         after_step (`Callable`, *optional*): Called after each step.
 
     Returns:
@@ -211,11 +214,12 @@ def audit_run(
     )
     optimizer = torch.optim.Adam([p for p in unet.parameters() if p.requires_grad], lr=learning_rate)
     unet.train()
+    encoded = canaries.records if encode is None else encode(canaries.records)
     dp_sgd = _AuditedDPSGD(
         unet,
         optimizer,
         loss,
-        canaries.records,
+        encoded,
         mechanism,
         ledger,
         noise_multiplicity=noise_multiplicity,
@@ -245,7 +249,7 @@ def audit_run(
         bound(name, scores, canaries.gradient_present, read, delta, 1 - share)
         for name, (scores, read) in attacks.items()
     ]
-    black_box = -_losses(unet, loss, canaries.records, canaries.first_image, canaries.first_gradient)
+    black_box = -_losses(unet, loss, encoded, canaries.first_image, canaries.first_gradient)
     bounds.append(bound(BLACK_BOX, black_box, canaries.image_present, mechanisms, delta, confidence))
     return Audit(
         ledger.epsilon(),
@@ -313,7 +317,7 @@ class _AuditedDPSGD(DPSGD):
 
 
 @torch.no_grad()
-def _losses(unet: torch.nn.Module, loss: DenoisingLoss, records: ImageDataset, first: int, last: int) -> torch.Tensor:
+def _losses(unet: torch.nn.Module, loss: DenoisingLoss, records: Records, first: int, last: int) -> torch.Tensor:
     """The denoising loss of the units `first` to `last - 1`, averaged over their records and many noise draws."""
     unet.eval()
     device = next(unet.parameters()).device

@@ -35,7 +35,7 @@ from ..checks import (
     auto_or,
 )
 from ..files import check_data_dir, check_new_or_empty
-from ..names import check_dataset_name
+from ..names import check_autoencoder_name, check_dataset_name
 from ..options import declared_options
 from .data_arguments import DataArguments
 from .flags import add_options, in_range, number_or_auto, with_defaults
@@ -81,6 +81,9 @@ def make_parser() -> argparse.ArgumentParser:
         action=in_range(auto_or(FREQUENCY_FEATURES_OR_NONE)),
         default=AUTO,
         help="frequency features that the run queries next; 0 for no query, and auto for as many as training chooses",
+    )
+    parser.add_argument(
+        "--vae_name_or_path", metavar="TEXT", help="autoencoder of the run: DP-SGD is attacked on a network of latents"
     )
     parser.add_argument("--max_train_steps", type=int, action=in_range(at_least(1)), default=40, help="DP-SGD steps")
     parser.add_argument(
@@ -156,8 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_dataset_name(data.dataset_name)
     if data.train_data_dir is not None:
         check_data_dir(Path(data.train_data_dir), args.output_dir)
+    if args.vae_name_or_path is not None:
+        check_autoencoder_name(args.vae_name_or_path)
 
     from dataclasses import replace
+    from functools import partial
 
     import torch
     from tqdm.auto import tqdm
@@ -165,8 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..auditing.audit import audit_run
     from ..auditing.report import describe_audit
     from ..config import DPCurriculumConfig
+    from ..data.latents import encode_records
     from ..gradients.losses import DenoisingLoss
     from ..privacy.accounting import Mechanism, calibrate_noise_multiplier
+    from ..training.autoencoder import find_autoencoder
     from ..training.networks import build_scheduler, build_unet
     from ..training.planning import choose_queries
     from ..training.stages import warm_up_stages
@@ -175,6 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dataset = data.load(accept_found_classes=True)  # the records are public
     info, canaries = dataset.info, args.gradient_canaries + args.image_canaries
     numbers = {"num_users": info.num_units + canaries} if info.num_users else {"num_records": info.num_units + canaries}
+    seen, encode = info, None
+    if args.vae_name_or_path is not None:
+        autoencoder = find_autoencoder(args.vae_name_or_path).load(info)
+        seen, encode = autoencoder.latent_info, partial(encode_records, encoder=autoencoder)
     config = DPCurriculumConfig(
         target_epsilon=args.target_epsilon,
         target_delta=args.target_delta,
@@ -191,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tqdm(total=args.max_train_steps, desc="DP-SGD with canaries") as progress:
         audit = audit_run(
             # A small network is enough, because the audited mechanisms are the same for all networks.
-            build_unet(dataset.resolution, dataset.num_channels, dataset.num_classes, block_out_channels=(8, 16)),
+            build_unet(seen.resolution, seen.num_channels, seen.num_classes, block_out_channels=(8, 16)),
             DenoisingLoss(build_scheduler(), null_label=dataset.num_classes),
             dataset,
             noise_multiplier=noise_multiplier,
@@ -204,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             image_canaries=args.image_canaries,
             confidence=args.confidence,
             actual_noise=args.actual_noise,
+            encode=encode,
             after_step=progress.update,
         )
     (args.output_dir / "audit.json").write_text(

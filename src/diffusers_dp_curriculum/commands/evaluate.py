@@ -229,15 +229,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..evaluation.features import load_feature_extractor
     from ..evaluation.metrics import check_reference, evaluate
     from ..evaluation.report import NOT_PRIVATE, table, write_report
-    from ..sampling.saved_pipelines import load_pipeline, use_scheduler
+    from ..sampling.saved_pipelines import image_shape, load_pipeline, use_scheduler
 
     extractors = {name: load_feature_extractor(name, args.inception_weights) for name in args.features}
     if samples_are_made:
         pipeline = load_pipeline(args.samples)
         if args.scheduler:
             use_scheduler(pipeline, args.scheduler)
-        side = pipeline.unet.config.sample_size
-        shape, class_names = (pipeline.unet.config.in_channels, side, side), getattr(pipeline, "class_names", None)
+        shape, class_names = image_shape(pipeline), getattr(pipeline, "class_names", None)
     else:
         pipeline = None
         samples = load_samples(args)

@@ -43,6 +43,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "help": "Directory or Hub id of a public pipeline or UNet2DModel to continue with, in place of random weights; "
         "it brings its network and, if it is a pipeline, its noise scheduler."
     },
+    "vae_name_or_path": {
+        "help": "Directory or Hub id of a public autoencoder (AutoencoderKL, AutoencoderTiny or VQModel, or a pipeline "
+        "with one): the network is then one of its latents. A start that has an autoencoder brings its own."
+    },
     "train_batch_size": {"default": 128, "help": "Images per step, over all processes.", "group": "Training"},
     "max_train_steps": {"default": 20_000, "help": "Training steps.", "group": "Training", "limits": at_least(1)},
     "learning_rate": {"default": 2e-4, "help": "Peak learning rate of Adam.", "group": "Training"},
@@ -143,15 +147,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from ..pretraining import pretrain
     from ..training.accelerator import check_accelerator
+    from ..training.autoencoder import latent_info
     from ..training.interruption import RunStatus
     from ..training.starting_point import find_starting_point
     from ..training.summary import summarize_public
 
     check_accelerator(config)  # before images are decoded, which may take long
     check_public(script)
-    noise_scheduler, start = scheduler_of(script), None
+    vae = config.vae_name_or_path
+    noise_scheduler, start = scheduler_of(script, latents=vae is not None), None
     if config.pretrained_model_name_or_path is not None:
-        start = find_starting_point(config.pretrained_model_name_or_path)
+        start = find_starting_point(config.pretrained_model_name_or_path, vae)
         noise_scheduler = start.noise_scheduler or noise_scheduler
     # What the list of classes and the number of files tell of public images is public.
     dataset = script.load(accept_found_classes=True, accept_left_out_files=True)
@@ -163,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for title, text in dataset.provenance.items():
             print(f"  {title:<15} {text}")
     set_seed(config.seed)
-    unet = network_of(script, info) if start is None else start.load(info)
+    network_info = info if vae is None else latent_info(vae, info)
+    unet = network_of(script, network_info) if start is None else start.load(info)
     status = pretrain(unet, noise_scheduler, config, dataset)
     if status is RunStatus.INTERRUPTED:
         raise KeyboardInterrupt

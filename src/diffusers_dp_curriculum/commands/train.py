@@ -35,6 +35,7 @@ from ..config import DPCurriculumConfig
 from ..errors import InputError
 from ..files import check_data_dir
 from ..names import (
+    check_autoencoder_name,
     check_config_name,
     check_dataset_name,
     check_extractor_name,
@@ -88,7 +89,8 @@ class ScriptArguments(DataArguments):
     )
     edm_sigma_data: float = _scheduler(
         0.5,
-        "Constant of EDM's loss: the standard deviation that pixels in [-1, 1] are assumed to have (paper: 0.57735). "
+        "Constant of EDM's loss: the standard deviation that pixels in [-1, 1] are assumed to have (paper: 0.57735), "
+        "or latents, for which 1 is right. "
         "It is published and must not be measured on the records; keep the default or measure it on public images.",
         limits=EDM_SIGMA_DATA,
     )
@@ -120,7 +122,8 @@ class ScriptArguments(DataArguments):
                 "another `trainable`."
             )
         if self.model_config_name_or_path is None:
-            check_levels(self.attention_levels, len(self.block_out_channels), self.resolution)
+            size = self.resolution if config.vae_name_or_path is None else None  # that of the latents is not known yet
+            check_levels(self.attention_levels, len(self.block_out_channels), size)
         edm = self.noise_scheduler == "edm"
         if edm:
             check_edm(self.prediction_type, config.timestep_sampling)
@@ -209,11 +212,12 @@ def network_of(script: ScriptArguments, info: "DatasetInfo") -> "UNet2DModel":
     )
 
 
-def scheduler_of(script: ScriptArguments) -> "DDPMScheduler | EDMEulerScheduler":
+def scheduler_of(script: ScriptArguments, latents: bool = False) -> "DDPMScheduler | EDMEulerScheduler":
     """The noise scheduler that the arguments describe.
 
     Args:
         script (`ScriptArguments`): The options of the noise scheduler are used.
+        latents (`bool`, *optional*, defaults to False): Whether it is for a network of latents.
     """
     from ..training.networks import build_scheduler
 
@@ -224,6 +228,7 @@ def scheduler_of(script: ScriptArguments) -> "DDPMScheduler | EDMEulerScheduler"
         ddpm_beta_schedule=script.ddpm_beta_schedule,
         edm_sigma_data=script.edm_sigma_data,
         edm_sigma_max=script.edm_sigma_max,
+        latents=latents,
     )
 
 
@@ -250,6 +255,8 @@ def check_names(script: ScriptArguments, config: DPCurriculumConfig) -> None:
         check_start_name(config.pretrained_model_name_or_path)
     if config.feature_extractor is not None:
         check_extractor_name(config.feature_extractor)
+    if config.vae_name_or_path is not None:
+        check_autoencoder_name(config.vae_name_or_path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -270,20 +277,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..sharing.hub import prepare_repo
     from ..trainer import DPCurriculumTrainer
     from ..training.accelerator import check_accelerator
+    from ..training.autoencoder import latent_info
     from ..training.interruption import RunStatus
     from ..training.planning import describe_records
     from ..training.starting_point import find_starting_point
 
     check_accelerator(config)  # before images are decoded, which may take long
-    noise_scheduler = scheduler_of(script)
+    vae = config.vae_name_or_path
+    noise_scheduler = scheduler_of(script, latents=vae is not None)
     start = None
     if config.pretrained_model_name_or_path is not None:
-        start = find_starting_point(config.pretrained_model_name_or_path)
+        start = find_starting_point(config.pretrained_model_name_or_path, vae)
         noise_scheduler = start.noise_scheduler or noise_scheduler
     # A plan needs no pixels, unless it is that of a run to resume, whose records are compared with these.
     dataset = script.load(decode=not script.plan or config.resume_from_checkpoint is not None)
     set_seed(config.seed)
-    unet = network_of(script, dataset.info) if start is None else start.load(dataset.info)
+    network_info = dataset.info if vae is None else latent_info(vae, dataset.info)
+    unet = network_of(script, network_info) if start is None else start.load(dataset.info)
     try:
         trainer = DPCurriculumTrainer(unet=unet, noise_scheduler=noise_scheduler, args=config, train_dataset=dataset)
     except InputError:

@@ -14,8 +14,8 @@ class DatasetInfo:
 
     Args:
         num_records (`int`, *optional*): N, the number of records; None with users, which makes it a secret.
-        num_channels (`int`): 1 for grey images, 3 for RGB.
-        resolution (`int`): Height and width of the images in pixels.
+        num_channels (`int`): 1 for grey images, 3 for RGB, or the channels of latents (see [`latent_info`]).
+        resolution (`int`): Height and width of the images in pixels, or of latents.
         class_names (`tuple[str, ...]`, *optional*): The name of each class; None for an unconditional data set.
         num_users (`int`, *optional*): The number of users, if the unit of privacy is a user with all records.
 

@@ -2,12 +2,9 @@
 
 import contextlib
 import io
-import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,14 +13,11 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..files import check_room, full_disk_errors
 from .pixel_format import PixelFormat
 from .silence import silence
+from .storage import allocate
 from .unusable import STORED, Unusable, check_content, read_file, refusal
 
-
-# Larger data sets are decoded into a memory-mapped temporary file.
-MAX_BYTES_IN_MEMORY = 4 * 2**30
 
 # Pillow lets other Python code run while it reads and decodes, so threads use several cores, and copy no records.
 MAX_THREADS = 8
@@ -97,7 +91,7 @@ def to_tensor(
                     continue
                 assert isinstance(image, np.ndarray)
                 if pixels is None:
-                    pixels = _allocate((len(records), *image.shape))
+                    pixels = allocate((len(records), *image.shape), np.uint8, "The decoded images")
                 pixels[index] = image
             progress.update(len(decoded))
         checked = int(progress.n)
@@ -169,16 +163,3 @@ def _no_limit_for_servers() -> Iterator[None]:
         yield
     finally:
         PIL.Image.MAX_IMAGE_PIXELS = limit
-
-
-def _allocate(shape: tuple[int, ...]) -> np.ndarray:
-    if math.prod(shape) <= MAX_BYTES_IN_MEMORY:
-        return np.empty(shape, dtype=np.uint8)
-    directory, remedy = Path(tempfile.gettempdir()), "set TMPDIR to a directory on a larger disk"
-    check_room(directory, math.prod(shape), "The decoded images", remedy)
-    # The file has no name, so the system deletes it when the last reference to the memory map is gone.
-    with tempfile.TemporaryFile() as file, full_disk_errors(directory, "start again"):
-        # The room is reserved: a process that writes to a memory map on a full disk is killed.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
-        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)

@@ -202,8 +202,7 @@ class DenoisingLoss:
         shape, device = labels.shape, images.device
         clean = images.flatten(0, 1)
         if self.random_flip:
-            mirrored = torch.rand(len(clean), 1, 1, 1, device=device) < 0.5
-            clean = torch.where(mirrored, clean.flip(-1), clean)
+            clean = mirror_half(clean)
         noisy, timesteps, target = self.noise.add_to(clean)
         if self.null_label is None:
             drawn_labels = None
@@ -211,6 +210,16 @@ class DenoisingLoss:
             dropped = torch.rand(shape, device=device) < self.label_dropout
             drawn_labels = torch.where(dropped, self.null_label, labels)
         return NoiseDraws(noisy.unflatten(0, shape), timesteps.view(shape), drawn_labels, target.unflatten(0, shape))
+
+
+def mirror_half(images: torch.Tensor) -> torch.Tensor:
+    """Mirror each of some images left to right with probability 1/2.
+
+    Args:
+        images (`torch.Tensor`): `(n, channels, height, width)`.
+    """
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
 
 
 def denoising_error(model: Callable[..., Any], draws: NoiseDraws) -> torch.Tensor:

@@ -17,12 +17,13 @@ mechanism for any number of processes, and no record or user is in two shares.
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 
 from ..arithmetic import own_arithmetic
-from ..data.image_dataset import ImageDataset
+from ..data.grouping import Units
 from ..distributed import num_processes, process_index
 from ..errors import InputError
 from ..gradients.losses import DenoisingLoss, NoiseDraws
@@ -51,6 +52,19 @@ def dp_sgd_mechanism(
     return Mechanism("dp_sgd", noise_multiplier, sample_rate, steps, max_grad_norm)
 
 
+class Records(Protocol):
+    """Sensitive records as DP-SGD reads them: an `ImageDataset`, or a `LatentDataset` of the same records."""
+
+    @property
+    def units(self) -> Units:
+        """The units of privacy."""
+        ...
+
+    def batch(self, indices: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network is trained on of some records, and their labels; each of its record alone."""
+        ...
+
+
 class DPSGD:
     """DP-SGD over a data set: [`step`] is one execution of the mechanism.
 
@@ -62,7 +76,7 @@ class DPSGD:
         model (`torch.nn.Module`): A `UNet2DModel`; its trainable parameters must be those of `optimizer`.
         optimizer (`torch.optim.Optimizer`): The optimizer that takes the private gradients.
         loss (`DenoisingLoss`): Gives the noise draws.
-        records (`ImageDataset`): The sensitive records.
+        records (`ImageDataset` or `LatentDataset`): The sensitive records.
         mechanism (`Mechanism`): Noise multiplier, sample rate, number of steps and clipping norm (its sensitivity).
         ledger (`PrivacyLedger`): The ledger, which records each step before it is taken.
         noise_multiplicity (`int`): K, noise draws per record or user, and step.
@@ -85,7 +99,7 @@ class DPSGD:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         loss: DenoisingLoss,
-        records: ImageDataset,
+        records: Records,
         mechanism: Mechanism,
         ledger: PrivacyLedger,
         noise_multiplicity: int,

@@ -21,7 +21,7 @@ from ..units import RECORD
 from .accounting import LOOSE
 from .counted_runs import CountedRun, count_once
 from .journal import Released, read_released
-from .ledger import INITIAL_WEIGHTS, package_versions, public_assumptions
+from .ledger import package_versions, public_assumptions, unit_and_assumptions
 from .publishability import check_epsilon, check_same_run, journal_in, leaves_out
 from .statement import PrivacyStatement, make_statement, scope_in_words, scope_of
 
@@ -223,10 +223,7 @@ def _in_directory(directory: Path, name: str) -> FoundStatement:
 def _of_journal(released: Released) -> PrivacyStatement:
     """The statement that a privacy.json of the run would make now."""
     runs = CountedRun.of_journal(released)
-    # Older versions know no other unit, no other initial weights, and no further models.
-    unit = released.header.get("unit", RECORD)
-    initial_weights = released.header.get("initial_weights", INITIAL_WEIGHTS)
-    public_models = released.header.get("public_models", [])
+    unit, initial_weights, public_models = unit_and_assumptions(released.header)
     return make_statement(
         runs,
         released.header["delta"],

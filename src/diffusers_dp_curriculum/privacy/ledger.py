@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import InputError
 from ..units import RECORD
@@ -27,16 +27,26 @@ INITIAL_WEIGHTS = "the initial weights of the network, which have learned nothin
 
 
 def public_assumptions(
-    unit: str, initial_weights: str = INITIAL_WEIGHTS, public_models: Sequence[str] = ()
+    unit: str, initial_weights: str = INITIAL_WEIGHTS, public_models: Iterable[str] = ()
 ) -> tuple[str, ...]:
     """What a statement about records, or about users, assumes to be public.
 
     Args:
         unit (`str`): The unit of privacy, `"record"` or `"user"`.
         initial_weights (`str`, *optional*): What is assumed of the weights that training began with.
-        public_models (`Sequence[str]`, *optional*): What is assumed of each further model that is used.
+        public_models (`Iterable[str]`, *optional*): What is assumed of other models that the run uses.
     """
     return (f"the number of {unit}s N", *PUBLIC_ASSUMPTIONS, *public_models, initial_weights)
+
+
+def unit_and_assumptions(header: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+    """The unit of privacy of a run, and what it assumes of initial weights and other models, as [`public_assumptions`].
+
+    Args:
+        header (`dict`): The first line of a journal. Older versions know no other unit, weights or models.
+    """
+    initial_weights, models = header.get("initial_weights", INITIAL_WEIGHTS), header.get("public_models", ())
+    return header.get("unit", RECORD), initial_weights, tuple(models)
 
 
 class Randomness(Protocol):
@@ -72,8 +82,8 @@ class PrivacyLedger:
             What is assumed of the weights that training began with, in words that are published. The first line of the
             journal keeps it.
         public_models (`Sequence[str]`, *optional*):
-            What is assumed of each further model that is used, in words that are published. The first line of the
-            journal keeps it.
+            What is assumed of other models that the run uses, such as an autoencoder, in words that are published. The
+            first line of the journal keeps it.
 
     Raises:
         InputError: If delta or the accountant cannot be used, or the journal exists already.
@@ -106,7 +116,7 @@ class PrivacyLedger:
         check_accounting(delta, accountant)
         self.unit = unit
         self.initial_weights = initial_weights
-        self.public_models = list(public_models)
+        self.public_models = tuple(public_models)
         self.versions = package_versions()
         self.delta = delta
         self.accountant = accountant
@@ -120,8 +130,8 @@ class PrivacyLedger:
         self._journal = None
         if journal is not None:
             header = {"unit": unit, "delta": delta, "accountant": accountant, "target_epsilon": target_epsilon}
-            assumed = {"initial_weights": initial_weights, "public_models": self.public_models}
             prior_runs_in_json = [run.to_dict() for run in self.prior_runs]
+            assumed = {"initial_weights": initial_weights, "public_models": list(public_models)}
             self._journal = Journal(journal, {**header, **assumed, "prior_runs": prior_runs_in_json})
 
     @classmethod
@@ -145,11 +155,8 @@ class PrivacyLedger:
             opened.resume(position, check)
             header = opened.header
             prior_runs = CountedRun.of_header(header)
-            # Older versions know no other unit, no other initial weights, and no further models.
-            unit, initial_weights = header.get("unit", RECORD), header.get("initial_weights", INITIAL_WEIGHTS)
-            assumed = initial_weights, header.get("public_models", [])
             target = header["target_epsilon"]
-            ledger = cls(header["delta"], header["accountant"], None, target, prior_runs, unit, *assumed)
+            ledger = cls(header["delta"], header["accountant"], None, target, prior_runs, *unit_and_assumptions(header))
         except BaseException:
             if opened is not journal:
                 opened.close()
@@ -162,9 +169,15 @@ class PrivacyLedger:
 
     def in_memory(self) -> "PrivacyLedger":
         """A copy of this ledger without the journal, for the processes of a run that do not write it."""
-        assumed = self.initial_weights, self.public_models
         ledger = PrivacyLedger(
-            self.delta, self.accountant, None, self.target_epsilon, self.prior_runs, self.unit, *assumed
+            self.delta,
+            self.accountant,
+            None,
+            self.target_epsilon,
+            self.prior_runs,
+            self.unit,
+            self.initial_weights,
+            self.public_models,
         )
         ledger.not_private = self.not_private
         ledger._mechanisms = self.mechanisms

@@ -10,11 +10,23 @@ import os
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, EDMEulerScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    ImagePipelineOutput,
+    SchedulerMixin,
+    UNet2DModel,
+    VQModel,
+)
 from diffusers.utils.torch_utils import randn_tensor
+
+
+DECODED_AT_ONCE = 16  # a decoder needs many times the memory of the images that it makes
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
@@ -33,6 +45,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         id2label (`dict[int, str]`, *optional*):
             The name of every class, `{0: "T-shirt", 1: "Trouser", ...}`. Without it, the names are `"0"`, `"1"` and
             so on.
+        vae ([`AutoencoderKL`], [`AutoencoderTiny`] or [`VQModel`], *optional*):
+            The autoencoder whose latents `unet` denoises, which makes images of them. Without it, `unet` denoises
+            pixels.
 
     Raises:
         `ValueError`: If `unet` has no class embeddings besides the null class, or `id2label` does not give every class
@@ -56,7 +71,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         [(8, 8), (8, 8), (8, 8)]
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components: ClassVar[list[str]] = ["vae"]
 
     # Read at import, because diffusers runs remote code from a single cached copy, which is overwritten when the next
     # directory is loaded.
@@ -69,9 +85,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         id2label: dict | None = None,  # type: ignore[type-arg]
+        vae: AutoencoderKL | AutoencoderTiny | VQModel | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
 
         if (unet.config.num_class_embeds or 0) < 2:
             raise ValueError(
@@ -211,6 +228,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 model_output = uncond + guidance_scale * (cond - uncond)
             image = self.scheduler.step(model_output, t, image, **step_kwargs).prev_sample
 
+        if self.vae is not None:
+            latents = image / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)
+            image = torch.cat([self.vae.decode(some).sample for some in latents.split(DECODED_AT_ONCE)])
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).float().numpy()

@@ -1,7 +1,17 @@
 """Previews of a network in training: the pipeline that it will be published in, and a grid of its samples."""
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, EDMEulerScheduler, SchedulerMixin, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    LDMPipeline,
+    ModelMixin,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -42,6 +52,39 @@ def check_sampling(
         raise InputError("An unconditional pipeline has no stochastic sampler: leave `s_churn` at 0.")
 
 
+def check_latent_sampling(scheduler: SchedulerMixin, vae: ModelMixin, conditional: bool) -> None:
+    """Refuse a scheduler or an autoencoder with which a pipeline of latents makes wrong images.
+
+    Args:
+        scheduler (`SchedulerMixin`): The noise scheduler of the run.
+        vae (`ModelMixin`): The autoencoder.
+        conditional (`bool`): Whether the pipeline has classes.
+
+    Raises:
+        InputError: If the scheduler clips samples as if they were pixels, or diffusers' pipeline without classes would
+            leave out the shift of the latents.
+    """
+    if scheduler.config.get("clip_sample"):
+        raise InputError(
+            "The noise scheduler clips samples to the range of pixels, which latents exceed: make it with "
+            "clip_sample=False, or by `build_scheduler` with `latents`."
+        )
+    if not conditional and vae.config.get("shift_factor"):
+        raise InputError(
+            "Without classes the pipeline is diffusers' LDMPipeline, which knows no shift_factor as this autoencoder "
+            "has: use another autoencoder, or images with labels."
+        )
+
+
+def generator_of(pipeline: DiffusionPipeline) -> torch.Generator:
+    """A random generator on the device on which a pipeline draws its first noise.
+
+    Args:
+        pipeline (`DiffusionPipeline`): The pipeline.
+    """
+    return torch.Generator("cpu" if isinstance(pipeline, LDMPipeline) else pipeline.device)
+
+
 class Preview:
     """Makes pipelines of a network in training, and grids of its samples.
 
@@ -49,22 +92,30 @@ class Preview:
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`): The scheduler of the pipeline.
         info (`DatasetInfo`): The public description of the data set.
         config (`DPCurriculumConfig`): The fields of sampling and `seed` are used.
+        vae (`ModelMixin`, *optional*): The autoencoder that makes images of latents; None for pixels.
     """
 
     def __init__(
-        self, noise_scheduler: DDPMScheduler | EDMEulerScheduler, info: DatasetInfo, config: DPCurriculumConfig
+        self,
+        noise_scheduler: DDPMScheduler | EDMEulerScheduler,
+        info: DatasetInfo,
+        config: DPCurriculumConfig,
+        vae: ModelMixin | None = None,
     ):
         self.noise_scheduler = noise_scheduler
         self.class_names = info.class_names
         self.config = config
+        self.vae = vae
 
-    def pipeline(self, unet: UNet2DModel) -> DDPMPipeline | ClassConditionalPipeline:
+    def pipeline(self, unet: UNet2DModel) -> DDPMPipeline | LDMPipeline | ClassConditionalPipeline:
         """Make the pipeline of `unet`; this puts the network into evaluation mode."""
         unet.eval()
-        if self.class_names is None:
+        if self.class_names is None and self.vae is None:
             return DDPMPipeline(unet=unet, scheduler=self.noise_scheduler)
+        if self.class_names is None:  # it gives a scheduler no generator, and that of DDIM needs none
+            return LDMPipeline(self.vae, unet, DDIMScheduler.from_config(self.noise_scheduler.config))
         id2label = dict(enumerate(self.class_names))
-        return ClassConditionalPipeline(unet=unet, scheduler=self.noise_scheduler, id2label=id2label)
+        return ClassConditionalPipeline(unet, self.noise_scheduler, id2label, self.vae)
 
     def check(self, unet: UNet2DModel) -> None:
         """Sample one image in three steps, so that no budget is spent on a network that cannot be sampled.
@@ -77,6 +128,8 @@ class Preview:
         check_sampling(scheduler, conditional, steps, config.guidance_scale, config.s_churn)
         if not conditional and isinstance(scheduler, EDM_SCHEDULERS):
             raise InputError("Without classes the pipeline is diffusers' DDPMPipeline: use a DDPMScheduler with it.")
+        if self.vae is not None:
+            check_latent_sampling(scheduler, self.vae, conditional)
         if scheduler.config.get("variance_type") in ("learned", "learned_range"):
             raise InputError('The UNet predicts no variance: use a noise scheduler with variance_type="fixed_small".')
         try:
@@ -102,9 +155,9 @@ class Preview:
         Raises:
             TrainingError: If a sample is not made of finite numbers.
         """
-        generator = torch.Generator(unet.device).manual_seed(self.config.seed)
-        rows = min(GRID_COLUMNS if self.class_names is None else len(self.class_names), MAX_GRID_ROWS)
         pipeline = self.pipeline(unet)
+        generator = generator_of(pipeline).manual_seed(self.config.seed)
+        rows = min(GRID_COLUMNS if self.class_names is None else len(self.class_names), MAX_GRID_ROWS)
         samples = [
             self._sample(pipeline, label, GRID_COLUMNS, self.config.num_inference_steps, generator).cpu()
             for label in tqdm(range(rows), desc="Sampling", leave=False)

@@ -44,6 +44,31 @@ def load_pipeline(name: str) -> diffusers.DiffusionPipeline:
     return pipeline
 
 
+def autoencoder_of(pipeline: diffusers.DiffusionPipeline) -> diffusers.ModelMixin | None:
+    """The autoencoder that makes images of the latents of a pipeline; None for a pipeline of pixels.
+
+    Args:
+        pipeline (`DiffusionPipeline`): The pipeline.
+    """
+    return getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+
+
+def image_shape(pipeline: diffusers.DiffusionPipeline) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a pipeline makes.
+
+    Args:
+        pipeline (`DiffusionPipeline`): A pipeline with a `UNet2DModel` of squares.
+    """
+    unet, autoencoder = pipeline.unet, autoencoder_of(pipeline)
+    side = unet.config.sample_size
+    if autoencoder is None:
+        return unet.config.in_channels, side, side
+    with torch.no_grad():
+        latents = torch.zeros(1, unet.config.in_channels, side, side, dtype=unet.dtype, device=autoencoder.device)
+        channels, height, width = autoencoder.decode(latents).sample.shape[1:]
+    return channels, height, width
+
+
 def use_scheduler(pipeline: diffusers.DiffusionPipeline, name: str) -> None:
     """Replace the scheduler of a pipeline by another one that fits how the model was trained.
 

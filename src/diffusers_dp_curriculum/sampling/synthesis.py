@@ -28,7 +28,8 @@ from ..sharing.cards import update as update_card
 from ..sharing.dataset_card import make_dataset_card
 from ..sharing.hub import push_dataset
 from .dataset_directory import DatasetDirectory, ImageFolderLayout, ParquetLayout, parquet_bytes, parquet_file
-from .preview import check_sampling
+from .preview import check_sampling, generator_of
+from .saved_pipelines import autoencoder_of
 
 
 MAX_SHARD_BYTES = 500_000_000  # the size of parquet files on the Hub, the same as in `datasets`
@@ -286,7 +287,7 @@ def _sample_shard(
 ) -> pa.Table:
     """Sample the rows of a shard, which depend only on the settings, the seed and the index of the shard."""
     shard_seed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-    generator = torch.Generator(pipeline.device).manual_seed(int(shard_seed[0]))
+    generator = generator_of(pipeline).manual_seed(int(shard_seed[0]))
     features = datasets.Features({"image": datasets.Image()})
     columns: dict[str, list[Any]] = {}
     condition: dict[str, Any] = {"batch_size": num_images}
@@ -346,6 +347,7 @@ def _scheduler_settings(pipeline: DiffusionPipeline) -> dict[str, Any]:
 
 def _weights_sha256(pipeline: DiffusionPipeline) -> str:
     digest = hashlib.sha256()
-    for tensor in pipeline.unet.state_dict().values():
-        digest.update(tensor.detach().flatten().cpu().view(torch.uint8).numpy())
+    for network in filter(None, (pipeline.unet, autoencoder_of(pipeline))):
+        for tensor in network.state_dict().values():
+            digest.update(tensor.detach().flatten().cpu().view(torch.uint8).numpy())
     return digest.hexdigest()

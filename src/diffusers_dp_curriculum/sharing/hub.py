@@ -38,6 +38,8 @@ MODEL_FILES = {
     r"unet/config\.json": "unet/config.json",
     r"unet/diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors": "unet/diffusion_pytorch_model.safetensors",
     r"unet/diffusion_pytorch_model\.safetensors\.index\.json": None,
+    r"(vae|vqvae)/config\.json": None,
+    r"(vae|vqvae)/diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?": None,
 }
 DATASET_FILES: dict[str, str | None] = {
     r"README\.md": "README.md",

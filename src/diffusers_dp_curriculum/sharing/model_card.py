@@ -42,6 +42,7 @@ def make_model_card(
     started_from: str | None = None,
     base_model: str | None = None,
     eyes: str | None = None,
+    encoded_by: str | None = None,
 ) -> ModelCard:
     """Render the card of a finished run; everything in it is public or comes from releases in the ledger.
 
@@ -56,6 +57,7 @@ def make_model_card(
         started_from (`str`, *optional*): What training started from, in words; None for random weights.
         base_model (`str`, *optional*): The id on the Hub of the model that training started from.
         eyes (`str`, *optional*): The public model whose features were queried, in words; None for random features.
+        encoded_by (`str`, *optional*): Where the autoencoder of its latents comes from, in words; None for pixels.
     """
     class_names = None if info.class_names is None else list(info.class_names)
     metadata = card_metadata(config, TAGS, base_model)
@@ -89,6 +91,7 @@ def make_model_card(
         churn=f", s_churn={config.s_churn}, s_tmin={config.s_tmin}, s_tmax={config.s_tmax}" if config.s_churn else "",
         started_from=started_from,
         eyes=eyes,
+        encoded_by=encoded_by,
         repo_id=REPO_ID_TO_COME,
     )
 
@@ -115,11 +118,21 @@ def describe_network(pipeline: DiffusionPipeline, info: DatasetInfo, mixed_preci
     return {
         "resolution": info.resolution,
         "channels": info.num_channels,
+        **_describe_latents(pipeline),
         "parameters": f"{pipeline.unet.num_parameters():,}",
         "noise_scheduler": type(scheduler).__name__,
         **{name: value for name, value in scheduler.config.items() if name in SCHEDULER_CARD_FIELDS},
         "mixed_precision": mixed_precision,
     }
+
+
+def _describe_latents(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The autoencoder of a pipeline and the size of its latents; nothing for a pipeline of pixels."""
+    autoencoder = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+    if autoencoder is None:
+        return {}
+    size, channels = pipeline.unet.config.sample_size, pipeline.unet.config.in_channels
+    return {"autoencoder": type(autoencoder).__name__, "latents": f"{size}x{size}x{channels}"}
 
 
 def mechanisms_in_words(privacy: PrivacyStatement) -> str:

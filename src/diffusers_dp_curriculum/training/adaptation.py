@@ -7,9 +7,11 @@ image in colour, and "no label" stays "no label".
 from collections.abc import Sequence
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import ModelMixin, UNet2DModel
+from torch.nn import Conv2d
 
 from ..data.dataset_info import DatasetInfo
+from ..data.silence import no_messages
 from .networks import network_sizes
 
 
@@ -39,7 +41,7 @@ def adapt_network(unet: UNet2DModel, info: DatasetInfo, known_classes: Sequence[
         `UNet2DModel`: A network with the size, the channels and the classes of the data set, and the null class.
     """
     weights = dict(unet.state_dict())
-    _adapt_channels(weights, unet.config.in_channels, info.num_channels)
+    _adapt_channels(weights, "conv_in", "conv_out", unet.config.in_channels, info.num_channels)
     _adapt_classes(weights, info.class_names, known_classes)
     sizes = network_sizes(info.resolution, info.num_channels, info.num_classes)
     adapted = UNet2DModel.from_config(unet.config, **sizes)
@@ -47,16 +49,41 @@ def adapt_network(unet: UNet2DModel, info: DatasetInfo, known_classes: Sequence[
     return adapted
 
 
-def _adapt_channels(weights: dict[str, torch.Tensor], channels: int, wanted: int) -> None:
-    """Sum or average over three channels, or repeat one channel three times."""
+def adapt_autoencoder(autoencoder: ModelMixin, num_channels: int) -> ModelMixin:
+    """Make an autoencoder of grey images out of one of colour images.
+
+    A grey image has the latent of the same image in colour, and a latent becomes the average of the channels that it
+    became before.
+
+    Args:
+        autoencoder (`ModelMixin`): The autoencoder, which is left as it is.
+        num_channels (`int`): The channels of the images; an autoencoder that has them is returned as it is.
+    """
+    channels = autoencoder.config.in_channels
+    if channels == num_channels:
+        return autoencoder
+    first, last = (
+        [f"{half}.{name}" for name, layer in getattr(autoencoder, half).named_modules() if isinstance(layer, Conv2d)]
+        for half in ("encoder", "decoder")
+    )
+    weights = dict(autoencoder.state_dict())
+    _adapt_channels(weights, first[0], last[-1], channels, num_channels)
+    with no_messages():
+        adapted = type(autoencoder).from_config(autoencoder.config, in_channels=num_channels, out_channels=num_channels)
+    adapted.load_state_dict(weights)
+    return adapted
+
+
+def _adapt_channels(weights: dict[str, torch.Tensor], first: str, last: str, channels: int, wanted: int) -> None:
+    """Sum or average over three channels, or repeat one channel three times, in the first and the last convolution."""
     if channels == wanted:
         return
-    into, out, bias = (weights[name] for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias"))
+    into, out, bias = (weights[name] for name in (f"{first}.weight", f"{last}.weight", f"{last}.bias"))
     if wanted == 1:
         into, out, bias = into.sum(1, keepdim=True), out.mean(0, keepdim=True), bias.mean(0, keepdim=True)
     else:
         into, out, bias = into.repeat(1, wanted, 1, 1) / wanted, out.repeat(wanted, 1, 1, 1), bias.repeat(wanted)
-    weights.update({"conv_in.weight": into, "conv_out.weight": out, "conv_out.bias": bias})
+    weights.update({f"{first}.weight": into, f"{last}.weight": out, f"{last}.bias": bias})
 
 
 def _adapt_classes(

@@ -22,6 +22,7 @@ from ..errors import InputError, StorageError
 from ..files import is_full_disk, sync
 from ..mechanisms.public_eyes import PublicEyes
 from ..privacy.ledger import PrivacyLedger
+from .autoencoder import Autoencoder
 from .planning import Plan
 from .starting_point import starting_point_of
 from .training_state import StageState
@@ -225,6 +226,7 @@ def run_identity(
     noise_scheduler: SchedulerMixin,
     public_images: bool = False,
     eyes: PublicEyes | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> dict[str, Any]:
     """The settings that must be the same when a run is resumed, as values that JSON can hold.
 
@@ -234,12 +236,14 @@ def run_identity(
         noise_scheduler (`SchedulerMixin`): The noise scheduler.
         public_images (`bool`, *optional*, defaults to False): Whether it is training on public images.
         eyes (`PublicEyes`, *optional*): The public model whose features are queried.
+        autoencoder (`Autoencoder`, *optional*): The autoencoder whose latents it trains on.
     """
     start = starting_point_of(unet)
     public = {
         "kind of images": "public" if public_images else None,
         "pretrained_model_name_or_path": None if start is None else start.in_words,
         "feature_extractor": None if eyes is None else eyes.fingerprint,
+        "autoencoder": None if autoencoder is None else autoencoder.checksum(),
         **{f"unet {name}": value for name, value in unet.config.items()},
         **{f"scheduler {name}": value for name, value in noise_scheduler.config.items()},
         **config.training_parameters(),

@@ -10,15 +10,19 @@ import torch
 
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
+from ..data.latents import BATCH_SIZE
 from ..distributed import num_processes
 from ..gradients.losses import DenoisingLoss
 from ..gradients.per_record_gradients import GradientsOf
 from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import on_trial
+from ..mechanisms.class_features import pooled_shape
 from ..mechanisms.dp_optimizer import dp_optimizer_class
 from ..mechanisms.dp_sgd import without_non_finite_records
+from ..mechanisms.public_eyes import BATCH_SIZE
 from ..mechanisms.randomness import MechanismRandomness
 from ..memory import PeakMemory, dp_sgd_memory, enough_memory, largest_share, warm_up_memory
+from .autoencoder import Autoencoder
 from .auxiliary_generator import fit_generator, start_generator
 from .optimization import start_dp_sgd
 from .stages import GeneratorStage, Stage, WarmUpStage
@@ -34,8 +38,10 @@ class Estimate:
     Args:
         seconds (`float`): Time of all stages.
         step_bytes (`int`): Peak memory that a step adds in one process, on the GPU if there is one.
-        network_bytes (`int`): Memory of the network, on the same device.
-        images_bytes (`int`): Memory of the records' images, one byte per value; they always stay in main memory.
+        network_bytes (`int`): Memory of the network, and of the autoencoder if there is one, on the same device.
+        images_bytes (`int`):
+            Memory of the records' images, one byte per value, and of their latents if there are any; they always stay
+            in main memory.
         on_gpu (`bool`): Whether the steps run on a GPU.
     """
 
@@ -65,6 +71,7 @@ def estimate(
     config: DPCurriculumConfig,
     stages: Sequence[Stage],
     precision: Precision = FULL_PRECISION,
+    autoencoder: Autoencoder | None = None,
 ) -> Estimate:
     """Run a few steps of each stage on random images, and extrapolate to the whole run.
 
@@ -77,10 +84,11 @@ def estimate(
         loss (`DenoisingLoss`): Makes noise draws from images.
         gradients_of (`Callable`): Computes the per-record gradients of noise draws.
         info (`DatasetInfo`): The public description of the data set.
-        images_bytes (`int`): Memory of the records' images.
+        images_bytes (`int`): Memory of the records' images, and of their latents if there are any.
         config (`DPCurriculumConfig`): The hyper-parameters.
         stages (`Sequence[Stage]`): The stages before DP-SGD.
         precision (`Precision`, *optional*): Autocast type and loss scale of the warm-up stages.
+        autoencoder (`Autoencoder`, *optional*): The autoencoder whose latents the network denoises.
 
     Returns:
         `Estimate`: Time and memory of the run.
@@ -90,6 +98,7 @@ def estimate(
     """
     device = next(unet.parameters()).device
     network = [*unet.parameters(), *unet.buffers()]
+    public = [] if autoencoder is None else [*autoencoder.model.parameters(), *autoencoder.model.buffers()]
     # Reserve the memory of one more network: memory fragments differently in each process, so a run that only just fits
     # here might not fit later.
     with dp_sgd_memory(config):
@@ -99,19 +108,25 @@ def estimate(
         if stage.train_steps > 0:
             with _memory_of(stage), on_trial(unet), PeakMemory(device) as memory:
                 if isinstance(stage, GeneratorStage):
+                    seconds += _query_seconds(device, info, stage, images_bytes)
                     step = _generator_step(unet, info, stage, config)
                 else:
-                    step = _warm_up_step(unet, loss, info, stage, config, precision)
+                    step = _warm_up_step(unet, loss, info, stage, config, precision, autoencoder)
             seconds, step_bytes = seconds + stage.train_steps * step, max(step_bytes, memory.num_bytes)
+    if autoencoder is not None and config.max_train_steps > 0:
+        with enough_memory("A batch of images to encode", "use a smaller autoencoder"), PeakMemory(device) as memory:
+            seconds += _encoding_seconds(autoencoder, info.num_units * (2 if config.random_flip else 1))
+        step_bytes = max(step_bytes, memory.num_bytes)
     if config.max_train_steps > 0:
         with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory, trained_part(unet, config):
-            step = _dp_sgd_step(unet, loss, gradients_of, info, config)
+            network_info = info if autoencoder is None else autoencoder.latent_info
+            step = _dp_sgd_step(unet, loss, gradients_of, network_info, config)
         seconds, step_bytes = seconds + config.max_train_steps * step, max(step_bytes, memory.num_bytes)
     del reserve
     return Estimate(
         seconds,
         step_bytes,
-        sum(tensor.nbytes for tensor in network),
+        sum(tensor.nbytes for tensor in [*network, *public]),
         images_bytes,
         device.type == "cuda",
     )
@@ -122,6 +137,18 @@ def _memory_of(stage: Stage) -> AbstractContextManager[None]:
         smaller = "lower `frequency_features`" if stage.queries.eyes is None else "name a smaller `feature_extractor`"
         return enough_memory(stage.title, smaller)
     return warm_up_memory(stage.batch_size, stage.batch_size_option)
+
+
+def _query_seconds(device: torch.device, info: DatasetInfo, stage: GeneratorStage, images_bytes: int) -> float:
+    """Measure how long a public model looks at all records; without one a query takes seconds."""
+    if stage.queries.eyes is None:
+        return 0.0
+    image_shape = pooled_shape(info.image_shape)
+    images = torch.rand(BATCH_SIZE, *image_shape, dtype=torch.float64)
+    features_of = stage.queries.features_of(image_shape)
+    start = _now(device)
+    features_of(images)
+    return (_now(device) - start) * images_bytes / math.prod(info.image_shape) / BATCH_SIZE
 
 
 def _generator_step(
@@ -141,15 +168,25 @@ def _warm_up_step(
     stage: WarmUpStage,
     config: DPCurriculumConfig,
     precision: Precision,
+    autoencoder: Autoencoder | None,
 ) -> float:
     """Measure the seconds of one warm-up step."""
     device = next(unet.parameters()).device
     images = torch.rand(info.num_labels, *info.image_shape)
     released = stage.images(images, torch.arange(len(images)))
     state = _without_learning(start_warm_up(unet, stage, config))
-    return _second_step(
-        device, lambda steps: warm_up(state, loss, released, replace(stage, train_steps=steps), config, precision)
-    )
+
+    def train_until(steps: int) -> object:
+        until = replace(stage, train_steps=steps)
+        return warm_up(state, loss, released, until, config, precision, autoencoder=autoencoder)
+
+    return _second_step(device, train_until)
+
+
+def _encoding_seconds(autoencoder: Autoencoder, number: int) -> float:
+    """Measure the seconds of encoding one batch, and scale them to a number of images."""
+    images = torch.zeros(BATCH_SIZE, *autoencoder.image_info.image_shape).to(autoencoder.device)
+    return number / BATCH_SIZE * _second_step(autoencoder.device, lambda _: autoencoder.encode(images))
 
 
 def _second_step(device: torch.device, train_until: Callable[[int], object]) -> float:

@@ -88,8 +88,13 @@ def mark_as_trained(unet: UNet2DModel) -> None:
     setattr(unet, TRAINED, True)
 
 
-def check_network(unet: UNet2DModel, info: DatasetInfo) -> None:
+def check_network(unet: UNet2DModel, info: DatasetInfo, what: str = "images") -> None:
     """Refuse a network that cannot be trained on a data set.
+
+    Args:
+        unet (`UNet2DModel`): The network.
+        info (`DatasetInfo`): The description of the data set, with the size and the channels of what it denoises.
+        what (`str`, *optional*, defaults to `"images"`): What it denoises, `"images"` or `"latents"`.
 
     Raises:
         InputError: If resolution, channels or classes do not fit the data set, if no parameter is trainable, or if one
@@ -99,7 +104,7 @@ def check_network(unet: UNet2DModel, info: DatasetInfo) -> None:
     check_levels(0, len(config.block_out_channels), config.sample_size)
     if {config.in_channels, config.out_channels} != {info.num_channels}:
         raise InputError(
-            f"The images have {info.num_channels} channels, and the UNet takes {config.in_channels} and gives "
+            f"The {what} have {info.num_channels} channels, and the UNet takes {config.in_channels} and gives "
             f"{config.out_channels}: make a UNet with in_channels=out_channels={info.num_channels}."
         )
     wanted = None if info.num_classes is None else info.num_classes + 1

@@ -35,7 +35,7 @@ def build_unet(
 
     Args:
         resolution (`int`): Height and width of the images, in pixels.
-        num_channels (`int`): 1 for grey images, 3 for colour.
+        num_channels (`int`): 1 for grey images, 3 for colour, or the channels of latents (see [`latent_info`]).
         num_classes (`int`, *optional*): Number of classes, or None for an unconditional network.
         block_out_channels (`Sequence[int]`, *optional*, defaults to `(32, 64)`):
             Channels of each level, finest first; multiples of 8.
@@ -104,6 +104,7 @@ def build_scheduler(
     ddpm_beta_schedule: str = "squaredcos_cap_v2",
     edm_sigma_data: float = 0.5,
     edm_sigma_max: float = 80.0,
+    latents: bool = False,
 ) -> DDPMScheduler | EDMEulerScheduler:
     """Build the noise scheduler with which a network is trained and published.
 
@@ -117,6 +118,8 @@ def build_scheduler(
             Constant of EDM's loss, > 0: the standard deviation that pixels in [-1, 1] are assumed to have. It is
             published and must not be measured on the records.
         edm_sigma_max (`float`, *optional*, defaults to 80.0): Noise level from which EDM samples, > 0.002.
+        latents (`bool`, *optional*, defaults to False):
+            Whether the network denoises latents: samples are then not clipped to the range of pixels, as DDPM's are.
 
     Returns:
         `DDPMScheduler` or `EDMEulerScheduler`: The scheduler.
@@ -143,5 +146,8 @@ def build_scheduler(
     DDPM_NUM_STEPS.check("ddpm_num_steps", ddpm_num_steps)
     BETA_SCHEDULE.check("ddpm_beta_schedule", ddpm_beta_schedule)
     return DDPMScheduler(
-        num_train_timesteps=ddpm_num_steps, beta_schedule=ddpm_beta_schedule, prediction_type=prediction_type
+        num_train_timesteps=ddpm_num_steps,
+        beta_schedule=ddpm_beta_schedule,
+        prediction_type=prediction_type,
+        clip_sample=not latents,
     )

@@ -12,7 +12,10 @@ from .training_state import TrainingState, make_ema
 
 
 def make_loss(
-    noise_scheduler: DDPMScheduler | EDMEulerScheduler, config: DPCurriculumConfig, null_label: int | None
+    noise_scheduler: DDPMScheduler | EDMEulerScheduler,
+    config: DPCurriculumConfig,
+    null_label: int | None,
+    latents: bool = False,
 ) -> DenoisingLoss:
     """Create the training loss of a run.
 
@@ -20,6 +23,8 @@ def make_loss(
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`): Gives the noise schedule and the prediction type.
         config (`DPCurriculumConfig`): The fields of the loss are used.
         null_label (`int`, *optional*): The null class; None for an unconditional network.
+        latents (`bool`, *optional*, defaults to False):
+            Whether it is of latents. The loss mirrors none of them: images are mirrored before they are encoded.
     """
     return DenoisingLoss(
         noise_scheduler,
@@ -28,7 +33,7 @@ def make_loss(
         noise_level_std=config.noise_level_std,
         label_dropout=config.label_dropout,
         null_label=null_label,
-        random_flip=config.random_flip,
+        random_flip=config.random_flip and not latents,
     )
 
 

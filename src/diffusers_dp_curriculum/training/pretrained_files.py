@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler, UNet2DModel
+from diffusers import DDPMScheduler, EDMEulerScheduler, ModelMixin, UNet2DModel
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 
@@ -18,21 +18,27 @@ from ..finite import is_finite
 from ..gradients.losses import EDM_SCHEDULERS
 
 
+Network = TypeVar("Network", bound=ModelMixin)
+AUTOENCODER_PARTS = ("vae", "vqvae")  # the names that pipelines have for their autoencoder
 # The files of a pipeline, and of a network in a directory of its own; in older repositories, all at the top.
 DESCRIPTIONS = (
     *("model_index.json", "config.json", "scheduler_config.json"),
     *("unet/config.json", "scheduler/scheduler_config.json"),
+    *(f"{part}/config.json" for part in AUTOENCODER_PARTS),
 )
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 PARTS_OF_WEIGHTS = "diffusion_pytorch_model-*-of-*.safetensors"
 
 
-def check_parts(index: dict[str, Any], name: str) -> None:
-    """Refuse a pipeline of other parts than a `UNet2DModel` and a noise scheduler.
+def check_parts(index: dict[str, Any], name: str) -> str | None:
+    """Refuse a pipeline of other parts than a `UNet2DModel`, a noise scheduler and, for latents, an autoencoder.
 
     Args:
         index (`dict`): The content of model_index.json.
         name (`str`): The name of the network in messages.
+
+    Returns:
+        `str`, *optional*: The name of the part that is the autoencoder; None if there is none.
 
     Raises:
         InputError: If it has other parts.
@@ -42,27 +48,30 @@ def check_parts(index: dict[str, Any], name: str) -> None:
         for part, value in index.items()
         if not part.startswith("_") and isinstance(value, list) and len(value) == 2 and value[1] is not None
     }
-    if others := sorted(parts.keys() - {"unet", "scheduler"}):
+    autoencoder = next((part for part in AUTOENCODER_PARTS if part in parts), None)
+    if others := sorted(parts.keys() - {"unet", "scheduler", autoencoder}):
         raise InputError(
-            f"{name} has a part called {others[0]} besides its network and its scheduler, as pipelines of latents or "
-            "of texts have: give a pipeline whose UNet2DModel takes pixels."
+            f"{name} has a part called {others[0]} besides its network, its scheduler and an autoencoder, as pipelines "
+            "of texts have: give a pipeline whose UNet2DModel takes pixels or latents, and nothing else."
         )
     if parts.get("unet") != "UNet2DModel" or "scheduler" not in parts:
         raise InputError(
             f"{name} is no pipeline of a UNet2DModel and a scheduler, but of {', '.join(sorted(parts.values()))}: give "
             "one that is."
         )
+    return autoencoder
 
 
-def network_config(content: dict[str, Any], name: str) -> dict[str, Any]:
+def network_config(content: dict[str, Any], name: str, latent_channels: int | None = None) -> dict[str, Any]:
     """The whole config of a network, with the defaults of what its file leaves out.
 
     Args:
         content (`dict`): The content of config.json.
         name (`str`): The name of the network in messages.
+        latent_channels (`int`, *optional*): The channels of the latents that it denoises; None for pixels.
 
     Raises:
-        InputError: If it is no network that denoises the pixels of images.
+        InputError: If it is no network that denoises the pixels of images, or such latents.
     """
     kind = content.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
@@ -76,10 +85,15 @@ def network_config(content: dict[str, Any], name: str) -> dict[str, Any]:
             "as `save_pretrained` wrote them."
         ) from error
     into, out = config["in_channels"], config["out_channels"]
-    if into != out or not IMAGE_CHANNELS.contains(into):
+    if latent_channels is None and (into != out or not IMAGE_CHANNELS.contains(into)):
         raise InputError(
             f"{name} takes {into} channels and gives {out}, as networks of latents or of variances do: give one that "
-            "takes and gives the pixels of grey (1) or RGB (3) images."
+            "takes and gives the pixels of grey (1) or RGB (3) images, or its autoencoder as `vae_name_or_path`."
+        )
+    if latent_channels is not None and {into, out} != {latent_channels}:
+        raise InputError(
+            f"{name} takes {into} channels and gives {out}, and the latents have {latent_channels}: give a network of "
+            "the latents of this autoencoder."
         )
     if (kind := config["class_embed_type"]) is not None:
         raise InputError(
@@ -126,12 +140,13 @@ def training_scheduler(config: dict[str, Any], name: str) -> DDPMScheduler | EDM
     )
 
 
-def load_weights(directory: Path, name: str) -> UNet2DModel:
+def load_weights(directory: Path, name: str, kind: type[Network]) -> Network:
     """Load a network in float32, and refuse one that its files do not give completely.
 
     Args:
         directory (`Path`): The directory of the network.
         name (`str`): The name of the network in messages.
+        kind (`type`): The class of the network.
 
     Raises:
         InputError: If there are no weights, not all of them, or other ones than the config describes.
@@ -143,7 +158,7 @@ def load_weights(directory: Path, name: str) -> UNet2DModel:
         )
     try:
         with no_messages():
-            unet, loading = UNet2DModel.from_pretrained(
+            network, loading = kind.from_pretrained(
                 directory, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # of many types, from diffusers, safetensors and PyTorch
@@ -155,9 +170,10 @@ def load_weights(directory: Path, name: str) -> UNet2DModel:
         raise InputError(
             f"{name} has no weights for {min(loading['missing_keys'])}: give the files as `save_pretrained` wrote them."
         )
-    if not is_finite(unet):
+    if not is_finite(network):
         raise InputError(f"The weights of {name} are not all finite numbers, as its training diverged: give others.")
-    return unet
+    loaded: Network = network
+    return loaded
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -202,12 +218,13 @@ def download_weights(repo_id: str, directory: Path) -> None:
 
     Args:
         repo_id (`str`): The id of the repository on the Hub.
-        directory (`Path`): The directory of the config: what [`download_descriptions`] returned, or `unet` in it.
+        directory (`Path`):
+            The directory of the config: what [`download_descriptions`] returned, or that of a part in it.
 
     Raises:
         HubError: If the Hub is out of reach, or refuses access.
     """
-    top = directory.parent if directory.name == "unet" else directory
+    top = directory.parent if directory.name in ("unet", *AUTOENCODER_PARTS) else directory
     patterns = [(directory.relative_to(top) / name).as_posix() for name in (*WEIGHTS, PARTS_OF_WEIGHTS)]
     _download(repo_id, patterns, revision=top.name)
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..config import DPCurriculumConfig
 from ..errors import DPCurriculumError, InputError, StorageError
@@ -11,7 +12,7 @@ from ..files import is_left_behind
 from ..privacy.composition import read_prior_runs
 from ..privacy.counted_runs import CountedRun
 from ..privacy.journal import Journal, read_released
-from ..privacy.ledger import INITIAL_WEIGHTS, PrivacyLedger
+from ..privacy.ledger import INITIAL_WEIGHTS, PrivacyLedger, unit_and_assumptions
 from ..privacy.publishability import journal_in
 from ..run_paths import RunPaths, check_output_dir
 from ..units import RECORD
@@ -69,7 +70,7 @@ def open_ledger(
         prior_runs (`Sequence[CountedRun]`, *optional*): The previous runs with which the run was planned.
         unit (`str`, *optional*, defaults to `"record"`): The unit of privacy of the run.
         initial_weights (`str`, *optional*): What is assumed of the weights that training begins with.
-        public_models (`Sequence[str]`, *optional*): What is assumed of each further model that is used.
+        public_models (`Sequence[str]`, *optional*): What is assumed of other models that the run uses.
 
     Returns:
         `tuple[PrivacyLedger, Checkpoint or None]`: The ledger, and the checkpoint from which the run continues.
@@ -101,8 +102,7 @@ def open_ledger(
     try:
         _check_target(existing, config)
         _check_prior_runs(CountedRun.of_header(existing.header), prior_runs, config)
-        _check_initial_weights(existing.header.get("initial_weights", INITIAL_WEIGHTS), initial_weights, config)
-        _check_public_models(existing.header.get("public_models", []), public_models, config)
+        _check_assumptions(existing.header, initial_weights, public_models, config)
         checkpoints.remove_partial()
         checkpoint = checkpoints.load(config.resume_from_checkpoint or "latest")
         _count_noted_errors(existing, private)
@@ -186,19 +186,20 @@ def _check_prior_runs(existing: Sequence[CountedRun], given: Sequence[CountedRun
         )
 
 
-def _check_initial_weights(existing: str, given: str, config: DPCurriculumConfig) -> None:
-    if existing != given:
+def _check_assumptions(
+    header: dict[str, Any], initial_weights: str, public_models: Sequence[str], config: DPCurriculumConfig
+) -> None:
+    _, existing_weights, existing_models = unit_and_assumptions(header)
+    if existing_weights != initial_weights:
         raise InputError(
-            f"The run in {config.output_dir} was started with other weights ({existing}): resume it with the "
+            f"The run in {config.output_dir} was started with other weights ({existing_weights}): resume it with the "
             "`pretrained_model_name_or_path` that it was started with."
         )
-
-
-def _check_public_models(existing: Sequence[str], given: Sequence[str], config: DPCurriculumConfig) -> None:
-    if list(existing) != list(given):
+    if existing_models != tuple(public_models):
         raise InputError(
-            f"The run in {config.output_dir} was started with other public models ({'; '.join(existing) or 'none'}): "
-            "resume it with the `feature_extractor` that it was started with."
+            f"The run in {config.output_dir} was started with other public models "
+            f"({'; '.join(existing_models) or 'none'}): resume it with the `vae_name_or_path` and the "
+            "`feature_extractor` that it was started with."
         )
 
 

@@ -18,12 +18,13 @@ from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
 from ..errors import InputError
 from ..files import local_path
-from ..names import check_start_name, no_start
+from ..names import check_start_name, no_start, public_name
 from ..privacy.counted_runs import CountedRun
 from ..privacy.ledger import INITIAL_WEIGHTS
 from ..privacy.publishability import runs_of_journal
 from ..privacy.statement import PrivacyStatement
 from .adaptation import adapt_network
+from .autoencoder import FoundAutoencoder, autoencoder_in, find_autoencoder
 from .pretrained_files import (
     check_parts,
     download_descriptions,
@@ -48,16 +49,18 @@ class StartingPoint:
         name (`str`): The directory or Hub id as it was given; never published, since it may be a path.
         hub_id (`str`, *optional*): The id of the repository on the Hub; None for a directory.
         runs (`tuple[CountedRun, ...]`): The runs on sensitive records whose result it is; empty for a public one.
+        autoencoder (`FoundAutoencoder`, *optional*): That of a pipeline of latents, which the run takes over.
     """
 
     name: str
     hub_id: str | None
     runs: tuple[CountedRun, ...] = ()
+    autoencoder: FoundAutoencoder | None = None
 
     @property
     def in_words(self) -> str:
         """`str`: What is published of it."""
-        return "a local checkpoint" if self.hub_id is None else f"{self.hub_id} on the Hub"
+        return public_name(self.hub_id)
 
     @property
     def assumption(self) -> str:
@@ -80,6 +83,7 @@ class FoundStart:
             The names of its classes, or none if they have no names, if it has a null class after them; None otherwise.
         noise_scheduler (`DDPMScheduler` or `EDMEulerScheduler`, *optional*):
             The noise scheduler that it was trained with, where it is a pipeline.
+        autoencoder (`FoundAutoencoder`, *optional*): The autoencoder of the latents that it denoises; None for pixels.
     """
 
     start: StartingPoint
@@ -87,9 +91,12 @@ class FoundStart:
     config: dict[str, Any]
     known_classes: list[str] | None
     noise_scheduler: DDPMScheduler | EDMEulerScheduler | None
+    autoencoder: FoundAutoencoder | None = None
 
     def load(self, info: DatasetInfo) -> UNet2DModel:
         """Load the weights, and adapt them to a data set; argument and errors as in [`load_starting_point`]."""
+        if self.autoencoder is not None:
+            info = self.autoencoder.latent_info(info)
         check_levels(0, len(self.config["block_out_channels"]), info.resolution)
         channels = self.config["in_channels"]
         if channels != info.num_channels and "Skip" in str(self.config["down_block_types"]):
@@ -99,14 +106,14 @@ class FoundStart:
             )
         if self.start.hub_id is not None:
             download_weights(self.start.hub_id, self.directory)
-        unet = adapt_network(load_weights(self.directory, self.start.name), info, self.known_classes)
+        unet = adapt_network(load_weights(self.directory, self.start.name, UNet2DModel), info, self.known_classes)
         unet.register_to_config(_name_or_path="")  # a path on this machine
         setattr(unet, STARTED_FROM, self.start)
         return unet
 
 
 def load_starting_point(
-    pretrained_model_name_or_path: str, info: DatasetInfo
+    pretrained_model_name_or_path: str, info: DatasetInfo, vae_name_or_path: str | None = None
 ) -> tuple[UNet2DModel, DDPMScheduler | EDMEulerScheduler | None]:
     """Load a trained network to start from, and adapt it to a data set.
 
@@ -117,9 +124,12 @@ def load_starting_point(
 
     Args:
         pretrained_model_name_or_path (`str`):
-            Directory or Hub id of a pipeline with a `UNet2DModel` of pixels, or of a `UNet2DModel` alone, with weights
-            in the format of safetensors.
+            Directory or Hub id of a pipeline with a `UNet2DModel`, of pixels or of the latents of an autoencoder that
+            it has as well, or of a `UNet2DModel` alone, with weights in the format of safetensors.
         info (`DatasetInfo`): The public description of the data set, such as `dataset.info`.
+        vae_name_or_path (`str`, *optional*):
+            Directory or Hub id of the autoencoder, for a `UNet2DModel` of latents alone. The config of the run needs
+            the same.
 
     Returns:
         `tuple[UNet2DModel, DDPMScheduler or EDMEulerScheduler or None]`: The network, and the noise scheduler with the
@@ -142,18 +152,19 @@ def load_starting_point(
         >>> noise_scheduler.config.prediction_type
         'epsilon'
     """
-    found = find_starting_point(pretrained_model_name_or_path)
+    found = find_starting_point(pretrained_model_name_or_path, vae_name_or_path)
     return found.load(info), found.noise_scheduler
 
 
-def find_starting_point(pretrained_model_name_or_path: str) -> FoundStart:
+def find_starting_point(pretrained_model_name_or_path: str, vae_name_or_path: str | None = None) -> FoundStart:
     """Find a trained network to start from, and refuse one that cannot be used, before any weights are downloaded.
 
     Args:
         pretrained_model_name_or_path (`str`): As in [`load_starting_point`].
+        vae_name_or_path (`str`, *optional*): As in [`load_starting_point`].
 
     Raises:
-        InputError: If there is no such network, or it is none of pixels.
+        InputError: If there is no such network, or it is none of pixels or of the latents of the autoencoder.
         HubError: If the Hub is out of reach, or refuses access to the repository.
     """
     name = str(pretrained_model_name_or_path)
@@ -161,20 +172,53 @@ def find_starting_point(pretrained_model_name_or_path: str) -> FoundStart:
     directory, hub_id = local_path(name), None
     if not directory.is_dir():
         directory, hub_id = download_descriptions(name), name
-    network, index, noise_scheduler = directory, {}, None
+    network, index, noise_scheduler, own_autoencoder = directory, {}, None, None
     if (directory / "model_index.json").is_file():
         index = read_json(directory / "model_index.json", name)
-        check_parts(index, name)
+        part = check_parts(index, name)
+        own_autoencoder = None if part is None else autoencoder_in(directory / part, name, hub_id)
+        _check_one_autoencoder(name, own_autoencoder, vae_name_or_path)
         network, scheduler = (
             directory / part if (directory / part).is_dir() else directory for part in ("unet", "scheduler")
         )
         noise_scheduler = training_scheduler(read_json(scheduler / "scheduler_config.json", name), name)
     elif not (directory / "config.json").is_file():
         raise no_start(name)
-    config = network_config(read_json(network / "config.json", name), name)
+    autoencoder = own_autoencoder if vae_name_or_path is None else find_autoencoder(vae_name_or_path)
+    latent_channels = None if autoencoder is None else autoencoder.latent_channels
+    config = network_config(read_json(network / "config.json", name), name, latent_channels)
     known_classes = names_of_classes(index, config) if index.get("_class_name") == OWN_PIPELINE else None
-    start = StartingPoint(name, hub_id, _runs_behind(directory))
-    return FoundStart(start, network, config, known_classes, noise_scheduler)
+    start = StartingPoint(name, hub_id, _runs_behind(directory), own_autoencoder)
+    return FoundStart(start, network, config, known_classes, noise_scheduler, autoencoder)
+
+
+def find_autoencoder_of_run(unet: torch.nn.Module, config: DPCurriculumConfig) -> FoundAutoencoder | None:
+    """The autoencoder whose latents a run trains on: the one that the config names, or that of the start.
+
+    Args:
+        unet (`torch.nn.Module`): The network that training begins with.
+        config (`DPCurriculumConfig`): `vae_name_or_path` is used.
+
+    Returns:
+        `FoundAutoencoder`, *optional*: The autoencoder; None for a run on pixels.
+
+    Raises:
+        InputError: If there is no such autoencoder, or the start has another one.
+        HubError: If the Hub is out of reach, or refuses access to the repository.
+    """
+    start = starting_point_of(unet)
+    if start is not None and start.autoencoder is not None:
+        _check_one_autoencoder(start.name, start.autoencoder, config.vae_name_or_path)
+        return start.autoencoder
+    return None if config.vae_name_or_path is None else find_autoencoder(config.vae_name_or_path)
+
+
+def _check_one_autoencoder(name: str, own: FoundAutoencoder | None, given: str | None) -> None:
+    """Refuse an autoencoder for a pipeline that has one, or whose network knows pixels alone."""
+    if given is None:
+        return
+    what = "is a pipeline of pixels" if own is None else "brings its own autoencoder"
+    raise InputError(f"{name} {what}, and `vae_name_or_path` is {given}: give one of them.")
 
 
 def starting_point_of(unet: torch.nn.Module) -> StartingPoint | None:

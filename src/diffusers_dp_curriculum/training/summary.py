@@ -14,6 +14,7 @@ PUBLISHED = {
     "README.md": "model card",
     "privacy.json": "the privacy budget, which anyone can recompute",
     "model_index.json": "the pipeline, with unet/ and scheduler/",
+    **dict.fromkeys(("vae", "vqvae"), "its autoencoder, which is public and was not trained"),
 }
 
 

@@ -10,12 +10,13 @@ from ..config import DPCurriculumConfig
 from ..distributed import num_processes, process_index, set_on_any_process
 from ..errors import TrainingError
 from ..finite import finite_numbers
-from ..gradients.losses import DenoisingLoss, denoising_error
+from ..gradients.losses import DenoisingLoss, denoising_error, mirror_half
 from ..gradients.precision import FULL_PRECISION, Precision
 from ..gradients.trials import seed_from
 from ..mechanisms.releases import ReleasedImages
 from ..pictures import enlarge
 from ..transfers import to_device
+from .autoencoder import Autoencoder
 from .optimization import make_lr_scheduler
 from .stages import WarmUpStage
 from .training_state import TrainingState, make_ema
@@ -80,6 +81,7 @@ def warm_up(
     config: DPCurriculumConfig,
     precision: Precision = FULL_PRECISION,
     after_step: Callable[[torch.Tensor], object] = lambda error: None,
+    autoencoder: Autoencoder | None = None,
 ) -> bool:
     """Train on released images and random variations of them.
 
@@ -93,10 +95,11 @@ def warm_up(
         loss (`DenoisingLoss`): Makes noise draws from images.
         released (`ReleasedImages`): The released images, which are enlarged if the network's are larger.
         stage (`WarmUpStage`): Steps, batch size and augmentation.
-        config (`DPCurriculumConfig`): `seed` and `use_ema` are used.
+        config (`DPCurriculumConfig`): `seed` and `use_ema` are used, and for latents `random_flip`.
         precision (`Precision`, *optional*): Autocast type and loss scale.
         after_step (`Callable`, *optional*):
             Called after each step with the loss on this process's share; training stops if it returns a true value.
+        autoencoder (`Autoencoder`, *optional*): Encodes the varied images; None for a network of pixels.
 
     Returns:
         `bool`: Whether all steps were taken.
@@ -112,8 +115,9 @@ def warm_up(
     while state.step < stage.train_steps:
         seed_from(config.seed, state.step)
         chosen, labels = released.batch(torch.randint(len(released), (stage.batch_size,)))
-        images = enlarge(vary(to_device(chosen, device)), unet.config.sample_size) * 2 - 1
-        draws = loss.draw(images, to_device(labels, device), noise_multiplicity=1).flatten()
+        images = vary(to_device(chosen, device))
+        clean = _for_network(images, unet.config.sample_size, autoencoder, config.random_flip)
+        draws = loss.draw(clean, to_device(labels, device), noise_multiplicity=1).flatten()
         error = torch.zeros((), device=device)
         if len(share) > 0:
             with precision.autocast():
@@ -137,6 +141,16 @@ def warm_up(
     if config.use_ema:
         state.ema.copy_to(unet.parameters())
     return True
+
+
+def _for_network(
+    images: torch.Tensor, sample_size: int, autoencoder: Autoencoder | None, random_flip: bool
+) -> torch.Tensor:
+    """Images in [0, 1] of any size as the network takes them: in [-1, 1], or as latents."""
+    if autoencoder is None:
+        return enlarge(images, sample_size) * 2 - 1
+    images = enlarge(images, autoencoder.image_info.resolution) * 2 - 1
+    return autoencoder.encode(mirror_half(images) if random_flip else images)
 
 
 def _sum_gradients(unet: torch.nn.Module) -> None:
