@@ -313,6 +313,7 @@ class DPCurriculumTrainer:
             self.loss,
             self.gradients_of,
             info,
+            len(self.records),
             images_bytes,
             self.args,
             self.stages,

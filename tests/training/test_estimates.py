@@ -30,7 +30,8 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere freed m
 def estimate_of(trainer, gradients_of=None):
     gradients_of = gradients_of or trainer.gradients_of
     size = trainer.records.images.nbytes
-    return estimate(trainer.unet, trainer.loss, gradients_of, trainer.info, size, trainer.args, trainer.stages)
+    count = len(trainer.records)
+    return estimate(trainer.unet, trainer.loss, gradients_of, trainer.info, count, size, trainer.args, trainer.stages)
 
 
 def wide_unet():

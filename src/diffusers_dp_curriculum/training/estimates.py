@@ -10,7 +10,7 @@ import torch
 
 from ..config import DPCurriculumConfig
 from ..data.dataset_info import DatasetInfo
-from ..data.latents import BATCH_SIZE
+from ..data.latents import BATCH_SIZE as ENCODED_AT_ONCE
 from ..distributed import num_processes
 from ..gradients.losses import DenoisingLoss
 from ..gradients.per_record_gradients import GradientsOf
@@ -19,7 +19,7 @@ from ..gradients.trials import on_trial
 from ..mechanisms.class_features import pooled_shape
 from ..mechanisms.dp_optimizer import dp_optimizer_class
 from ..mechanisms.dp_sgd import without_non_finite_records
-from ..mechanisms.public_eyes import BATCH_SIZE
+from ..mechanisms.public_eyes import BATCH_SIZE as SEEN_AT_ONCE
 from ..mechanisms.randomness import MechanismRandomness
 from ..memory import PeakMemory, dp_sgd_memory, enough_memory, largest_share, warm_up_memory
 from .autoencoder import Autoencoder
@@ -67,6 +67,7 @@ def estimate(
     loss: DenoisingLoss,
     gradients_of: GradientsOf,
     info: DatasetInfo,
+    num_images: int,
     images_bytes: int,
     config: DPCurriculumConfig,
     stages: Sequence[Stage],
@@ -84,6 +85,7 @@ def estimate(
         loss (`DenoisingLoss`): Makes noise draws from images.
         gradients_of (`Callable`): Computes the per-record gradients of noise draws.
         info (`DatasetInfo`): The public description of the data set.
+        num_images (`int`): Number of records, also where users are the unit of privacy.
         images_bytes (`int`): Memory of the records' images, and of their latents if there are any.
         config (`DPCurriculumConfig`): The hyper-parameters.
         stages (`Sequence[Stage]`): The stages before DP-SGD.
@@ -108,14 +110,14 @@ def estimate(
         if stage.train_steps > 0:
             with _memory_of(stage), on_trial(unet), PeakMemory(device) as memory:
                 if isinstance(stage, GeneratorStage):
-                    seconds += _query_seconds(device, info, stage, images_bytes)
+                    seconds += _query_seconds(device, info, stage, num_images)
                     step = _generator_step(unet, info, stage, config)
                 else:
                     step = _warm_up_step(unet, loss, info, stage, config, precision, autoencoder)
             seconds, step_bytes = seconds + stage.train_steps * step, max(step_bytes, memory.num_bytes)
     if autoencoder is not None and config.max_train_steps > 0:
         with enough_memory("A batch of images to encode", "use a smaller autoencoder"), PeakMemory(device) as memory:
-            seconds += _encoding_seconds(autoencoder, info.num_units * (2 if config.random_flip else 1))
+            seconds += _encoding_seconds(autoencoder, num_images * (2 if config.random_flip else 1))
         step_bytes = max(step_bytes, memory.num_bytes)
     if config.max_train_steps > 0:
         with dp_sgd_memory(config), on_trial(unet), PeakMemory(device) as memory, trained_part(unet, config):
@@ -139,16 +141,16 @@ def _memory_of(stage: Stage) -> AbstractContextManager[None]:
     return warm_up_memory(stage.batch_size, stage.batch_size_option)
 
 
-def _query_seconds(device: torch.device, info: DatasetInfo, stage: GeneratorStage, images_bytes: int) -> float:
+def _query_seconds(device: torch.device, info: DatasetInfo, stage: GeneratorStage, num_images: int) -> float:
     """Measure how long a public model looks at all records; without one a query takes seconds."""
     if stage.queries.eyes is None:
         return 0.0
     image_shape = pooled_shape(info.image_shape)
-    images = torch.rand(BATCH_SIZE, *image_shape, dtype=torch.float64)
+    images = torch.rand(SEEN_AT_ONCE, *image_shape, dtype=torch.float64)
     features_of = stage.queries.features_of(image_shape)
     start = _now(device)
     features_of(images)
-    return (_now(device) - start) * images_bytes / math.prod(info.image_shape) / BATCH_SIZE
+    return num_images / SEEN_AT_ONCE * (_now(device) - start)
 
 
 def _generator_step(
@@ -185,8 +187,8 @@ def _warm_up_step(
 
 def _encoding_seconds(autoencoder: Autoencoder, number: int) -> float:
     """Measure the seconds of encoding one batch, and scale them to a number of images."""
-    images = torch.zeros(BATCH_SIZE, *autoencoder.image_info.image_shape).to(autoencoder.device)
-    return number / BATCH_SIZE * _second_step(autoencoder.device, lambda _: autoencoder.encode(images))
+    images = torch.zeros(ENCODED_AT_ONCE, *autoencoder.image_info.image_shape).to(autoencoder.device)
+    return number / ENCODED_AT_ONCE * _second_step(autoencoder.device, lambda _: autoencoder.encode(images))
 
 
 def _second_step(device: torch.device, train_until: Callable[[int], object]) -> float:
