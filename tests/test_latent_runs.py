@@ -292,6 +292,7 @@ def test_public_images_train_a_start_of_latents(tmp_path):
     assert run.autoencoder.checksum() == replace(run.autoencoder, model=tiny_taesd()).checksum()
 
 
+@pytest.mark.slow
 def test_the_commands_know_the_flag(tmp_path, public, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = f"--dataset_name digits --resolution 16 --vae_name_or_path {public}"
