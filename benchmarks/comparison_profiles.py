@@ -1,7 +1,7 @@
 """The sizes and settings of the comparison in `curriculum_vs_dpsgd.py`: for a CPU, for a GPU, and for a quick test.
 
 All arms of a profile share the network, the noise levels and the sampler. Stages and optimizer are set for each arm,
-such that all of them take about the same processor time.
+such that all but "longer" take about the same processor time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,6 +51,7 @@ class Profile:
 
 def arms_of(
     three_stages: Settings,
+    longer: Settings,
     without_dp_sgd: Settings,
     two_stages: Settings,
     dp_sgd_alone: Settings,
@@ -60,6 +61,7 @@ def arms_of(
 
     Args:
         three_stages (`dict`): Central images, frequency features, DP-SGD.
+        longer (`dict`): Where a longer curriculum of three stages differs from the one above.
         without_dp_sgd (`dict`): Where the curriculum without its last stage differs from three stages.
         two_stages (`dict`): Central images, DP-SGD.
         dp_sgd_alone (`dict`): DP-SGD.
@@ -67,6 +69,7 @@ def arms_of(
     """
     return {
         "three_stages": three_stages,
+        "longer": {**three_stages, **longer},
         "without_dp_sgd": {**three_stages, **without_dp_sgd, "max_train_steps": 0},
         "two_stages": {**two_stages, "frequency_features": 0},
         "dp_sgd_alone": {**dp_sgd_alone, "frequency_features": 0, "central_statistic": "none"},
@@ -108,6 +111,7 @@ PROFILES = {
                 "max_train_steps": 27,
                 "learning_rate": 2e-3,
             },
+            longer={"frequency_generator_steps": 1600, "frequency_train_steps": 1500},
             without_dp_sgd={"frequency_train_steps": 1500},
             two_stages={
                 "central_train_steps": 300,
@@ -148,6 +152,7 @@ PROFILES = {
                 "frequency_batch_size": 256,
                 "max_train_steps": 700,
             },
+            longer={},
             without_dp_sgd={},
             two_stages={"central_train_steps": 2000, "max_train_steps": 800},
             dp_sgd_alone={"max_train_steps": 808},
@@ -175,7 +180,7 @@ PROFILES = {
             "max_train_steps": 2,
             "noise_multiplicity": 1,
         },
-        arms=arms_of({}, {}, {}, {}, {}),
+        arms=arms_of({}, {}, {}, {}, {}, {}),
         trials={"three_stages": [{"learning_rate": 1e-3}, {"learning_rate": 2e-3}]},
         images_per_class=4,
         num_inference_steps=2,

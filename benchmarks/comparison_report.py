@@ -22,6 +22,7 @@ from comparison_profiles import Profile
 ARMS = {
     "real": "real images",
     "three_stages": "central images, frequency features, DP-SGD",
+    "longer": "central images, frequency features, DP-SGD, longer",
     "without_dp_sgd": "central images, frequency features",
     "two_stages": "central images, DP-SGD",
     "dp_sgd_alone": "DP-SGD alone",

@@ -50,6 +50,7 @@ def test_arms_differ_in_their_stages(profile):
     }
     assert stages == {
         "three_stages": (True, True, True),
+        "longer": (True, True, True),
         "without_dp_sgd": (True, True, False),
         "two_stages": (True, False, True),
         "dp_sgd_alone": (False, False, True),
