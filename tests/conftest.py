@@ -31,6 +31,15 @@ def messages(caplog):
 
 
 @pytest.fixture
+def small_batches(monkeypatch):
+    """Let the generator of frequency images take small batches, and make few images."""
+    from diffusers_dp_curriculum.training import auxiliary_generator
+
+    monkeypatch.setattr(auxiliary_generator, "BATCH_SIZE", 12)
+    monkeypatch.setattr(auxiliary_generator, "NUM_IMAGES", 60)
+
+
+@pytest.fixture
 def fresh_accelerator():
     """Reset the state of Accelerate, which otherwise keeps its first precision for the whole process."""
     from accelerate.state import AcceleratorState

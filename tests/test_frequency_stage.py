@@ -11,7 +11,6 @@ from diffusers_dp_curriculum import DPCurriculumConfig, FrequencyImageDataset, I
 from diffusers_dp_curriculum.commands.train import parse_arguments
 from diffusers_dp_curriculum.mechanisms.central_images import CentralImageQueries
 from diffusers_dp_curriculum.mechanisms.frequency_features import FrequencyFeatureQuery
-from diffusers_dp_curriculum.training import auxiliary_generator
 from helpers import PUBLISHED, smallest_unet, tiny_records, tiny_unet
 from helpers.runs import finish, interrupted, make_trainer
 
@@ -25,12 +24,6 @@ FREQUENCY = {
     "frequency_train_steps": 2,
     "frequency_batch_size": 4,
 }
-
-
-@pytest.fixture
-def small_batches(monkeypatch):
-    monkeypatch.setattr(auxiliary_generator, "BATCH_SIZE", 12)
-    monkeypatch.setattr(auxiliary_generator, "NUM_IMAGES", 60)
 
 
 def entries(privacy):

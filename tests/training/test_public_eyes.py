@@ -22,7 +22,6 @@ from transformers import (
 from diffusers_dp_curriculum import DatasetInfo, DPCurriculumConfig, FrequencyImageDataset, InputError, cli
 from diffusers_dp_curriculum.mechanisms.perceptual_features import PerceptualFeatureQuery, PerceptualFeatures
 from diffusers_dp_curriculum.privacy.journal import read_released
-from diffusers_dp_curriculum.training import auxiliary_generator
 from diffusers_dp_curriculum.training.frequency_choice import SMALL_NOISE, choose_frequency_features
 from diffusers_dp_curriculum.training.public_eyes import VisionModelEyes, load_public_eyes
 from helpers.runs import finish, interrupted, make_trainer
@@ -38,12 +37,6 @@ STAGE = {
     "frequency_train_steps": 2,
     "frequency_batch_size": 4,
 }
-
-
-@pytest.fixture
-def small_batches(monkeypatch):
-    monkeypatch.setattr(auxiliary_generator, "BATCH_SIZE", 12)
-    monkeypatch.setattr(auxiliary_generator, "NUM_IMAGES", 60)
 
 
 @pytest.fixture

@@ -23,7 +23,14 @@ from ..errors import InputError, first_line
 from ..files import local_path
 from ..names import check_autoencoder_name, no_autoencoder, public_name
 from .adaptation import adapt_autoencoder
-from .pretrained_files import AUTOENCODER_PARTS, download_descriptions, download_weights, load_weights, read_json
+from .pretrained_files import (
+    AUTOENCODER_PARTS,
+    download_descriptions,
+    download_weights,
+    load_weights,
+    read_json,
+    whole_config,
+)
 
 
 KINDS: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, VQModel)}
@@ -283,14 +290,7 @@ def autoencoder_in(directory: Path, name: str, hub_id: str | None) -> FoundAutoe
             f"{name} is a {content.get('_class_name')}: give an autoencoder of the class AutoencoderKL, "
             "AutoencoderTiny or VQModel."
         )
-    try:
-        with torch.device("meta"), no_messages():
-            config = dict(kind.from_config(content).config)
-    except Exception as error:  # whatever diffusers and PyTorch raise
-        raise InputError(
-            f"config.json of {name} gives no {kind.__name__} ({type(error).__name__}: {first_line(error)}): give the "
-            "files as `save_pretrained` wrote them."
-        ) from error
+    config = whole_config(kind, content, name)
     into, out = config["in_channels"], config["out_channels"]
     if into != out or not IMAGE_CHANNELS.contains(into):
         raise InputError(

@@ -62,6 +62,27 @@ def check_parts(index: dict[str, Any], name: str) -> str | None:
     return autoencoder
 
 
+def whole_config(kind: type[ModelMixin], content: dict[str, Any], name: str) -> dict[str, Any]:
+    """The config of a model, with the defaults of what its file leaves out.
+
+    Args:
+        kind (`type`): The class of the model.
+        content (`dict`): The content of config.json.
+        name (`str`): The name of the model in messages.
+
+    Raises:
+        InputError: If it is no config of that class.
+    """
+    try:
+        with torch.device("meta"), no_messages():
+            return dict(kind.from_config(content).config)
+    except Exception as error:  # whatever diffusers and PyTorch raise
+        raise InputError(
+            f"config.json of {name} gives no {kind.__name__} ({type(error).__name__}: {first_line(error)}): give the "
+            "files as `save_pretrained` wrote them."
+        ) from error
+
+
 def network_config(content: dict[str, Any], name: str, latent_channels: int | None = None) -> dict[str, Any]:
     """The whole config of a network, with the defaults of what its file leaves out.
 
@@ -76,14 +97,7 @@ def network_config(content: dict[str, Any], name: str, latent_channels: int | No
     kind = content.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise InputError(f"{name} is a {kind}: give a UNet2DModel, or a pipeline with one.")
-    try:
-        with torch.device("meta"), no_messages():
-            config = dict(UNet2DModel.from_config(content).config)
-    except Exception as error:  # whatever diffusers and PyTorch raise
-        raise InputError(
-            f"config.json of {name} gives no UNet2DModel ({type(error).__name__}: {first_line(error)}): give the files "
-            "as `save_pretrained` wrote them."
-        ) from error
+    config = whole_config(UNet2DModel, content, name)
     into, out = config["in_channels"], config["out_channels"]
     if latent_channels is None and (into != out or not IMAGE_CHANNELS.contains(into)):
         raise InputError(
